@@ -1,0 +1,349 @@
+"""Every knob of a run: frozen dataclasses, one section per room. Nothing else reads YAML or flags.
+
+`load` turns a YAML file and `--section.key VALUE` overrides into a validated `RunConfig`; a mistake of the user is a
+`UsageError`, one sentence that names the key. Cross-section checks that need no data stand in `validate`.
+"""
+
+import dataclasses
+from typing import Literal
+
+Verb = Literal["train", "evaluate", "generate", "export", "report"]
+Source = Literal["arithmetic", "jsonl"]
+
+
+class UsageError(ValueError):
+    """The user asked for something that cannot be run. Its text is all the user sees; the exit code is 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a decoder, in the words of a Hugging Face config.json.
+
+    Args:
+        family: Key of the parameter table in models/families.py.
+        vocab_size: Rows of the embedding, V.
+        dim: Width of the residual stream, D.
+        num_layers: Decoder blocks, L.
+        num_heads: Query heads, N.
+        num_kv_heads: Key and value heads, K; divides num_heads.
+        head_dim: Width of one head, H; even.
+        mlp_dim: Hidden width of the gated MLP, F.
+        rope_theta: Base of the rotary frequencies.
+        norm_epsilon: Added to the mean square in RMSNorm.
+        tie_embeddings: Use the embedding, transposed, as the output head.
+        max_positions: Longest sequence the model is declared for.
+        init_std: Standard deviation of random initial matrices.
+    """
+
+    vocab_size: int
+    dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    rope_theta: float = 1_000_000.0
+    norm_epsilon: float = 1e-6
+    tie_embeddings: bool = True
+    max_positions: int = 4096
+    init_std: float = 0.02
+    family: Literal["qwen2"] = "qwen2"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """Where the weights come from and how they are computed with.
+
+    Args:
+        path: Hugging Face directory to start from; excludes `architecture`.
+        architecture: Start from random weights of this shape; excludes `path`.
+        tokenizer: Hugging Face directory of the tokenizer; by default `path`.
+        dtype: Of activations and matmul inputs. Parameters, log-probs and losses stay float32.
+        remat: Recompute each block in the backward pass instead of storing its activations.
+    """
+
+    path: str | None = None
+    architecture: ModelConfig | None = None
+    tokenizer: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; their product is the number of devices.
+
+    Args:
+        data: Replicas of the parameters; -1 takes the devices that the other axes leave.
+        fsdp: Shards of parameters, optimizer state and batch rows.
+        tensor: Shards of heads, MLP columns and vocabulary.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ArithmeticConfig:
+    """Procedural multi-term sums, see data/arithmetic.py.
+
+    Args:
+        seed: Of the problems; the run's seed does not change the sets.
+        min_terms: Fewest terms of a training or held-out problem.
+        max_terms: Most terms of a training or held-out problem.
+        max_operand: Largest term.
+        ood_min_terms: Fewest terms of an out-of-distribution problem; above max_terms.
+        ood_max_terms: Most terms of an out-of-distribution problem.
+        num_train: Distinct training prompts.
+        num_demonstrated: How many of them come with a demonstration.
+        num_held_out: Held-out problems.
+        num_ood: Out-of-distribution problems.
+    """
+
+    seed: int = 0
+    min_terms: int = 4
+    max_terms: int = 4
+    max_operand: int = 99
+    ood_min_terms: int = 5
+    ood_max_terms: int = 6
+    num_train: int = 4096
+    num_demonstrated: int = 512
+    num_held_out: int = 512
+    num_ood: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonlConfig:
+    """Files of one JSON object a line: {"prompt": str, "answer": str, "demonstrations": [str, ...]}.
+
+    Args:
+        train: Training rows.
+        held_out: Held-out rows, evaluated as `held_out`; left out when null.
+        ood: Out-of-distribution rows, evaluated as `ood`; left out when null.
+    """
+
+    train: str
+    held_out: str | None = None
+    ood: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Prompts, gold answers and demonstrations; exactly one of `arithmetic` and `jsonl` is set.
+
+    Args:
+        arithmetic: Procedural problems of the project's own.
+        jsonl: The user's files.
+        prompts_per_step: Distinct prompts of one rollout batch, P.
+        max_prompt_tokens: A longer prompt is an error.
+    """
+
+    arithmetic: ArithmeticConfig | None = None
+    jsonl: JsonlConfig | None = None
+    prompts_per_step: int = 32
+    max_prompt_tokens: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How completions are sampled during training.
+
+    Args:
+        completions_per_prompt: Group size G; the demonstration comes on top.
+        temperature: Of sampling, and of the log-probs and entropies of the loss.
+        max_new_tokens: Longest completion; also the longest demonstration.
+        slots: Most completions decoded side by side.
+        segment: Decode steps between two looks at what has finished.
+    """
+
+    completions_per_prompt: int = 7
+    temperature: float = 1.0
+    max_new_tokens: int = 64
+    slots: int = 256
+    segment: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardsConfig:
+    """Verification of completions.
+
+    Args:
+        workers: Processes.
+        timeout_seconds: Of one verdict; past it the worker is killed and the verdict is `timeout`.
+        correct_threshold: A reward that reaches it counts as correct.
+    """
+
+    workers: int = 2
+    timeout_seconds: float = 2.0
+    correct_threshold: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss: a preset, and what departs from it. None means: as the preset says (objectives/methods.py).
+
+    Args:
+        preset: Row of the table of methods.
+        demo_nll: Weight a of the demonstrations' negative log-likelihood.
+        demo_nll_entropy: Sign s in a * exp(s * H); 0 leaves the entropy out.
+        demo_policy: Weight of the demonstrations' policy gradient.
+        demo_ratio_gamma: Shaping in rho = p / (p + gamma); 0 gives rho = p.
+        self_form: How completions enter: not at all, by clipped policy gradient, or by likelihood (up if correct,
+            down if not).
+        self_positive: Weight of completions with A > 0 (policy_gradient) or correct ones (likelihood).
+        self_positive_entropy: Sign s in self_positive * exp(s * H); 0 leaves the entropy out.
+        self_negative: Weight of all other completions.
+        entropy_scope: H of the token, the mean of its sequence, or the previous step's mean over its role.
+        advantage_group: Mean and std over completions alone, or over completions and demonstration.
+        advantage_std: Divide the advantage by the group's std.
+        clip_low: Ratio clipped from below at 1 - clip_low.
+        clip_high: Ratio clipped from above at 1 + clip_high.
+        entropy_bonus: Weight d of -H on all trained tokens.
+        demo_aggregation: Normaliser of the demonstrations' likelihood, see objectives/rows.py.
+        policy_aggregation: Normaliser of every other term.
+    """
+
+    preset: Literal["srft", "srft_paper", "srft_official", "srft_hpt", "sft", "grpo"] = "srft"
+    demo_nll: float | None = None
+    demo_nll_entropy: Literal[-1, 0, 1] | None = None
+    demo_policy: float | None = None
+    demo_ratio_gamma: float | None = None
+    self_form: Literal["none", "policy_gradient", "likelihood"] | None = None
+    self_positive: float | None = None
+    self_positive_entropy: Literal[-1, 0, 1] | None = None
+    self_negative: float | None = None
+    entropy_scope: Literal["token", "sequence", "batch"] | None = None
+    advantage_group: Literal["self", "augmented"] | None = None
+    advantage_std: bool | None = None
+    clip_low: float | None = None
+    clip_high: float | None = None
+    entropy_bonus: float | None = None
+    demo_aggregation: Literal["tokens", "sequences", "length_cap"] | None = None
+    policy_aggregation: Literal["tokens", "sequences", "length_cap"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up, then constant or cosine decay.
+
+    Args:
+        learning_rate: Peak.
+        warmup_steps: Optimizer steps from 0 to the peak.
+        schedule: What follows the warm-up, until training.num_steps.
+        final_fraction: Of the peak, at the end of a cosine.
+        b1: Decay of the first moment.
+        b2: Decay of the second moment.
+        weight_decay: Decoupled; applied to matrices only.
+        clip_norm: Global norm the gradient is clipped to.
+    """
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 10
+    schedule: Literal["constant", "cosine"] = "constant"
+    final_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The loop.
+
+    Args:
+        num_steps: Rollout steps.
+        updates_per_rollout: Optimizer steps each rollout batch is split into, by prompts.
+        row_length: Tokens of a packed row, T.
+        rows_per_microbatch: Rows of one forward and backward pass, B.
+        checkpoint_every: Steps between checkpoints; the last step is always saved.
+        keep_checkpoints: How many are kept.
+        optimizer: AdamW.
+    """
+
+    num_steps: int = 100
+    updates_per_rollout: int = 1
+    row_length: int = 128
+    rows_per_microbatch: int = 64
+    checkpoint_every: int = 50
+    keep_checkpoints: int = 2
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Greedy pass@1 on the held-out and out-of-distribution sets, before, during and after training.
+
+    Args:
+        every: Steps between evaluations; 0 evaluates only before and after.
+        max_new_tokens: Longest answer; longer problems need longer answers than training.
+        slots: Most completions decoded side by side.
+    """
+
+    every: int = 50
+    max_new_tokens: int = 96
+    slots: int = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """What a run shows.
+
+    Args:
+        samples_every: Steps between completions printed with their verdict.
+        samples_per_step: Completions of each step written to samples.jsonl.
+    """
+
+    samples_every: int = 25
+    samples_per_step: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """The verb `generate`.
+
+    Args:
+        prompt: Text of one user turn; by default the first prompts of the held-out set.
+        num_prompts: Held-out prompts completed when no prompt is given.
+        temperature: 0 is greedy.
+        completions: Per prompt.
+    """
+
+    prompt: str | None = None
+    num_prompts: int = 4
+    temperature: float = 0.0
+    completions: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One run.
+
+    Args:
+        run_dir: Directory of everything the run writes; a run in it is continued.
+        seed: Of initial weights, data order and sampling.
+        model: Weights and precision.
+        mesh: Devices.
+        data: Prompts and demonstrations.
+        rollout: Sampling during training.
+        rewards: Verification.
+        objective: The loss.
+        training: The loop and the optimizer.
+        evaluation: Scores.
+        generate: The verb `generate`.
+        report: What the run shows.
+    """
+
+    run_dir: str = "runs/default"
+    seed: int = 0
+    model: ModelSection = dataclasses.field(default_factory=ModelSection)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+    rewards: RewardsConfig = dataclasses.field(default_factory=RewardsConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+    report: ReportConfig = dataclasses.field(default_factory=ReportConfig)

@@ -1,0 +1,49 @@
+"""Meshes, and the one table from logical axes to mesh axes."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from srft_jax.config import MeshConfig, UsageError
+
+# Logical axis -> mesh axes it is split over. What is not named is replicated.
+RULES: dict[str, tuple[str, ...]] = {
+    "rows": ("data", "fsdp"),
+    "vocab": ("tensor",),
+    "model": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+}
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """Mesh of all devices with axes data, fsdp, tensor.
+
+    Raises:
+        UsageError: the axes do not multiply to the number of devices.
+    """
+    num_devices = jax.device_count()
+    rest = config.fsdp * config.tensor
+    data = num_devices // rest if config.data == -1 else config.data
+    if data * rest != num_devices:
+        raise UsageError(
+            f"mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not fit {num_devices} devices"
+        )
+    shape = (data, config.fsdp, config.tensor)
+    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    """Where an array with these logical axes lives. An axis that its mesh axes do not divide is replicated.
+
+    In: ("layers", "model", "mlp"), (28, 3584, 18944) on fsdp=4, tensor=2.  Out: PartitionSpec(None, "fsdp", "tensor").
+    """
+    spec = []
+    for axis, size in zip(logical_axes, shape, strict=True):
+        mesh_axes = RULES.get(axis or "", ())
+        ways = math.prod(mesh.shape[name] for name in mesh_axes)
+        spec.append(mesh_axes if ways > 1 and size % ways == 0 else None)
+    return NamedSharding(mesh, PartitionSpec(*spec))

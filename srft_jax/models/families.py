@@ -1,0 +1,65 @@
+"""One table per family: parameter -> logical axes (hence shape and sharding), Hugging Face name, transpose, initialiser.
+
+The Linen modules, sharding, import and export all read these rows; a new family is a new table.
+"""
+
+import dataclasses
+from typing import Literal
+
+from srft_jax.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One row. Logical axes give the shape: ("model", "mlp") is [D, F]; a parameter under `layers/` gains [L, ...]."""
+
+    path: str  # in the nested dict, "/" between keys
+    axes: tuple[str, ...]
+    hf_name: str  # "{layer}" stands for the layer's number
+    init: Literal["normal", "ones", "zeros"] = "normal"
+    transpose: bool = False  # Hugging Face stores [out, in], we compute x @ [in, out]
+    untied_only: bool = False  # absent where the head is the embedding
+
+    @property
+    def stacked(self) -> bool:
+        return self.path.startswith("layers/")
+
+
+_BLOCK = "model.layers.{layer}."
+
+QWEN2 = (
+    Parameter("embedding", ("vocab", "model"), "model.embed_tokens.weight"),
+    Parameter("layers/attention_norm", ("model",), _BLOCK + "input_layernorm.weight", "ones"),
+    Parameter("layers/query", ("model", "heads"), _BLOCK + "self_attn.q_proj.weight", transpose=True),
+    Parameter("layers/query_bias", ("heads",), _BLOCK + "self_attn.q_proj.bias", "zeros"),
+    Parameter("layers/key", ("model", "kv_heads"), _BLOCK + "self_attn.k_proj.weight", transpose=True),
+    Parameter("layers/key_bias", ("kv_heads",), _BLOCK + "self_attn.k_proj.bias", "zeros"),
+    Parameter("layers/value", ("model", "kv_heads"), _BLOCK + "self_attn.v_proj.weight", transpose=True),
+    Parameter("layers/value_bias", ("kv_heads",), _BLOCK + "self_attn.v_proj.bias", "zeros"),
+    Parameter("layers/output", ("heads", "model"), _BLOCK + "self_attn.o_proj.weight", transpose=True),
+    Parameter("layers/mlp_norm", ("model",), _BLOCK + "post_attention_layernorm.weight", "ones"),
+    Parameter("layers/gate", ("model", "mlp"), _BLOCK + "mlp.gate_proj.weight", transpose=True),
+    Parameter("layers/up", ("model", "mlp"), _BLOCK + "mlp.up_proj.weight", transpose=True),
+    Parameter("layers/down", ("mlp", "model"), _BLOCK + "mlp.down_proj.weight", transpose=True),
+    Parameter("final_norm", ("model",), "model.norm.weight", "ones"),
+    Parameter("head", ("model", "vocab"), "lm_head.weight", transpose=True, untied_only=True),
+)
+
+FAMILIES: dict[str, tuple[Parameter, ...]] = {"qwen2": QWEN2}
+
+
+def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
+    """Rows of the table that this model has."""
+    return tuple(p for p in FAMILIES[config.family] if not (p.untied_only and config.tie_embeddings))
+
+
+def shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
+    """Shape of one layer's parameter, without the leading [L]."""
+    sizes = {
+        "vocab": config.vocab_size,
+        "model": config.dim,
+        "heads": config.num_heads * config.head_dim,
+        "kv_heads": config.num_kv_heads * config.head_dim,
+        "mlp": config.mlp_dim,
+    }
+    return tuple(sizes[axis] for axis in parameter.axes)

@@ -1,0 +1,165 @@
+"""Sequences to a batch: roles, masks, packing, normalisers. NumPy only; everything here is known before the forward pass."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from srft_jax.batch import Batch, Normalisers, Role, Rows
+from srft_jax.config import ObjectiveConfig, TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSequence:
+    """A prompt and one answer to it, sampled or given.
+
+    Attributes:
+        prompt: Token ids; not trained.
+        completion: Token ids, EOS included; trained.
+        role: Who wrote the completion.
+        advantage: Within its group.
+        correct: The verifier's reward reached the threshold.
+        old_logprobs: Of the completion under the policy that sampled it; None for demonstrations.
+    """
+
+    prompt: Sequence[int]
+    completion: Sequence[int]
+    role: Role
+    advantage: float = 0.0
+    correct: bool = False
+    old_logprobs: Sequence[float] | None = None
+
+    @property
+    def num_inputs(self) -> int:
+        """The last token is a target only."""
+        return len(self.prompt) + len(self.completion) - 1
+
+
+def max_microbatches(num_sequences: int, longest: int, training: TrainingConfig) -> int:
+    """Microbatches that hold `num_sequences` sequences of up to `longest` tokens, however they fall.
+
+    In: 256 sequences of up to 60, rows of 128, 64 rows. Out: 2, since a row holds at least two sequences.
+    """
+    per_row = training.row_length // longest
+    return -(-num_sequences // (per_row * training.rows_per_microbatch))
+
+
+def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+    """First-fit decreasing: indices of the sequences of each row.
+
+    In: lengths [3, 6, 4, 2], rows of 8.  Out: [[1, 3], [2, 0]].
+
+    Raises:
+        ValueError: a sequence is longer than a row.
+    """
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if lengths[index] > row_length:
+            raise ValueError(f"a sequence of {lengths[index]} tokens does not fit a row of {row_length}")
+        row = next((number for number, room in enumerate(free) if room >= lengths[index]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            free.append(row_length)
+        rows[row].append(index)
+        free[row] -= lengths[index]
+    return rows
+
+
+def _normaliser(aggregation: str, num_tokens: int, num_sequences: int, length_cap: int) -> float:
+    """Z: trained tokens; sequences, for a mean of per-sequence means; or the length cap alone, as LUFFY's code has it."""
+    if num_tokens == 0:
+        return 0.0
+    return {"tokens": num_tokens, "sequences": num_sequences, "length_cap": length_cap}[aggregation]
+
+
+def normalisers(
+    sequences: Sequence[TrainingSequence], objective: ObjectiveConfig, length_cap: int
+) -> Normalisers:
+    """Denominators of one optimizer step, over all of its sequences."""
+    counts = {role: (0, 0) for role in Role}
+    for sequence in sequences:
+        tokens, number = counts[sequence.role]
+        counts[sequence.role] = (tokens + len(sequence.completion), number + 1)
+    demo, own = counts[Role.DEMONSTRATION], counts[Role.SELF]
+    # Demonstrations count in the policy terms only where they have one.
+    policy = [own, demo] if objective.demo_policy else [own]
+    if objective.self_form == "none" and not objective.demo_policy:
+        policy = [demo]  # the entropy bonus of a purely supervised objective
+    policy_tokens, policy_sequences = (sum(count[i] for count in policy) for i in range(2))
+    return Normalisers(
+        demonstration=np.float32(_normaliser(objective.demo_aggregation, *demo, length_cap)),
+        policy=np.float32(
+            _normaliser(objective.policy_aggregation, policy_tokens, policy_sequences, length_cap)
+        ),
+        self_tokens=np.float32(own[0]),
+        demonstration_tokens=np.float32(demo[0]),
+    )
+
+
+def _empty_rows(shape: tuple[int, ...]) -> Rows:
+    kinds = dict(loss_mask=bool, correct=bool, advantage=np.float32, old_logprobs=np.float32)
+    kinds["inverse_length"] = np.float32
+    return Rows(**{f.name: np.zeros(shape, kinds.get(f.name, np.int32)) for f in dataclasses.fields(Rows)})
+
+
+def _place(
+    rows: Rows, where: tuple[int, int, slice], sequence: TrainingSequence, segment: int, number: int
+) -> None:
+    """Writes one sequence to its slice of a row. See `Rows` for a worked example."""
+    tokens = np.concatenate([sequence.prompt, sequence.completion]).astype(np.int32)
+    trained = np.arange(sequence.num_inputs) >= len(sequence.prompt) - 1
+    rows.tokens[where] = tokens[:-1]
+    rows.targets[where] = tokens[1:]
+    rows.positions[where] = np.arange(sequence.num_inputs)
+    rows.segment_ids[where] = segment
+    rows.sequence_ids[where] = number
+    rows.role[where] = sequence.role
+    rows.loss_mask[where] = trained
+    rows.advantage[where] = sequence.advantage
+    rows.correct[where] = sequence.correct
+    rows.inverse_length[where] = 1.0 / len(sequence.completion)
+    if sequence.old_logprobs is not None:
+        rows.old_logprobs[where][trained] = sequence.old_logprobs
+
+
+def make_batch(
+    sequences: Sequence[TrainingSequence],
+    objective: ObjectiveConfig,
+    training: TrainingConfig,
+    *,
+    num_microbatches: int,
+    length_cap: int,
+) -> Batch:
+    """Packs the sequences of one optimizer step into [M, B, T].
+
+    Args:
+        sequences: All of them, of all roles.
+        objective: Aggregations, and which roles have which terms.
+        training: Row length and rows per microbatch.
+        num_microbatches: M, the static shape; see `max_microbatches`.
+        length_cap: L_max, for the `length_cap` aggregation.
+
+    Raises:
+        ValueError: the sequences need more than M microbatches.
+    """
+    packed = pack([sequence.num_inputs for sequence in sequences], training.row_length)
+    used = -(-len(packed) // training.rows_per_microbatch)
+    if used > num_microbatches:
+        raise ValueError(f"{len(packed)} rows need {used} microbatches of {num_microbatches} there are")
+    rows = _empty_rows((num_microbatches, training.rows_per_microbatch, training.row_length))
+    sequences_in = [0] * num_microbatches
+    for number, indices in enumerate(packed):
+        microbatch, row = divmod(number, training.rows_per_microbatch)
+        start = 0
+        for segment, index in enumerate(indices, start=1):
+            end = start + sequences[index].num_inputs
+            where = (microbatch, row, slice(start, end))
+            _place(rows, where, sequences[index], segment, sequences_in[microbatch])
+            sequences_in[microbatch] += 1
+            start = end
+    return Batch(
+        rows=rows,
+        normalisers=normalisers(sequences, objective, length_cap),
+        num_microbatches=np.int32(used),
+    )

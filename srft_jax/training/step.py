@@ -1,0 +1,144 @@
+"""The train step: one forward, the head, one backward for each microbatch, then one optimizer update."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from srft_jax.batch import Batch, Metrics, Role, Rows, TrainState
+from srft_jax.config import ModelConfig, ObjectiveConfig
+from srft_jax.models.decoder import Params, Runtime, forward, output_head
+from srft_jax.objectives import loss as losses
+from srft_jax.ops.head import TokenStats, token_loss
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Step 0."""
+    zero = jnp.zeros((), jnp.float32)
+    return TrainState(jnp.zeros((), jnp.int32), params, {"policy": optimizer.init(params)}, zero, zero)
+
+
+def _sums(stats: TokenStats, rows: Rows, context: losses.LossContext) -> Metrics:
+    """Sums over the tokens of a microbatch, to be divided by global counts once all are in."""
+    stats = jax.lax.stop_gradient(stats)
+    objective = context.objective
+    entropy = losses.scoped_entropy(stats, rows, context)
+    is_self = rows.loss_mask & (rows.role == Role.SELF)
+    is_demo = rows.loss_mask & (rows.role == Role.DEMONSTRATION)
+
+    def total(values: Array, where: Array) -> Array:
+        return jnp.sum(jnp.where(where, values, 0.0))
+
+    difference = stats.logprob - rows.old_logprobs
+    ratio = jnp.exp(losses.log_ratio(stats, rows, context))
+    unclipped = ratio * rows.advantage == losses.clipped(ratio, rows.advantage, objective)
+    sums = {
+        "policy/entropy_self": total(stats.entropy, is_self),
+        "policy/entropy_demo": total(stats.entropy, is_demo),
+        "policy/logprob_demo": total(stats.logprob, is_demo),
+        "policy/sampler_kl": total(jnp.exp(difference) - 1.0 - difference, is_self),
+        "policy/clip_fraction": total(~unclipped, is_self),
+        "weights/sft": total(losses.sft_weight(entropy, objective), is_demo),
+        "weights/rl": total(losses.rl_weight(entropy, objective), is_self),
+    }
+    terms = losses.loss_terms(stats, rows, context)
+    return sums | {f"loss/{name}": jnp.sum(values) for name, values in terms.items()}
+
+
+def _means(sums: Metrics, batch: Batch) -> Metrics:
+    """Token means by role; losses are normalised already. A mean over no tokens is 0."""
+    counts = {
+        "policy/entropy_self": batch.normalisers.self_tokens,
+        "policy/entropy_demo": batch.normalisers.demonstration_tokens,
+        "policy/logprob_demo": batch.normalisers.demonstration_tokens,
+        "policy/sampler_kl": batch.normalisers.self_tokens,
+        "policy/clip_fraction": batch.normalisers.self_tokens,
+        "weights/sft": batch.normalisers.demonstration_tokens,
+        "weights/rl": batch.normalisers.self_tokens,
+    }
+    return {name: value / jnp.maximum(counts.get(name, 1.0), 1.0) for name, value in sums.items()}
+
+
+def make_loss_fn(
+    model_config: ModelConfig,
+    objective: ObjectiveConfig,
+    *,
+    temperature: float,
+    on_policy: bool,
+    runtime: Runtime,
+) -> Callable[[Params, TrainState, Batch, Array], tuple[Array, Metrics]]:
+    """(params, state, batch, i) -> share of microbatch i in the step's loss, and its metric sums."""
+
+    def loss_fn(params: Params, state: TrainState, batch: Batch, i: Array) -> tuple[Array, Metrics]:
+        rows = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch.rows)
+        hidden = forward(
+            params, model_config, rows.tokens, rows.positions, rows.segment_ids, runtime=runtime
+        ).hidden
+        context = losses.LossContext(
+            batch.normalisers, state.entropy_self, state.entropy_demonstration, objective, on_policy
+        )
+        flat = jax.tree.map(lambda x: x.reshape(-1), rows)
+        loss, stats = token_loss(
+            hidden.reshape(-1, hidden.shape[-1]),
+            output_head(params, model_config),
+            flat,
+            lambda stats, rows: losses.token_objective(stats, rows, context),
+            temperature=temperature,
+        )
+        return loss, _sums(stats, flat, context)
+
+    return loss_fn
+
+
+def make_train_step(
+    model_config: ModelConfig,
+    objective: ObjectiveConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    temperature: float,
+    on_policy: bool,
+    runtime: Runtime = Runtime(),
+) -> TrainStep:
+    """A jitted `train_step(state, batch) -> (state, metrics)`; the state is donated.
+
+    Args:
+        model_config: Architecture.
+        objective: With its preset expanded.
+        optimizer: Of all parameters.
+        temperature: That the rollouts were sampled at.
+        on_policy: The rollouts are of the current parameters, so old log-probs are the step's own.
+        runtime: Precision and rematerialisation.
+    """
+    loss_fn = make_loss_fn(
+        model_config, objective, temperature=temperature, on_policy=on_policy, runtime=runtime
+    )
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+        def add_microbatch(i: Array, total: tuple[Array, Metrics, Params]) -> tuple[Array, Metrics, Params]:
+            (loss, sums), grads = value_and_grad(state.params, state, batch, i)
+            return jax.tree.map(jnp.add, total, (loss, sums, grads))
+
+        (loss, sums), grads = jax.eval_shape(lambda: value_and_grad(state.params, state, batch, 0))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, sums, grads))
+        loss, sums, grads = jax.lax.fori_loop(0, batch.num_microbatches, add_microbatch, zeros)
+
+        updates, optimizer_state = optimizer.update(grads, state.optimizer_states["policy"], state.params)
+        metrics = _means(sums, batch) | {"loss/total": loss, "loss/gradient_norm": optax.global_norm(grads)}
+        new_state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            optimizer_states={"policy": optimizer_state},
+            entropy_self=metrics["policy/entropy_self"],
+            entropy_demonstration=metrics["policy/entropy_demo"],
+        )
+        return new_state, metrics
+
+    return jax.jit(train_step, donate_argnames=("state",))
