@@ -39,7 +39,9 @@ class Rows:
     role: Int[Array, "*lead"]
     loss_mask: Bool[Array, "*lead"]
     advantage: Float[Array, "*lead"]
-    correct: Bool[Array, "*lead"]  # the verifier's reward of the whole sequence reached the threshold
+    correct: Bool[
+        Array, "*lead"
+    ]  # the verifier's reward of the whole sequence reached the threshold
     old_logprobs: Float[Array, "*lead"]  # of the policy that sampled; 0 on demonstrations
     inverse_length: Float[Array, "*lead"]  # 1 / trained tokens of the sequence
 
@@ -50,7 +52,9 @@ class Normalisers:
     """Denominators counted from the masks of the whole step, over microbatches and devices. 0 means: no such tokens."""
 
     demonstration: Float[Array, ""]  # of the demonstration NLL
-    policy: Float[Array, ""]  # of the terms over rollouts and of the demonstrations' policy gradient
+    policy: Float[
+        Array, ""
+    ]  # of the terms over rollouts and of the demonstrations' policy gradient
     self_tokens: Float[Array, ""]  # trained tokens, for metrics
     demonstration_tokens: Float[Array, ""]
 

@@ -67,7 +67,9 @@ class Block(nn.Module):
                 shape = families.shape(row, self.config)
                 setattr(self, name, self.param(name, _initializer(row, self.config), shape))
 
-    def keys_values(self, x: Float[Array, "BT D"], positions: Int[Array, "B T"]) -> tuple[Array, Array]:
+    def keys_values(
+        self, x: Float[Array, "BT D"], positions: Int[Array, "B T"]
+    ) -> tuple[Array, Array]:
         """Rotated keys and values of new tokens, each [B, K, T, H]."""
         batch, length = positions.shape
         heads = (batch, length, self.config.num_kv_heads, self.config.head_dim)
@@ -97,7 +99,9 @@ class Block(nn.Module):
                     cached[1], value.astype(cached[1].dtype), length, axis=2
                 )
             query = normed @ self.query.astype(dtype) + self.query_bias.astype(dtype)
-            query = rope(query.reshape(*positions.shape, config.num_heads, -1), positions, config.rope_theta)
+            query = rope(
+                query.reshape(*positions.shape, config.num_heads, -1), positions, config.rope_theta
+            )
             mixed = attention(query, key, value, mask).reshape(x.shape[0], -1)
             x = x + mixed @ self.output.astype(dtype)
         with jax.named_scope("mlp"):
@@ -121,7 +125,9 @@ def num_params(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def init_cache(model_config: ModelConfig, batch_size: int, capacity: int, dtype: str = "float32") -> KVCache:
+def init_cache(
+    model_config: ModelConfig, batch_size: int, capacity: int, dtype: str = "float32"
+) -> KVCache:
     """An empty cache of `capacity` slots for each of `batch_size` rows."""
     shape = (batch_size, model_config.num_kv_heads, capacity, model_config.head_dim)
     layers = range(model_config.num_layers)
@@ -179,7 +185,12 @@ def _forward_scanned(
 
 
 def _forward_cached(
-    params: Params, config: ModelConfig, x: Array, positions: Array, segment_ids: Array, cache: KVCache
+    params: Params,
+    config: ModelConfig,
+    x: Array,
+    positions: Array,
+    segment_ids: Array,
+    cache: KVCache,
 ) -> tuple[Array, KVCache]:
     num_new = segment_ids.shape[1]
     seen = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.length, axis=1)
@@ -190,7 +201,9 @@ def _forward_cached(
     for number in range(config.num_layers):
         weights = jax.tree.map(lambda stacked: stacked[number], params["layers"])  # noqa: B023
         cached = (cache.keys[number], cache.values[number])
-        x, (key, value) = Block(config).apply({"params": weights}, x, positions, mask, cached, cache.length)
+        x, (key, value) = Block(config).apply(
+            {"params": weights}, x, positions, mask, cached, cache.length
+        )
         keys.append(key)
         values.append(value)
     return x, KVCache(tuple(keys), tuple(values), seen, cache.length + num_new)

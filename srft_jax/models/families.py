@@ -30,13 +30,21 @@ _BLOCK = "model.layers.{layer}."
 QWEN2 = (
     Parameter("embedding", ("vocab", "model"), "model.embed_tokens.weight"),
     Parameter("layers/attention_norm", ("model",), _BLOCK + "input_layernorm.weight", "ones"),
-    Parameter("layers/query", ("model", "heads"), _BLOCK + "self_attn.q_proj.weight", transpose=True),
+    Parameter(
+        "layers/query", ("model", "heads"), _BLOCK + "self_attn.q_proj.weight", transpose=True
+    ),
     Parameter("layers/query_bias", ("heads",), _BLOCK + "self_attn.q_proj.bias", "zeros"),
-    Parameter("layers/key", ("model", "kv_heads"), _BLOCK + "self_attn.k_proj.weight", transpose=True),
+    Parameter(
+        "layers/key", ("model", "kv_heads"), _BLOCK + "self_attn.k_proj.weight", transpose=True
+    ),
     Parameter("layers/key_bias", ("kv_heads",), _BLOCK + "self_attn.k_proj.bias", "zeros"),
-    Parameter("layers/value", ("model", "kv_heads"), _BLOCK + "self_attn.v_proj.weight", transpose=True),
+    Parameter(
+        "layers/value", ("model", "kv_heads"), _BLOCK + "self_attn.v_proj.weight", transpose=True
+    ),
     Parameter("layers/value_bias", ("kv_heads",), _BLOCK + "self_attn.v_proj.bias", "zeros"),
-    Parameter("layers/output", ("heads", "model"), _BLOCK + "self_attn.o_proj.weight", transpose=True),
+    Parameter(
+        "layers/output", ("heads", "model"), _BLOCK + "self_attn.o_proj.weight", transpose=True
+    ),
     Parameter("layers/mlp_norm", ("model",), _BLOCK + "post_attention_layernorm.weight", "ones"),
     Parameter("layers/gate", ("model", "mlp"), _BLOCK + "mlp.gate_proj.weight", transpose=True),
     Parameter("layers/up", ("model", "mlp"), _BLOCK + "mlp.up_proj.weight", transpose=True),
@@ -50,7 +58,9 @@ FAMILIES: dict[str, tuple[Parameter, ...]] = {"qwen2": QWEN2}
 
 def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     """Rows of the table that this model has."""
-    return tuple(p for p in FAMILIES[config.family] if not (p.untied_only and config.tie_embeddings))
+    return tuple(
+        p for p in FAMILIES[config.family] if not (p.untied_only and config.tie_embeddings)
+    )
 
 
 def shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:

@@ -6,7 +6,11 @@ import numpy as np
 
 
 def group_advantages(
-    rewards: Sequence[float], demonstration_rewards: Sequence[float], *, augmented: bool, divide_by_std: bool
+    rewards: Sequence[float],
+    demonstration_rewards: Sequence[float],
+    *,
+    augmented: bool,
+    divide_by_std: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A = (R - mean) / std, both over the completions, or over completions and demonstrations if `augmented`.
 

@@ -43,7 +43,9 @@ def scoped_entropy(stats: TokenStats, rows: Rows, context: LossContext) -> Float
     if scope == "token":
         return entropy
     if scope == "batch":
-        return jnp.where(rows.role == Role.SELF, context.entropy_self, context.entropy_demonstration)
+        return jnp.where(
+            rows.role == Role.SELF, context.entropy_self, context.entropy_demonstration
+        )
     size = entropy.shape[0]  # no microbatch has more sequences than tokens
     totals = jax.ops.segment_sum(jnp.where(rows.loss_mask, entropy, 0.0), rows.sequence_ids, size)
     counts = jax.ops.segment_sum(rows.loss_mask.astype(jnp.float32), rows.sequence_ids, size)
@@ -87,7 +89,9 @@ def _demonstration_ratio(stats: TokenStats, objective: ObjectiveConfig) -> Array
     return p / (p + objective.demo_ratio_gamma) if objective.demo_ratio_gamma else p
 
 
-def loss_terms(stats: TokenStats, rows: Rows, context: LossContext) -> dict[str, Float[Array, " N"]]:
+def loss_terms(
+    stats: TokenStats, rows: Rows, context: LossContext
+) -> dict[str, Float[Array, " N"]]:
     """Per-token loss by term, weighted, normalised, zero where it does not apply; a term of weight 0 is absent."""
     objective = context.objective
     entropy = scoped_entropy(stats, rows, context)
@@ -102,14 +106,21 @@ def loss_terms(stats: TokenStats, rows: Rows, context: LossContext) -> dict[str,
         nll = -sft_weight(entropy, objective) * stats.logprob * nll_share
         terms["demo_nll"] = _per_count(jnp.where(is_demo, nll, 0.0), normalisers.demonstration)
     if objective.demo_policy:
-        gain = objective.demo_policy * _demonstration_ratio(stats, objective) * rows.advantage * policy_share
+        gain = (
+            objective.demo_policy
+            * _demonstration_ratio(stats, objective)
+            * rows.advantage
+            * policy_share
+        )
         terms["demo_policy"] = _per_count(jnp.where(is_demo, -gain, 0.0), normalisers.policy)
     if objective.self_form != "none":
         loss = _self_loss(stats, rows, context, entropy) * policy_share
         terms["self"] = _per_count(jnp.where(is_self, loss, 0.0), normalisers.policy)
     if objective.entropy_bonus:
         bonus = -objective.entropy_bonus * stats.entropy * policy_share
-        terms["entropy_bonus"] = _per_count(jnp.where(is_self | is_demo, bonus, 0.0), normalisers.policy)
+        terms["entropy_bonus"] = _per_count(
+            jnp.where(is_self | is_demo, bonus, 0.0), normalisers.policy
+        )
     return terms
 
 

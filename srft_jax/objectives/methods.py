@@ -39,7 +39,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "srft": _SRFT,
     # The paper's equations 8 to 13 as printed (arXiv 2506.19767).
     "srft_paper": _SRFT
-    | dict(self_form="likelihood", entropy_scope="sequence", advantage_std=True, demo_ratio_gamma=0.0),
+    | dict(
+        self_form="likelihood", entropy_scope="sequence", advantage_std=True, demo_ratio_gamma=0.0
+    ),
     # Second-hand notes on the authors' code: the demonstrations' exponent has the other sign.
     "srft_official": _SRFT
     | dict(
@@ -51,7 +53,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The re-implementation in TsinghuaC3I/Unify-Post-Training.
     "srft_hpt": _SRFT
     | dict(
-        self_form="likelihood", entropy_scope="sequence", entropy_bonus=0.001, policy_aggregation="length_cap"
+        self_form="likelihood",
+        entropy_scope="sequence",
+        entropy_bonus=0.001,
+        policy_aggregation="length_cap",
     ),
     "sft": _BASE | dict(demo_nll=1.0),
     "grpo": _BASE
@@ -79,7 +84,9 @@ def expand(config: ObjectiveConfig) -> ObjectiveConfig:
     if full.demo_ratio_gamma < 0:
         raise UsageError(f"objective.demo_ratio_gamma={full.demo_ratio_gamma} is below 0")
     if not (uses_demonstrations(full) or uses_rollouts(full)):
-        raise UsageError("the objective trains nothing: demo_nll and demo_policy are 0 and self_form is none")
+        raise UsageError(
+            "the objective trains nothing: demo_nll and demo_policy are 0 and self_form is none"
+        )
     return full
 
 

@@ -56,8 +56,12 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     free: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if lengths[index] > row_length:
-            raise ValueError(f"a sequence of {lengths[index]} tokens does not fit a row of {row_length}")
-        row = next((number for number, room in enumerate(free) if room >= lengths[index]), len(rows))
+            raise ValueError(
+                f"a sequence of {lengths[index]} tokens does not fit a row of {row_length}"
+            )
+        row = next(
+            (number for number, room in enumerate(free) if room >= lengths[index]), len(rows)
+        )
         if row == len(rows):
             rows.append([])
             free.append(row_length)
@@ -100,7 +104,9 @@ def normalisers(
 def _empty_rows(shape: tuple[int, ...]) -> Rows:
     kinds = dict(loss_mask=bool, correct=bool, advantage=np.float32, old_logprobs=np.float32)
     kinds["inverse_length"] = np.float32
-    return Rows(**{f.name: np.zeros(shape, kinds.get(f.name, np.int32)) for f in dataclasses.fields(Rows)})
+    return Rows(
+        **{f.name: np.zeros(shape, kinds.get(f.name, np.int32)) for f in dataclasses.fields(Rows)}
+    )
 
 
 def _place(
@@ -146,7 +152,9 @@ def make_batch(
     packed = pack([sequence.num_inputs for sequence in sequences], training.row_length)
     used = -(-len(packed) // training.rows_per_microbatch)
     if used > num_microbatches:
-        raise ValueError(f"{len(packed)} rows need {used} microbatches of {num_microbatches} there are")
+        raise ValueError(
+            f"{len(packed)} rows need {used} microbatches of {num_microbatches} there are"
+        )
     rows = _empty_rows((num_microbatches, training.rows_per_microbatch, training.row_length))
     sequences_in = [0] * num_microbatches
     for number, indices in enumerate(packed):

@@ -106,7 +106,10 @@ def _chunked(rows: _Chunk, size: int) -> _Chunk:
         return x.reshape(-1, size, *x.shape[1:])
 
     return _Chunk(
-        split(rows.hidden, 0), split(rows.targets, 0), split(rows.mask, False), split(rows.temperature, 1)
+        split(rows.hidden, 0),
+        split(rows.targets, 0),
+        split(rows.mask, False),
+        split(rows.temperature, 1),
     )
 
 
@@ -148,12 +151,16 @@ def _stats_forward(rows: _Chunk, head: Array, softcap: float | None) -> tuple[To
     return flat, (rows, head, flat.entropy, lse.reshape(-1)[:num_rows])
 
 
-def _stats_backward(softcap: float | None, saved: Any, cotangent: TokenStats) -> tuple[_Chunk, Array]:
+def _stats_backward(
+    softcap: float | None, saved: Any, cotangent: TokenStats
+) -> tuple[_Chunk, Array]:
     rows, head, entropy, lse = saved
     num_rows = rows.targets.shape[0]
     size = _rows_per_chunk(num_rows, head.shape[1])
     chunks = _chunked(rows, size)
-    per_row = [jnp.pad(x, (0, -num_rows % size)).reshape(-1, size) for x in (*cotangent, entropy, lse)]
+    per_row = [
+        jnp.pad(x, (0, -num_rows % size)).reshape(-1, size) for x in (*cotangent, entropy, lse)
+    ]
 
     def chunk_gradient(d_head: Array, inputs: tuple[_Chunk, list[Array]]) -> tuple[Array, Array]:
         chunk, (d_logprob, d_entropy, entropy, lse) = inputs
@@ -166,9 +173,13 @@ def _stats_backward(softcap: float | None, saved: Any, cotangent: TokenStats) ->
         d_raw = d_logprob * (onehot - p) - d_entropy * p * (logp + entropy[:, None])
         d_raw = (d_raw * dz).astype(chunk.hidden.dtype)
         d_head = d_head + jnp.dot(chunk.hidden.T, d_raw, preferred_element_type=jnp.float32)
-        return d_head, jnp.dot(d_raw, head.astype(d_raw.dtype).T, preferred_element_type=jnp.float32)
+        return d_head, jnp.dot(
+            d_raw, head.astype(d_raw.dtype).T, preferred_element_type=jnp.float32
+        )
 
-    d_head, d_hidden = jax.lax.scan(chunk_gradient, jnp.zeros(head.shape, jnp.float32), (chunks, per_row))
+    d_head, d_hidden = jax.lax.scan(
+        chunk_gradient, jnp.zeros(head.shape, jnp.float32), (chunks, per_row)
+    )
     d_hidden = d_hidden.reshape(-1, head.shape[0])[:num_rows].astype(rows.hidden.dtype)
     no_gradient = np.zeros((num_rows,), jax.dtypes.float0)
     d_rows = _Chunk(d_hidden, no_gradient, no_gradient, jnp.zeros_like(rows.temperature))

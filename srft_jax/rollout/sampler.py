@@ -77,7 +77,9 @@ def prefill(
     slots = jnp.arange(width)[None, :]
     cache = init_cache(config, num_prompts, width, runtime.dtype)
     real = (slots >= start).astype(jnp.int32)
-    out = forward(params, config, prompts, jnp.maximum(slots - start, 0), real, cache=cache, runtime=runtime)
+    out = forward(
+        params, config, prompts, jnp.maximum(slots - start, 0), real, cache=cache, runtime=runtime
+    )
     num_rows = prompt_of_row.shape[0]
     rows_cache = jax.tree.map(lambda x: x[prompt_of_row] if x.ndim else x, out.cache)
     return DecodeState(
@@ -107,7 +109,9 @@ def grow(cache: KVCache, room: int) -> KVCache:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "runtime", "temperature", "steps"), donate_argnames=("state",)
+    jax.jit,
+    static_argnames=("config", "runtime", "temperature", "steps"),
+    donate_argnames=("state",),
 )
 def decode(
     params: Params,
@@ -142,7 +146,9 @@ def _step(
     temperature: float,
 ) -> DecodeState:
     """Draws the next token of every row, records it in rows that are not done, and runs the decoder on it."""
-    uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, state.step)))(wave.keys)
+    uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, state.step)))(
+        wave.keys
+    )
     is_forced = state.step < wave.forced.shape[1]
     column = jnp.minimum(state.step, wave.forced.shape[1] - 1)
     forced = jnp.where(

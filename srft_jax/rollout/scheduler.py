@@ -69,7 +69,9 @@ def sample_stream(
     """
     _check(requests, sampling_config, tokenizer)
     members = [
-        (index, member) for index, request in enumerate(requests) for member in range(request.group_size)
+        (index, member)
+        for index, request in enumerate(requests)
+        for member in range(request.group_size)
     ]
     for start in range(0, len(members), sampling_config.slots):
         wave = members[start : start + sampling_config.slots]
@@ -125,7 +127,9 @@ def _make_wave(
         keys=keys,
         forced=jnp.asarray(_padded([request.forced for request in of_row], (num_rows, width), -1)),
         limit=jnp.asarray(limits + [1] * (num_rows - len(wave)), jnp.int32),
-        stop_ids=jnp.asarray(_padded([request.stop_ids for request in of_row], (num_rows, stops), -1)),
+        stop_ids=jnp.asarray(
+            _padded([request.stop_ids for request in of_row], (num_rows, stops), -1)
+        ),
     )
 
 
@@ -187,7 +191,9 @@ def _run_wave(
         yield from _retire(requests, waiting, state, done, cut)
         if not waiting:
             return
-        state = dataclasses.replace(state, cache=grow(state.cache, config.segment), done=jnp.asarray(done))
+        state = dataclasses.replace(
+            state, cache=grow(state.cache, config.segment), done=jnp.asarray(done)
+        )
 
 
 def _retire(
@@ -201,7 +207,9 @@ def _retire(
     rows = [row for row in waiting if done[row]]
     if not rows:
         return
-    tokens, logprobs, entropies = (np.asarray(x) for x in (state.tokens, state.logprobs, state.entropies))
+    tokens, logprobs, entropies = (
+        np.asarray(x) for x in (state.tokens, state.logprobs, state.entropies)
+    )
     lengths, stopped = np.asarray(state.lengths), np.asarray(state.stopped)
     for row in rows:
         index, member = waiting.pop(row)

@@ -14,7 +14,9 @@ def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
     after = optax.constant_schedule(config.learning_rate)
     if config.schedule == "cosine":
         decay_steps = max(1, num_updates - config.warmup_steps)
-        after = optax.cosine_decay_schedule(config.learning_rate, decay_steps, alpha=config.final_fraction)
+        after = optax.cosine_decay_schedule(
+            config.learning_rate, decay_steps, alpha=config.final_fraction
+        )
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
@@ -25,7 +27,9 @@ def make_optimizer(
 
     def decays(params: Params) -> Params:
         rows = families.parameters(model_config)
-        return flax.traverse_util.unflatten_dict({row.path: row.init == "normal" for row in rows}, sep="/")
+        return flax.traverse_util.unflatten_dict(
+            {row.path: row.init == "normal" for row in rows}, sep="/"
+        )
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

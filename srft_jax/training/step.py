@@ -20,7 +20,9 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """Step 0."""
     zero = jnp.zeros((), jnp.float32)
-    return TrainState(jnp.zeros((), jnp.int32), params, {"policy": optimizer.init(params)}, zero, zero)
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, {"policy": optimizer.init(params)}, zero, zero
+    )
 
 
 def _sums(stats: TokenStats, rows: Rows, context: losses.LossContext) -> Metrics:
@@ -75,7 +77,9 @@ def make_loss_fn(
     """(params, state, batch, i) -> share of microbatch i in the step's loss, and its metric sums."""
 
     def loss_fn(params: Params, state: TrainState, batch: Batch, i: Array) -> tuple[Array, Metrics]:
-        rows = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch.rows)
+        rows = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch.rows
+        )
         hidden = forward(
             params, model_config, rows.tokens, rows.positions, rows.segment_ids, runtime=runtime
         ).hidden
@@ -121,7 +125,9 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
-        def add_microbatch(i: Array, total: tuple[Array, Metrics, Params]) -> tuple[Array, Metrics, Params]:
+        def add_microbatch(
+            i: Array, total: tuple[Array, Metrics, Params]
+        ) -> tuple[Array, Metrics, Params]:
             (loss, sums), grads = value_and_grad(state.params, state, batch, i)
             return jax.tree.map(jnp.add, total, (loss, sums, grads))
 
@@ -129,8 +135,13 @@ def make_train_step(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, sums, grads))
         loss, sums, grads = jax.lax.fori_loop(0, batch.num_microbatches, add_microbatch, zeros)
 
-        updates, optimizer_state = optimizer.update(grads, state.optimizer_states["policy"], state.params)
-        metrics = _means(sums, batch) | {"loss/total": loss, "loss/gradient_norm": optax.global_norm(grads)}
+        updates, optimizer_state = optimizer.update(
+            grads, state.optimizer_states["policy"], state.params
+        )
+        metrics = _means(sums, batch) | {
+            "loss/total": loss,
+            "loss/gradient_norm": optax.global_norm(grads),
+        }
         new_state = dataclasses.replace(
             state,
             step=state.step + 1,
