@@ -1,18 +1,21 @@
 """Every knob of a run: frozen dataclasses, one section per room. Nothing else reads YAML or flags.
 
-`load` turns a YAML file and `--section.key VALUE` overrides into a validated `RunConfig`; a mistake of the user is a
-`UsageError`, one sentence that names the key. Cross-section checks that need no data stand in `validate`.
+`parse` turns `run.py VERB --config FILE --section.key VALUE` into a verb and a `RunConfig`. A
+mistake of the user is a `UsageError`: one sentence that names the key.
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import jsonargparse
+import yaml
 
 Verb = Literal["train", "evaluate", "generate", "export", "report"]
-Source = Literal["arithmetic", "jsonl"]
 
 
 class UsageError(ValueError):
-    """The user asked for something that cannot be run. Its text is all the user sees; the exit code is 2."""
+    """The user asked for something that cannot be run; its text is all that is shown. Exit code 2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +118,7 @@ class ArithmeticConfig:
 
 @dataclasses.dataclass(frozen=True)
 class JsonlConfig:
-    """Files of one JSON object a line: {"prompt": str, "answer": str, "demonstrations": [str, ...]}.
+    """Files of one object a line: {"prompt": str, "answer": str, "demonstrations": [str, ...]}.
 
     Args:
         train: Training rows.
@@ -181,7 +184,9 @@ class RewardsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """The loss: a preset, and what departs from it. None means: as the preset says (objectives/methods.py).
+    """The loss: a preset, and what departs from it. None means: as the preset says.
+
+    The presets stand in objectives/methods.py, the formula in objectives/loss.py.
 
     Args:
         preset: Row of the table of methods.
@@ -189,12 +194,12 @@ class ObjectiveConfig:
         demo_nll_entropy: Sign s in a * exp(s * H); 0 leaves the entropy out.
         demo_policy: Weight of the demonstrations' policy gradient.
         demo_ratio_gamma: Shaping in rho = p / (p + gamma); 0 gives rho = p.
-        self_form: How completions enter: not at all, by clipped policy gradient, or by likelihood (up if correct,
-            down if not).
-        self_positive: Weight of completions with A > 0 (policy_gradient) or correct ones (likelihood).
+        self_form: How completions enter: not at all, by clipped policy gradient, or by likelihood
+            (up if correct, down if not).
+        self_positive: Weight of completions with A > 0 (policy_gradient), correct ones (likelihood).
         self_positive_entropy: Sign s in self_positive * exp(s * H); 0 leaves the entropy out.
         self_negative: Weight of all other completions.
-        entropy_scope: H of the token, the mean of its sequence, or the previous step's mean over its role.
+        entropy_scope: H of the token, its sequence's mean, or the previous step's mean of its role.
         advantage_group: Mean and std over completions alone, or over completions and demonstration.
         advantage_std: Divide the advantage by the group's std.
         clip_low: Ratio clipped from below at 1 - clip_low.
@@ -273,7 +278,7 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Greedy pass@1 on the held-out and out-of-distribution sets, before, during and after training.
+    """Greedy pass@1 on the held-out and out-of-distribution sets: before, during and after.
 
     Args:
         every: Steps between evaluations; 0 evaluates only before and after.
@@ -347,3 +352,34 @@ class RunConfig:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
+
+
+def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
+    """The verb and the configuration that a command line asks for.
+
+    Args:
+        argv: Without the program: [verb] [--config FILE] [--section.key VALUE ...].
+
+    Raises:
+        UsageError: an unknown or ill-typed key, or a file that cannot be read.
+    """
+    verbs = get_args(Verb)
+    verb, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("train", argv)
+    if verb not in verbs:
+        raise UsageError(f"unknown verb {verb!r}; the verbs are {', '.join(verbs)}")
+    parser = jsonargparse.ArgumentParser(
+        prog="run.py", usage=f"run.py [{'|'.join(verbs)}] [options]", exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file of this page's keys")
+    parser.add_class_arguments(RunConfig, fail_untyped=True)
+    try:
+        values = parser.instantiate(parser.parse_args(list(flags)))
+    except jsonargparse.ArgumentError as error:
+        raise UsageError(" ".join(str(error).split())) from None
+    fields = {field.name: values[field.name] for field in dataclasses.fields(RunConfig)}
+    return verb, RunConfig(**fields)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The configuration as a file that `parse` reads back to an equal one."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)

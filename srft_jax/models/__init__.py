@@ -1,0 +1,17 @@
+"""The policy: parameters, forward pass, and Hugging Face import and export.
+
+The tokenizer stays apart, in `srft_jax.models.tokenizer`: transformers takes a second to load.
+"""
+
+from srft_jax.models.checkpoint_hf import load_hf, save_hf
+from srft_jax.models.decoder import ForwardOutput, Runtime, forward, init_params, output_head
+
+__all__ = [
+    "ForwardOutput",
+    "Runtime",
+    "forward",
+    "init_params",
+    "load_hf",
+    "output_head",
+    "save_hf",
+]

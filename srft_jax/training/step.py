@@ -8,21 +8,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from srft_jax.batch import Batch, Metrics, Role, Rows, TrainState
+from srft_jax.batch import Batch, Metrics, Normalisers, Role, Rows, TrainState
 from srft_jax.config import ModelConfig, ObjectiveConfig
 from srft_jax.models.decoder import Params, Runtime, forward, output_head
 from srft_jax.objectives import loss as losses
 from srft_jax.ops.head import TokenStats, token_loss
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0."""
-    zero = jnp.zeros((), jnp.float32)
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, {"policy": optimizer.init(params)}, zero, zero
-    )
 
 
 def _sums(stats: TokenStats, rows: Rows, context: losses.LossContext) -> Metrics:
@@ -52,18 +44,28 @@ def _sums(stats: TokenStats, rows: Rows, context: losses.LossContext) -> Metrics
     return sums | {f"loss/{name}": jnp.sum(values) for name, values in terms.items()}
 
 
-def _means(sums: Metrics, batch: Batch) -> Metrics:
-    """Token means by role; losses are normalised already. A mean over no tokens is 0."""
-    counts = {
-        "policy/entropy_self": batch.normalisers.self_tokens,
-        "policy/entropy_demo": batch.normalisers.demonstration_tokens,
-        "policy/logprob_demo": batch.normalisers.demonstration_tokens,
-        "policy/sampler_kl": batch.normalisers.self_tokens,
-        "policy/clip_fraction": batch.normalisers.self_tokens,
-        "weights/sft": batch.normalisers.demonstration_tokens,
-        "weights/rl": batch.normalisers.self_tokens,
-    }
+# Metrics that are means over the tokens of one role. What is not here is a sum already normalised.
+_MEAN_OVER = {
+    "policy/entropy_self": "self_tokens",
+    "policy/entropy_demo": "demonstration_tokens",
+    "policy/logprob_demo": "demonstration_tokens",
+    "policy/sampler_kl": "self_tokens",
+    "policy/clip_fraction": "self_tokens",
+    "weights/sft": "demonstration_tokens",
+    "weights/rl": "self_tokens",
+}
+
+
+def _means(sums: Metrics, normalisers: Normalisers) -> Metrics:
+    """Sums divided by the step's counts; a mean over no tokens is 0, and `present` leaves it out."""
+    counts = {name: vars(normalisers)[role] for name, role in _MEAN_OVER.items()}
     return {name: value / jnp.maximum(counts.get(name, 1.0), 1.0) for name, value in sums.items()}
+
+
+def present(metrics: Metrics, normalisers: Normalisers) -> Metrics:
+    """The metrics of roles that the batch has."""
+    absent = {name for name, role in _MEAN_OVER.items() if not vars(normalisers)[role]}
+    return {name: value for name, value in metrics.items() if name not in absent}
 
 
 def make_loss_fn(
@@ -138,7 +140,7 @@ def make_train_step(
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer_states["policy"], state.params
         )
-        metrics = _means(sums, batch) | {
+        metrics = _means(sums, batch.normalisers) | {
             "loss/total": loss,
             "loss/gradient_norm": optax.global_norm(grads),
         }

@@ -1,0 +1,138 @@
+"""What a run prints: one line of progress, and plain-text tables."""
+
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Self, TextIO
+
+# Label, metric, format; the order on the line. A narrow terminal cuts the tail.
+_FIELDS = (
+    ("reward ", "rollout/reward", "{:.3f}"),
+    ("accuracy ", "rollout/accuracy", "{:.1%}"),
+    ("entropy self ", "policy/entropy_self", "{:.3f}"),
+    ("entropy demo ", "policy/entropy_demo", "{:.3f}"),
+    ("weight sft ", "weights/sft", "{:.3f}"),
+    ("weight rl ", "weights/rl", "{:.3f}"),
+    ("", "perf/tokens_per_second", "{:,.0f} tokens/s"),
+)
+_CLEAR = "\r\x1b[K"  # back to the first column, erase to the end of the line
+_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?%?|-?|nan", re.IGNORECASE)
+
+
+class Progress:
+    """A line about the latest step: rewritten in place on a terminal, elsewhere one line each.
+
+    Args:
+        num_steps: Steps of the whole run, for `step i/n` and the time left.
+        stream: Where to; by default the standard output.
+        every: Off a terminal, print only steps that this divides, and the last.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        stream: TextIO | None = None,
+        *,
+        every: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._num_steps = num_steps
+        self._stream = sys.stdout if stream is None else stream
+        self._in_place = self._stream.isatty()
+        self._every = every
+        self._clock = clock
+        self._first: tuple[int, float] | None = None  # step and time of the first update
+        self._line = ""
+
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows `step`, counted from 1, with those of its metrics that the line has a place for."""
+        line = self._format(step, values)
+        if self._in_place:
+            self._line = line
+            self._draw()
+        elif step % self._every == 0 or step == self._num_steps:
+            self._write(line + "\n")
+
+    def message(self, text: str) -> None:
+        """Prints whole lines above the progress line."""
+        if not self._in_place:
+            return self._write(text + "\n")
+        self._write(_CLEAR + text + "\n")
+        self._draw()
+
+    def close(self) -> None:
+        """Leaves the last line standing."""
+        if self._line:
+            self._write("\n")
+            self._line = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _format(self, step: int, values: Mapping[str, float]) -> str:
+        parts = [f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}"]
+        parts += [
+            label + form.format(values[name]) for label, name, form in _FIELDS if name in values
+        ]
+        left = self._seconds_left(step)
+        if left is not None:
+            minutes, seconds = divmod(round(left), 60)
+            parts.insert(1, f"ETA {minutes // 60}:{minutes % 60:02}:{seconds:02}")
+        return "  ".join(parts)
+
+    def _seconds_left(self, step: int) -> float | None:
+        """At the mean pace since the first update: compilation and resumed steps do not count."""
+        now = self._clock()
+        if self._first is None:
+            self._first = (step, now)
+        first_step, start = self._first
+        if not first_step < step < self._num_steps:
+            return None
+        return (now - start) / (step - first_step) * (self._num_steps - step)
+
+    def _draw(self) -> None:
+        # A line as wide as the terminal would wrap, and \r would no longer reach its beginning.
+        width = shutil.get_terminal_size().columns - 1
+        self._write(_CLEAR + self._line[:width])
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Aligned columns under their headers; a column of numbers stands right, any other left.
+
+    In: ["set", "pass@1"], [["held_out", "8.2%"], ["ood", "12.0%"]].  Out:
+
+        set       pass@1
+        --------  ------
+        held_out    8.2%
+        ood        12.0%
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    columns = list(zip(headers, *cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [all(_NUMBER.fullmatch(cell) for cell in column[1:]) for column in columns]
+
+    def line(row: Sequence[str]) -> str:
+        aligned = [
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(row, widths, right, strict=True)
+        ]
+        return "  ".join(aligned).rstrip()
+
+    rule = ["-" * width for width in widths]
+    return "\n".join(line(row) for row in [list(headers), rule, *cells])

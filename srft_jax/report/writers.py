@@ -1,0 +1,128 @@
+"""The files of a run directory that grow line by line: metrics, samples and TensorBoard events.
+
+The JSONL files are the record: the report reads them, resuming cuts them back to the checkpoint.
+TensorBoard's events are a copy for looking at; they are never read.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from etils import epath
+from tensorboard.summary import Writer
+
+from srft_jax.config import UsageError
+
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+
+
+class RunWriter:
+    """Appends to the files of one run directory, created if need be; for one process only.
+
+    Every call is on disk when it returns, so a kill loses nothing.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        self._run_dir = epath.Path(run_dir)
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._events = Writer(os.fspath(self._run_dir / "tensorboard"))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends the step and the values, as Python floats at full precision, keys sorted."""
+        scalars = {name: float(value) for name, value in values.items()}
+        _append(self._run_dir / METRICS, [{**scalars, "step": int(step)}])
+        for name, value in sorted(scalars.items()):
+            self._events.add_scalar(name, value, int(step))
+        self._events.flush()
+
+    def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Appends one line a row; every row holds its integer `step`, which `cut_back` goes by."""
+        _append(self._run_dir / SAMPLES, rows)
+
+    def close(self) -> None:
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_metrics(run_dir: str) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl in their order, none if there is no such file.
+
+    Raises:
+        UsageError: a line is not a JSON object of numbers with an integer `step`.
+    """
+    path = epath.Path(run_dir) / METRICS
+    rows = _read(path)
+    for number, row in enumerate(rows, start=1):
+        for name, value in row.items():
+            if not isinstance(value, int | float):
+                raise UsageError(f"{path}, line {number}: {name} is {value!r}, not a number")
+    return rows
+
+
+def read_samples(run_dir: str) -> list[dict[str, Any]]:
+    """Lines of samples.jsonl in their order, none if there is no such file.
+
+    Raises:
+        UsageError: a line is not a JSON object with an integer `step`.
+    """
+    return _read(epath.Path(run_dir) / SAMPLES)
+
+
+def cut_back(run_dir: str, step: int) -> None:
+    """Drops lines after `step` from metrics.jsonl and samples.jsonl: a resumed run repeats none.
+
+    A file is replaced as a whole or not at all. A last line without its newline is what a kill in
+    the middle of a write leaves; it is dropped too.
+
+    Raises:
+        UsageError: a line is malformed.
+    """
+    for path in (epath.Path(run_dir) / METRICS, epath.Path(run_dir) / SAMPLES):
+        if not path.exists():
+            continue
+        content = path.read_bytes()
+        lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+        rows = [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+        kept = b"".join(line for line, row in zip(lines, rows, strict=True) if row["step"] <= step)
+        if kept != content:
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_bytes(kept)
+            temporary.replace(path)
+
+
+def _append(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    data = b"".join(json.dumps(row, sort_keys=True).encode() + b"\n" for row in rows)
+    if "://" in os.fspath(path):  # object stores cannot append: the object is written anew
+        path.write_bytes(path.read_bytes() + data if path.exists() else data)
+        return
+    with path.open("ab") as file:
+        file.write(data)
+
+
+def _read(path: epath.Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines()
+    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _parse(path: epath.Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # neither UTF-8 nor JSON
+        raise UsageError(f"{path}, line {number}: {error}") from error
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise UsageError(f"{path}, line {number}: not a JSON object with an integer `step`")
+    return row

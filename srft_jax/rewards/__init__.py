@@ -1,0 +1,4 @@
+from srft_jax.rewards.pool import RewardPool
+from srft_jax.rewards.requests import RewardRequest, RewardResult
+
+__all__ = ["RewardPool", "RewardRequest", "RewardResult"]

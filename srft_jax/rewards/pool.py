@@ -1,0 +1,207 @@
+"""The process pool that runs verifiers: it cannot hang, and it survives what it runs.
+
+Workers are processes, since nothing else stops a computation that holds the interpreter's lock.
+Each has a few requests in flight, so that it need not wait for the parent, and answers them one by
+one, so that the parent can time each. A late or dead worker is replaced; the request it was at is
+blamed, those behind it are asked again.
+"""
+
+import dataclasses
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Self
+
+from srft_jax.config import UsageError
+from srft_jax.rewards.process import START_SECONDS, WorkerProcess, wait
+from srft_jax.rewards.requests import RewardRequest, RewardResult, Verdict
+from srft_jax.rewards.verifiers import KINDS, is_user_kind, load
+
+# Of one worker. More would line up behind a slow request what another worker could take.
+MAX_IN_FLIGHT = 4
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One call of `score`.
+
+    The number of a request is in `queue`, or in a worker's `in_flight`, or a key of `results`.
+    """
+
+    requests: Sequence[RewardRequest]
+    queue: deque[int]
+    results: dict[int, RewardResult]
+
+
+class RewardPool:
+    """Context manager over worker processes. One caller at a time.
+
+    Args:
+        num_workers: Processes.
+        timeout_seconds: Of one verdict.
+        kinds: What requests may ask for. The verifiers of verifiers.KINDS always go; a scorer
+            `package.module:function` of the user's own must be named here, and be importable from
+            this process or from the current directory.
+        probes: Requests that every worker tries before it is used. A user's scorer without one is
+            probed with a made-up completion and no metadata; one that needs metadata needs a probe.
+
+    Raises:
+        UsageError: a bad argument; on entry, a scorer that cannot be imported or fails on a probe.
+    """
+
+    def __init__(
+        self,
+        num_workers: int = 2,
+        timeout_seconds: float = 2.0,
+        kinds: Sequence[str] = ("final_answer",),
+        probes: Sequence[RewardRequest] = (),
+    ) -> None:
+        if num_workers < 1 or not timeout_seconds > 0:
+            raise UsageError(
+                f"rewards: {num_workers} workers and {timeout_seconds} s; both must be above 0"
+            )
+        self._num_workers, self._timeout_seconds = num_workers, timeout_seconds
+        self._user_kinds = tuple(kind for kind in dict.fromkeys(kinds) if is_user_kind(kind))
+        for kind in kinds:
+            if not is_user_kind(kind):
+                load(kind)  # raises if there is no such kind
+        self._setup = self._make_setup(probes)
+        self._workers: list[WorkerProcess] = []
+        self._reported: set[tuple[str, Verdict]] = set()
+
+    def __enter__(self) -> Self:
+        try:
+            for _ in range(self._num_workers):
+                self._workers.append(self._spawn())
+            if self._user_kinds:
+                self._await_ready()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def score(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
+        """Results in the order of requests.
+
+        Never raises for what a completion, a row or a scorer does: that is what verdicts are for.
+        """
+        if not self._workers:
+            raise RuntimeError("score needs an open pool: `with RewardPool(...) as pool`")
+        self._collect(_Job([], deque(), {}), seconds=0.0)  # who died since the last call, unblamed
+        job = _Job(requests, deque(range(len(requests))), {})
+        try:
+            while self._hand_out(job):
+                first = min(worker.deadline for worker in self._workers)
+                self._collect(job, first - time.monotonic())
+        finally:  # on Ctrl-C, answers to this call must not reach the next one
+            for worker in self._workers:
+                if worker.in_flight:
+                    self._replace(worker)
+        return [job.results[number] for number in range(len(requests))]
+
+    def _make_setup(self, probes: Sequence[RewardRequest]) -> bytes:
+        probed = {probe.kind for probe in probes}
+        made_up = [
+            RewardRequest(kind, "<think>\n1 + 1 = 2\n</think>\n2", "2")
+            for kind in self._user_kinds
+            if kind not in probed
+        ]
+        fields = [self._fields(probe, START_SECONDS) for probe in (*probes, *made_up)]
+        try:
+            return _line({"kinds": [*KINDS, *self._user_kinds], "probes": fields})
+        except TypeError as error:
+            raise UsageError(f"rewards: metadata of a probe has no JSON form: {error}") from error
+
+    def _fields(self, request: RewardRequest, seconds: float) -> dict[str, Any]:
+        if request.kind not in KINDS and request.kind not in self._user_kinds:
+            raise UsageError(f"reward kind '{request.kind}' was not given to the pool")
+        return {**vars(request), "metadata": dict(request.metadata), "seconds": seconds}
+
+    def _spawn(self) -> WorkerProcess:
+        return WorkerProcess(self._setup, self._timeout_seconds)
+
+    def _replace(self, worker: WorkerProcess) -> None:
+        worker.kill()
+        self._workers[self._workers.index(worker)] = self._spawn()
+
+    def _close(self) -> None:
+        while self._workers:
+            self._workers.pop().kill()
+
+    def _await_ready(self) -> None:
+        names = ", ".join(self._user_kinds)
+        while starting := [worker for worker in self._workers if not worker.ready]:
+            first = min(worker.deadline for worker in starting)
+            for worker in wait(starting, first - time.monotonic()):
+                try:
+                    list(worker.receive())
+                except EOFError:
+                    raise UsageError(f"a worker died on loading or probing {names}") from None
+                if worker.failure:
+                    raise UsageError(worker.failure)
+            if time.monotonic() >= first:
+                raise UsageError(f"loading and probing {names} took over {START_SECONDS:g} s")
+
+    def _hand_out(self, job: _Job) -> bool:
+        """Fills up the workers; false when every request has its result."""
+        for worker in self._workers:
+            # The last few requests go out one by one: no worker sits idle next to a full one.
+            room = min(MAX_IN_FLIGHT, max(1, len(job.queue) // self._num_workers))
+            while worker.ready and job.queue and len(worker.in_flight) < room:
+                self._ask(worker, job)
+        return len(job.results) < len(job.requests)
+
+    def _ask(self, worker: WorkerProcess, job: _Job) -> None:
+        number = job.queue.popleft()
+        try:
+            line = _line(self._fields(job.requests[number], self._timeout_seconds))
+        except Exception as error:  # a row may hold anything, also what JSON has no form for
+            self._fail(job, number, "crash", f"{type(error).__name__}: {error}")
+        else:
+            worker.ask(number, line)
+
+    def _collect(self, job: _Job, seconds: float) -> None:
+        """Waits at most so long for messages; replaces workers that have died or are late."""
+        for worker in wait(self._workers, seconds):
+            try:
+                for number, reward, verdict, error in worker.receive():
+                    job.results[number] = RewardResult(reward, verdict)
+                    self._report(job, number, verdict, error)
+            except EOFError:
+                self._blame(worker, job, "crash", "the worker process died")
+        now = time.monotonic()  # after receiving: a worker is not late because its parent is
+        for worker in [worker for worker in self._workers if worker.deadline <= now]:
+            self._blame(worker, job, "timeout", "no verdict in time")
+
+    def _blame(self, worker: WorkerProcess, job: _Job, verdict: Verdict, error: str) -> None:
+        """Replaces a worker, fails the request it was at and takes back those behind it.
+
+        A worker that did not even start costs the next request its verdict: replacing must end.
+        """
+        self._replace(worker)
+        blamed = worker.in_flight if worker.ready else job.queue
+        if blamed:
+            self._fail(job, blamed.popleft(), verdict, worker.failure or error)
+        job.queue.extendleft(reversed(worker.in_flight))
+
+    def _fail(self, job: _Job, number: int, verdict: Verdict, error: str) -> None:
+        job.results[number] = RewardResult(0.0, verdict)
+        self._report(job, number, verdict, error)
+
+    def _report(self, job: _Job, number: int, verdict: Verdict, error: str) -> None:
+        """Shows the first error of each kind; verdicts count the others."""
+        kind = job.requests[number].kind
+        if error and (kind, verdict) not in self._reported:
+            self._reported.add((kind, verdict))
+            logger.warning("reward %s, first %s: %s", kind, verdict, error)
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"  # ASCII: surrogates and NULs pass, no newline does

@@ -1,0 +1,38 @@
+"""What the reward pool is asked, and what it answers."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Verdict = Literal["right", "wrong", "unparsed", "timeout", "crash"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardRequest:
+    """One completion to verify.
+
+    Args:
+        kind: Key of verifiers.KINDS, or `package.module:function` for a scorer of the user's own.
+        completion: Text without special and EOS tokens, but with its think tags.
+        gold: The reference answer.
+        metadata: Other columns of the row, as JSON values; keyword arguments of a user's scorer.
+    """
+
+    kind: str
+    completion: str
+    gold: str
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardResult:
+    """The outcome of one request.
+
+    Args:
+        reward: 0 or 1 from a verifier, any finite number from a user's scorer, 0 without either.
+        verdict: `right`, `wrong`, `unparsed` (no answer in the completion), `timeout` or `crash`
+            (the scorer raised, returned no finite number, or ended its process).
+    """
+
+    reward: float
+    verdict: Verdict

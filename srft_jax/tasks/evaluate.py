@@ -1,0 +1,37 @@
+"""Verb `evaluate`: greedy pass@1 of the newest checkpoint on the held-out and out-of-distribution sets."""
+
+import json
+
+from srft_jax.config import RunConfig, UsageError
+from srft_jax.evaluation import scores
+from srft_jax.report.terminal import table
+from srft_jax.rewards import RewardPool
+from srft_jax.tasks.setup import prepare
+from srft_jax.tasks.states import trained_params
+
+
+def evaluate(config: RunConfig) -> int:
+    """Prints a table, then the same as one JSON line."""
+    setup = prepare(config)
+    if not any(examples for examples, _ in setup.evaluation_sets.values()):
+        raise UsageError("there is nothing to evaluate: the held-out and ood sets are both empty")
+    params = trained_params(setup)
+    with RewardPool(config.rewards.workers, config.rewards.timeout_seconds) as pool:
+        values, _ = scores.evaluate(
+            params,
+            setup.model_config,
+            setup.evaluation_sets,
+            setup.tokenizer,
+            pool,
+            config.evaluation,
+            dtype=config.model.dtype,
+            threshold=config.rewards.correct_threshold,
+        )
+    rows = [
+        [name, len(examples), f"{values[f'eval/{name}/pass@1']:.1%}", f"{values[f'eval/{name}/length']:.1f}"]
+        for name, (examples, _) in setup.evaluation_sets.items()
+        if examples
+    ]
+    print(table(["set", "problems", "pass@1", "mean length"], rows))
+    print(json.dumps(values))
+    return 0

@@ -1,0 +1,38 @@
+"""Verb `generate`: completions of the newest checkpoint, to be read."""
+
+import jax
+
+from srft_jax.config import RunConfig, UsageError
+from srft_jax.rollout import Request, SamplingConfig, sample
+from srft_jax.tasks.setup import prepare
+from srft_jax.tasks.states import trained_params
+
+
+def generate(config: RunConfig) -> int:
+    """Prints each prompt and its completions."""
+    setup = prepare(config)
+    wanted = config.generate
+    prompts = [wanted.prompt] if wanted.prompt is not None else []
+    prompts = prompts or [example.prompt for example in setup.sets.held_out[: wanted.num_prompts]]
+    if not prompts:
+        raise UsageError("there is no held-out set to take prompts from; set generate.prompt")
+    sampling = SamplingConfig(
+        temperature=wanted.temperature,
+        max_new_tokens=config.evaluation.max_new_tokens,
+        slots=config.evaluation.slots,
+        dtype=config.model.dtype,
+    )
+    tokenizer = setup.tokenizer
+    requests = [
+        Request(tokenizer.encode_prompt(prompt), wanted.completions, stop_ids=(tokenizer.eos_id,))
+        for prompt in prompts
+    ]
+    key = jax.random.key(config.seed)
+    groups = sample(trained_params(setup), setup.model_config, requests, key, sampling)
+    for prompt, group in zip(prompts, groups, strict=True):
+        print(prompt)
+        for completion in group:
+            text = tokenizer.decode(completion.tokens.tolist())
+            cut = "" if completion.finished else " [cut]"
+            print("    " + text.replace("\n", "\n    ") + cut)
+    return 0

@@ -1,0 +1,210 @@
+"""What every verb starts from: checked configuration, data as text and as ids, architecture, mesh.
+
+Everything a user can get wrong is found here, before anything compiles.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from srft_jax.config import ModelConfig, RunConfig, UsageError
+from srft_jax.data.encoding import EncodedExample, EncodedSets, encode_sets
+from srft_jax.data.examples import Example, ExampleSets
+from srft_jax.data.sources import load_sets
+from srft_jax.mesh import make_mesh
+from srft_jax.models.checkpoint_hf import load_hf
+from srft_jax.models.config_hf import read_config
+from srft_jax.models.decoder import Params, Runtime, init_params
+from srft_jax.models.tokenizer import Tokenizer, load_tokenizer
+from srft_jax.objectives.methods import expand, uses_demonstrations, uses_rollouts
+from srft_jax.training.state import param_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything about a run but its state.
+
+    Attributes:
+        config: With the objective's preset expanded.
+        tokenizer: Of the model.
+        sets: Problems as text.
+        encoded: The same problems as ids.
+        model_config: Architecture.
+        mesh: Devices.
+    """
+
+    config: RunConfig
+    tokenizer: Tokenizer
+    sets: ExampleSets
+    encoded: EncodedSets
+    model_config: ModelConfig
+    mesh: Mesh
+
+    @property
+    def runtime(self) -> Runtime:
+        return Runtime(dtype=self.config.model.dtype, remat=self.config.model.remat)
+
+    @property
+    def evaluation_sets(self) -> dict[str, tuple[Sequence[Example], Sequence[EncodedExample]]]:
+        return {
+            "held_out": (self.sets.held_out, self.encoded.held_out),
+            "ood": (self.sets.ood, self.encoded.ood),
+        }
+
+    @property
+    def longest_sequence(self) -> int:
+        """Inputs of the longest prompt and completion; the last token is a target only."""
+        return self.config.data.max_prompt_tokens + self.config.rollout.max_new_tokens - 1
+
+
+def prepare(config: RunConfig) -> Setup:
+    """Checks the configuration and reads data, tokenizer and architecture.
+
+    Raises:
+        UsageError: naming the key or the row that cannot be run.
+    """
+    config = dataclasses.replace(config, objective=expand(config.objective))
+    _check_numbers(config)
+    _check_shapes(config)
+    tokenizer = load_tokenizer(_tokenizer_path(config))
+    sets = load_sets(config.data)
+    if not uses_rollouts(config.objective):  # nothing is learned from a prompt alone
+        demonstrated = tuple(example for example in sets.train if example.demonstrations)
+        sets = dataclasses.replace(sets, train=demonstrated)
+    encoded = encode_sets(
+        sets,
+        tokenizer,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        max_new_tokens=config.rollout.max_new_tokens,
+    )
+    setup = Setup(config, tokenizer, sets, encoded, _architecture(config), make_mesh(config.mesh))
+    _check_together(setup)
+    return setup
+
+
+def load_params(setup: Setup) -> Params:
+    """Initial float32 parameters, on their shards: from `model.path`, or random from the seed."""
+    if setup.config.model.path is not None:
+        return load_hf(setup.config.model.path, mesh=setup.mesh)[1]
+    shardings = param_shardings(setup.mesh, setup.model_config)
+    init = jax.jit(lambda key: init_params(setup.model_config, key), out_shardings=shardings)
+    return init(jax.random.fold_in(jax.random.key(setup.config.seed), 0))
+
+
+def _tokenizer_path(config: RunConfig) -> str:
+    path = config.model.tokenizer or config.model.path
+    if path is None:
+        raise UsageError("model.tokenizer is not set, and there is no model.path to take it from")
+    return path
+
+
+def _architecture(config: RunConfig) -> ModelConfig:
+    model = config.model
+    if (model.path is None) == (model.architecture is None):
+        raise UsageError("exactly one of model.path and model.architecture must be set")
+    return read_config(Path(model.path)) if model.path is not None else model.architecture  # type: ignore[return-value]
+
+
+def _at_least(config: RunConfig, least: float, *keys: str) -> None:
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        value = config
+        for part in [*section.split("."), name]:
+            value = vars(value)[part]
+        if value < least:  # type: ignore[operator]
+            raise UsageError(f"{key} = {value} is below {least}")
+
+
+def _check_numbers(config: RunConfig) -> None:
+    _at_least(
+        config,
+        1,
+        "data.prompts_per_step",
+        "data.max_prompt_tokens",
+        "rollout.completions_per_prompt",
+        "rollout.max_new_tokens",
+        "rollout.slots",
+        "rollout.segment",
+        "training.num_steps",
+        "training.updates_per_rollout",
+        "training.row_length",
+        "training.rows_per_microbatch",
+        "training.checkpoint_every",
+        "training.keep_checkpoints",
+        "evaluation.max_new_tokens",
+        "evaluation.slots",
+        "report.samples_every",
+        "rewards.workers",
+        "generate.completions",
+        "generate.num_prompts",
+    )
+    _at_least(
+        config,
+        0,
+        "evaluation.every",
+        "report.samples_per_step",
+        "training.optimizer.warmup_steps",
+        "training.optimizer.learning_rate",
+        "training.optimizer.weight_decay",
+        "generate.temperature",
+    )
+    if config.rollout.temperature <= 0:
+        raise UsageError(f"rollout.temperature = {config.rollout.temperature} is not above 0")
+    if config.training.optimizer.clip_norm <= 0:
+        raise UsageError(
+            f"training.optimizer.clip_norm = {config.training.optimizer.clip_norm} is not above 0"
+        )
+
+
+def _check_shapes(config: RunConfig) -> None:
+    """Group sizes, row lengths and splits that cannot work whatever the data."""
+    rollout, training = config.rollout, config.training
+    if config.objective.advantage_std and rollout.completions_per_prompt == 1:
+        raise UsageError(
+            "rollout.completions_per_prompt = 1 has no standard deviation; "
+            "sample at least 2 or set objective.advantage_std to false"
+        )
+    if config.data.prompts_per_step % training.updates_per_rollout:
+        raise UsageError(
+            f"data.prompts_per_step = {config.data.prompts_per_step} does not split into "
+            f"training.updates_per_rollout = {training.updates_per_rollout} equal parts"
+        )
+    longest = config.data.max_prompt_tokens + rollout.max_new_tokens - 1
+    if longest > training.row_length:
+        raise UsageError(
+            f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and rollout.max_new_tokens = "
+            f"{rollout.max_new_tokens} make sequences of up to {longest} tokens, which do not fit "
+            f"training.row_length = {training.row_length}"
+        )
+
+
+def _check_together(setup: Setup) -> None:
+    """What only shows once data, model and devices are known."""
+    config, model = setup.config, setup.model_config
+    if setup.tokenizer.vocab_size > model.vocab_size:
+        raise UsageError(
+            f"the tokenizer has {setup.tokenizer.vocab_size} tokens, "
+            f"but the model's vocabulary only {model.vocab_size}"
+        )
+    longest = config.data.max_prompt_tokens + max(
+        config.rollout.max_new_tokens, config.evaluation.max_new_tokens
+    )
+    if longest > model.max_positions:
+        raise UsageError(
+            f"prompt and completion of up to {longest} tokens exceed the model's {model.max_positions}"
+        )
+    demonstrated = sum(bool(example.demonstrations) for example in setup.sets.train)
+    if uses_demonstrations(config.objective) and not demonstrated:
+        raise UsageError(
+            f"objective.preset = {config.objective.preset} trains on demonstrations, "
+            "but no training prompt has one"
+        )
+    ways = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+    if config.training.rows_per_microbatch % ways:
+        raise UsageError(
+            f"training.rows_per_microbatch = {config.training.rows_per_microbatch} does not split "
+            f"over the {ways} data-parallel devices of the mesh"
+        )

@@ -1,0 +1,67 @@
+"""What a run says in plain text: its batch arithmetic at the start, before and after at the end."""
+
+from srft_jax.objectives.methods import uses_demonstrations, uses_rollouts
+from srft_jax.objectives.rows import max_microbatches
+from srft_jax.report.terminal import table
+from srft_jax.report.writers import read_metrics
+from srft_jax.tasks.setup import Setup
+
+
+def sequences_per_update(setup: Setup) -> int:
+    """Most sequences of one optimizer step: every prompt with its completions and a demonstration."""
+    objective, config = setup.config.objective, setup.config
+    prompts = config.data.prompts_per_step // config.training.updates_per_rollout
+    completions = config.rollout.completions_per_prompt if uses_rollouts(objective) else 0
+    return prompts * (completions + uses_demonstrations(objective))
+
+
+def num_microbatches(setup: Setup) -> int:
+    """M, the static number of microbatches of a batch."""
+    sequences = sequences_per_update(setup)
+    return max_microbatches(sequences, setup.longest_sequence, setup.config.training)
+
+
+def batch_arithmetic(setup: Setup, num_params: int) -> str:
+    """The question asked most often of any trainer: how large is a step?"""
+    config, sets = setup.config, setup.sets
+    rolls_out = uses_rollouts(config.objective)
+    completions = config.rollout.completions_per_prompt if rolls_out else 0
+    demonstrated = sum(bool(example.demonstrations) for example in sets.train)
+    updates = config.training.updates_per_rollout
+    most_tokens = sequences_per_update(setup) * updates * setup.longest_sequence
+    capacity = config.training.rows_per_microbatch * config.training.row_length
+    rows = [
+        ["parameters", f"{num_params:,}"],
+        ["objective", config.objective.preset],
+        ["training prompts", f"{len(sets.train):,}, {demonstrated:,} with a demonstration"],
+        ["prompts per step", f"{config.data.prompts_per_step}"],
+        ["completions per prompt", f"{completions}"],
+        ["completions per step", f"{completions * config.data.prompts_per_step}"],
+        [
+            "demonstrations per prompt",
+            f"{int(uses_demonstrations(config.objective))} where there is one",
+        ],
+        ["optimizer steps per rollout", f"{updates}"],
+        ["tokens per step, at most", f"{most_tokens:,}"],
+        ["microbatches per update, at most", f"{num_microbatches(setup)} of {capacity:,} tokens"],
+        ["steps", f"{config.training.num_steps:,}"],
+        ["devices", " x ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())],
+    ]
+    return table(["batch arithmetic", ""], rows)
+
+
+def before_after(run_dir: str) -> str:
+    """pass@1 of each set at the first and the last evaluation of the run."""
+    evaluations = [
+        line for line in read_metrics(run_dir) if any(k.startswith("eval/") for k in line)
+    ]
+    if not evaluations:
+        return "no evaluation"
+    first, last = evaluations[0], evaluations[-1]
+    rows = []
+    for name in sorted(key for key in last if key.endswith("/pass@1")):
+        change = 100 * (last[name] - first[name])
+        rows.append(
+            [name.split("/")[1], f"{first[name]:.1%}", f"{last[name]:.1%}", f"{change:+.1f} points"]
+        )
+    return table(["pass@1", f"step {first['step']}", f"step {last['step']}", "change"], rows)

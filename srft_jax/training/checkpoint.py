@@ -1,0 +1,53 @@
+"""Checkpoints by Orbax: the train state and the data iterator's position, saved while training goes on."""
+
+from types import TracebackType
+from typing import Any, Self
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from srft_jax.batch import TrainState
+from srft_jax.config import UsageError
+
+
+class Checkpoints:
+    """The checkpoints of one run directory, by step. Leaving the context waits for the last save."""
+
+    def __init__(self, run_dir: str, keep: int) -> None:
+        path = epath.Path(run_dir).resolve() / "checkpoints"
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is a file, so it cannot hold checkpoints")
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        found = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+        self._manager = ocp.CheckpointManager(path, options=options)
+        if found and self._manager.latest_step() is None:
+            raise UsageError(
+                f"{path} holds no checkpoint, but {len(found)} other things ({found[0]}, ...)"
+            )
+
+    def newest(self) -> int | None:
+        """The latest step saved, None in a fresh run directory."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, data_state: dict[str, Any]) -> None:
+        """Copies the state off the devices and writes it in the background."""
+        items = dict(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state))
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """State and data position of a step; `like` has its shapes and shardings."""
+        items = dict(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return restored["state"], restored["data"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,53 @@
+"""The train state: made under jit, straight onto its shards."""
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from srft_jax.batch import TrainState
+from srft_jax.config import ModelConfig
+from srft_jax.mesh import sharding
+from srft_jax.models import families
+from srft_jax.models.decoder import Params
+
+
+def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Step 0."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer_states={"policy": optimizer.init(params)},
+        entropy_self=jnp.zeros((), jnp.float32),
+        entropy_demonstration=jnp.zeros((), jnp.float32),
+    )
+
+
+def param_shardings(mesh: Mesh, config: ModelConfig) -> Params:
+    """Of each parameter, by the family's logical axes; layers are never split."""
+    flat = {}
+    for row in families.parameters(config):
+        shape: tuple[int, ...] = families.shape(row, config)
+        axes: tuple[str | None, ...] = row.axes
+        if row.stacked:
+            shape, axes = (config.num_layers, *shape), (None, *axes)
+        flat[row.path] = sharding(mesh, axes, shape)
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def state_shardings(
+    mesh: Mesh, config: ModelConfig, optimizer: optax.GradientTransformation, params: Params
+) -> TrainState:
+    """Of each leaf: moments lie where their parameter lies, all else is on every device."""
+    of_params = param_shardings(mesh, config)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.eval_shape(lambda p: new_state(p, optimizer), params)
+    of_moments = optax.tree.map_params(
+        optimizer,
+        lambda _, where: where,
+        shapes.optimizer_states["policy"],
+        of_params,
+        transform_non_params=lambda _: everywhere,
+    )
+    return TrainState(everywhere, of_params, {"policy": of_moments}, everywhere, everywhere)

@@ -1,0 +1,93 @@
+import io
+
+import pytest
+
+from srft_jax.report.terminal import Progress, table
+
+VALUES = {
+    "rollout/reward": 0.5,
+    "rollout/accuracy": 0.25,
+    "policy/entropy_self": 1.25,
+    "weights/rl": 0.1,
+    "perf/tokens_per_second": 12345.6,
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def screen(self):
+        """Lines as a terminal shows them: \\r goes to the first column, ESC[K erases from there."""
+        lines = self.getvalue().split("\n")
+        return [line.split("\r\x1b[K")[-1] for line in lines]
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def clock(*times):
+    return iter(times).__next__
+
+
+def test_plain_log_lines():
+    stream = io.StringIO()
+    with Progress(100, stream, clock=clock(50.0, 60.0)) as progress:
+        progress.update(1, VALUES)
+        progress.message("saved")
+        progress.update(11, {})
+    assert stream.getvalue() == (
+        "step   1/100  reward 0.500  accuracy 25.0%  entropy self 1.250  weight rl 0.100"
+        "  12,346 tokens/s\nsaved\nstep  11/100  ETA 0:01:29\n"
+    )
+
+
+def test_every_thins_the_log_but_keeps_the_last_step():
+    stream = io.StringIO()
+    progress = Progress(7, stream, every=3)
+    for step in range(1, 8):
+        progress.update(step, {})
+    assert [line.split("/")[0] for line in stream.getvalue().splitlines()] == [
+        "step 3",
+        "step 6",
+        "step 7",
+    ]
+
+
+def test_a_terminal_shows_one_line_rewritten_below_messages():
+    stream = Terminal()
+    progress = Progress(3, stream)
+    progress.message("start")
+    progress.update(1, VALUES)
+    progress.message("short")
+    progress.update(2, {})
+    assert len(stream.screen()) == 3
+    assert stream.screen()[:2] == ["start", "short"]
+    assert stream.screen()[2].startswith("step 2/3")
+    progress.close()
+    progress.close()
+    assert stream.getvalue().count("\n") == 3
+
+
+def test_a_line_never_wraps(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = Terminal()
+    Progress(3, stream).update(1, VALUES)
+    assert stream.screen() == ["step 1/3  reward 0."]
+
+
+def test_table_aligns_numbers_right():
+    drawn = table(["set", "pass@1", "note"], [["held_out", "8.2%", "-"], ["ood", 12.5, "longer"]])
+    assert drawn.splitlines() == [
+        "set       pass@1  note",
+        "--------  ------  ------",
+        "held_out    8.2%  -",
+        "ood         12.5  longer",
+    ]
+
+
+def test_table_rejects_ragged_rows():
+    with pytest.raises(ValueError):
+        table(["a", "b"], [[1, 2], [3]])
