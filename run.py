@@ -1,4 +1,5 @@
-"""python run.py [train|evaluate|generate|export|report] --config configs/NAME.yaml [--section.key VALUE ...]"""
+"""python run.py [train|evaluate|generate|export|report] --config configs/NAME.yaml [--section.key
+VALUE ...]"""
 
 import sys
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """The pytrees that rooms hand to each other.
 
-Dimension key: B rows, P prompts, G completions per prompt, T query length, S key length, L layers, D model,
+Dimension key: B rows, P prompts, G completions per prompt, T query length, S key length, L layers,
+D model,
 F mlp, N query heads, K kv heads, H head dim, V vocabulary, M microbatches.
 """
 
@@ -23,9 +24,11 @@ class Role(enum.IntEnum):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Packed tokens, the same leading shape on every field: [M, B, T] in a batch, [B, T] in a microbatch.
+    """Packed tokens, the same leading shape on every field: [M, B, T] in a batch, [B, T] in a
+    microbatch.
 
-    A row holds several sequences one after the other. For the prompt `1+1=` and the completion `2$`, then padding:
+    A row holds several sequences one after the other. For the prompt `1+1=` and the completion
+    `2$`, then padding:
 
         tokens        1 + 1 = 2 $ .      targets      + 1 = 2 $ . .      (what the next token is)
         segment_ids   1 1 1 1 1 1 0      loss_mask    0 0 0 1 1 0 0      (is the *target* trained)
@@ -49,7 +52,8 @@ class Rows:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Normalisers:
-    """Denominators counted from the masks of the whole step, over microbatches and devices. 0 means: no such tokens."""
+    """Denominators counted from the masks of the whole step, over microbatches and devices. 0
+    means: no such tokens."""
 
     demonstration: Float[Array, ""]  # of the demonstration NLL
     policy: Float[
@@ -62,7 +66,8 @@ class Normalisers:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One optimizer step. Static in shape; only the first `num_microbatches` microbatches are computed."""
+    """One optimizer step. Static in shape; only the first `num_microbatches` microbatches are
+    computed."""
 
     rows: Rows  # [M, B, T]
     normalisers: Normalisers

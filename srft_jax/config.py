@@ -6,7 +6,7 @@ mistake of the user is a `UsageError`: one sentence that names the key.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import jsonargparse
 import yaml
@@ -15,7 +15,8 @@ Verb = Literal["train", "evaluate", "generate", "export", "report"]
 
 
 class UsageError(ValueError):
-    """The user asked for something that cannot be run; its text is all that is shown. Exit code 2."""
+    """The user asked for something that cannot be run; its text is all that is shown. Exit code
+    2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +197,8 @@ class ObjectiveConfig:
         demo_ratio_gamma: Shaping in rho = p / (p + gamma); 0 gives rho = p.
         self_form: How completions enter: not at all, by clipped policy gradient, or by likelihood
             (up if correct, down if not).
-        self_positive: Weight of completions with A > 0 (policy_gradient), correct ones (likelihood).
+        self_positive: Weight of completions with A > 0 (policy_gradient), correct ones
+            (likelihood).
         self_positive_entropy: Sign s in self_positive * exp(s * H); 0 leaves the entropy out.
         self_negative: Weight of all other completions.
         entropy_scope: H of the token, its sequence's mean, or the previous step's mean of its role.
@@ -377,7 +379,7 @@ def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
     except jsonargparse.ArgumentError as error:
         raise UsageError(" ".join(str(error).split())) from None
     fields = {field.name: values[field.name] for field in dataclasses.fields(RunConfig)}
-    return verb, RunConfig(**fields)
+    return cast(Verb, verb), RunConfig(**fields)
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -30,16 +30,19 @@ def make_mesh(config: MeshConfig) -> Mesh:
     data = num_devices // rest if config.data == -1 else config.data
     if data * rest != num_devices:
         raise UsageError(
-            f"mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not fit {num_devices} devices"
+            f"mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} "
+            f"does not fit {num_devices} devices"
         )
     shape = (data, config.fsdp, config.tensor)
     return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
 def sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
-    """Where an array with these logical axes lives. An axis that its mesh axes do not divide is replicated.
+    """Where an array with these logical axes lives. An axis that its mesh axes do not divide is
+    replicated.
 
-    In: ("layers", "model", "mlp"), (28, 3584, 18944) on fsdp=4, tensor=2.  Out: PartitionSpec(None, "fsdp", "tensor").
+    In: ("layers", "model", "mlp"), (28, 3584, 18944) on fsdp=4, tensor=2.  Out: PartitionSpec(None,
+        "fsdp", "tensor").
     """
     spec = []
     for axis, size in zip(logical_axes, shape, strict=True):

@@ -22,7 +22,11 @@ SAMPLES_PER_SET = 16
 class Decoder(Protocol):
     """What is used of a tokenizer."""
 
-    eos_id: int
+    @property
+    def eos_id(self) -> int: ...
+
+    @property
+    def think_prefix(self) -> str: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -67,8 +71,9 @@ def verify_completions(
     completions: Sequence[Completion],
     tokenizer: Decoder,
 ) -> list[Scored]:
-    """Verdicts on completions, EOS and other special tokens left out of the text."""
-    return verify(pool, examples, [tokenizer.decode(c.tokens.tolist()) for c in completions])
+    """Verdicts on completions: text without special tokens, with what the template began of it."""
+    texts = [tokenizer.think_prefix + tokenizer.decode(one.tokens.tolist()) for one in completions]
+    return verify(pool, examples, texts)
 
 
 def evaluate(

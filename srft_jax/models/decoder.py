@@ -1,7 +1,10 @@
-"""The decoder: a Flax Linen block, used purely. The rest of the house sees `init_params`, `forward`, `output_head`.
+"""The decoder: a Flax Linen block, used purely. The rest of the house sees `init_params`,
+`forward`, `output_head`.
 
-Parameters are a nested dict with layers stacked on axis 0. Training scans the block over the layers, so compile time
-does not grow with depth; with a KV cache the layers are unrolled, so that each layer's cache is a buffer of its own
+Parameters are a nested dict with layers stacked on axis 0. Training scans the block over the
+layers, so compile time
+does not grow with depth; with a KV cache the layers are unrolled, so that each layer's cache is a
+buffer of its own
 that XLA updates in place (a scan would copy the whole cache once a token).
 """
 
@@ -39,7 +42,8 @@ class Runtime:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ForwardOutput:
-    """hidden: after the final norm, ready for the head; cache: with the new tokens; aux: extra loss terms by name."""
+    """hidden: after the final norm, ready for the head; cache: with the new tokens; aux: extra loss
+    terms by name."""
 
     hidden: Float[Array, "B T D"]
     cache: KVCache | None
@@ -55,7 +59,8 @@ def _initializer(parameter: families.Parameter, config: ModelConfig) -> nn.initi
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), on flat tokens [B*T, D].
 
-    Flat, because XLA contracts the two dimensions of [B, T, D] slowly in weight gradients (1.9x on CPU).
+    Flat, because XLA contracts the two dimensions of [B, T, D] slowly in weight gradients (1.9x on
+    CPU).
     """
 
     config: ModelConfig
@@ -83,20 +88,27 @@ class Block(nn.Module):
         x: Float[Array, "BT D"],
         positions: Int[Array, "B T"],
         mask: Bool[Array, "B T S"],
-        cached: tuple[Array, Array] | None,
-        length: Int[Array, ""] | None,
+        cached: tuple[Array, Array, Int[Array, ""]] | None,
     ) -> tuple[Float[Array, "BT D"], tuple[Array, Array]]:
-        """Returns x after the block, and the keys and values that were attended to."""
+        """Returns x after the block, and the keys and values that were attended to.
+
+        Args:
+            x: Residual stream.
+            positions: Of the new tokens.
+            mask: Which keys a query sees.
+            cached: Keys, values [B, K, S, H] and the slot of the first new token; None without.
+        """
         config, dtype = self.config, x.dtype
         with jax.named_scope("attention"):
             normed = rms_norm(x, self.attention_norm, config.norm_epsilon)
             key, value = self.keys_values(normed, positions)
             if cached is not None:
+                cached_key, cached_value, length = cached
                 key = jax.lax.dynamic_update_slice_in_dim(
-                    cached[0], key.astype(cached[0].dtype), length, axis=2
+                    cached_key, key.astype(cached_key.dtype), length, axis=2
                 )
                 value = jax.lax.dynamic_update_slice_in_dim(
-                    cached[1], value.astype(cached[1].dtype), length, axis=2
+                    cached_value, value.astype(cached_value.dtype), length, axis=2
                 )
             query = normed @ self.query.astype(dtype) + self.query_bias.astype(dtype)
             query = rope(
@@ -111,7 +123,8 @@ class Block(nn.Module):
 
 
 def init_params(model_config: ModelConfig, key: Array) -> Params:
-    """Random float32 parameters: a nested dict shaped by the family's table, layers stacked on axis 0."""
+    """Random float32 parameters: a nested dict shaped by the family's table, layers stacked on axis
+    0."""
     flat = {}
     for number, row in enumerate(families.parameters(model_config)):
         shape = families.shape(row, model_config)
@@ -151,7 +164,8 @@ def forward(
 ) -> ForwardOutput:
     """Hidden states after the final norm.
 
-    Without a cache a token attends to the earlier tokens of its segment in its row. With one, the tokens are written
+    Without a cache a token attends to the earlier tokens of its segment in its row. With one, the
+    tokens are written
     to slots [length, length + T) and attend to all slots of their segment up to their own.
 
     Args:
@@ -178,7 +192,7 @@ def _forward_scanned(
     block = Block(config)
 
     def layer(x: Array, weights: Params) -> tuple[Array, None]:
-        return block.apply({"params": weights}, x, positions, mask, None, None)[0], None
+        return block.apply({"params": weights}, x, positions, mask, None)[0], None
 
     x, _ = jax.lax.scan(jax.checkpoint(layer) if runtime.remat else layer, x, params["layers"])
     return x
@@ -197,13 +211,13 @@ def _forward_cached(
     slot_of_query = cache.length + jnp.arange(num_new)
     causal = jnp.arange(cache.capacity) <= slot_of_query[:, None]
     mask = causal & (segment_ids[:, :, None] == seen[:, None, :])
-    keys, values = [], []
+    keys: list[Array] = []
+    values: list[Array] = []
     for number in range(config.num_layers):
         weights = jax.tree.map(lambda stacked: stacked[number], params["layers"])  # noqa: B023
-        cached = (cache.keys[number], cache.values[number])
-        x, (key, value) = Block(config).apply(
-            {"params": weights}, x, positions, mask, cached, cache.length
-        )
+        cached = (cache.keys[number], cache.values[number], cache.length)
+        out: Any = Block(config).apply({"params": weights}, x, positions, mask, cached)
+        x, (key, value) = out
         keys.append(key)
         values.append(value)
     return x, KVCache(tuple(keys), tuple(values), seen, cache.length + num_new)

@@ -1,4 +1,5 @@
-"""One table per family: parameter -> logical axes (hence shape and sharding), Hugging Face name, transpose, initialiser.
+"""One table per family: parameter -> logical axes (hence shape and sharding), Hugging Face name,
+transpose, initialiser.
 
 The Linen modules, sharding, import and export all read these rows; a new family is a new table.
 """
@@ -11,7 +12,8 @@ from srft_jax.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One row. Logical axes give the shape: ("model", "mlp") is [D, F]; a parameter under `layers/` gains [L, ...]."""
+    """One row. Logical axes give the shape: ("model", "mlp") is [D, F]; a parameter under `layers/`
+    gains [L, ...]."""
 
     path: str  # in the nested dict, "/" between keys
     axes: tuple[str, ...]

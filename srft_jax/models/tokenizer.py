@@ -68,7 +68,8 @@ class Tokenizer:
             template "... <|assistant|><think>"   In: "<think>hm</think>1".  Out: hm </think> 1 EOS
         """
         if self.think_prefix:
-            text = text.removeprefix(self.think_prefix).removeprefix(THINK_TAGS[0])
+            whole = text.startswith(self.think_prefix)
+            text = text.removeprefix(self.think_prefix if whole else THINK_TAGS[0])
         ids = self._backend.encode(text, add_special_tokens=False, split_special_tokens=True)
         return [*ids, self.eos_id]
 

@@ -1,9 +1,12 @@
-"""The general form of the loss, token by token: elementwise in the token's log-prob and entropy and in data.
+"""The general form of the loss, token by token: elementwise in the token's log-prob and entropy and
+in data.
 
     L = sum over demonstration tokens  a (-logp) / Z_demo  +  demo_policy (-rho A) / Z_policy
-      + sum over completion tokens     w S / Z_policy      -  sum over trained tokens  d H / Z_policy
+      + sum over completion tokens     w S / Z_policy      -  sum over trained tokens  d H /
+      Z_policy
 
-with a = demo_nll exp(+-H), w = self_positive exp(+-H) for good completions and self_negative for the others, and
+with a = demo_nll exp(+-H), w = self_positive exp(+-H) for good completions and self_negative for
+the others, and
 S = -min(r A, clip(r) A) or -logp (up) / +logp (down). Weights take no gradient.
 """
 
@@ -14,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from srft_jax.batch import Normalisers, Role, Rows
-from srft_jax.config import ObjectiveConfig
+from srft_jax.objectives.methods import Objective
 from srft_jax.ops.head import TokenStats
 
 
@@ -26,8 +29,9 @@ class LossContext:
     normalisers: Normalisers
     entropy_self: Float[Array, ""]  # the previous step's token means, for entropy_scope = batch
     entropy_demonstration: Float[Array, ""]
-    objective: ObjectiveConfig = dataclasses.field(metadata=dict(static=True))
-    # Old log-probs are the step's own: one update per rollout, so the ratio is 1 and only its gradient counts.
+    objective: Objective = dataclasses.field(metadata=dict(static=True))
+    # Old log-probs are the step's own: one update per rollout, so the ratio is 1 and only its
+    # gradient counts.
     on_policy: bool = dataclasses.field(metadata=dict(static=True))
 
 
@@ -37,7 +41,8 @@ def _per_count(values: Array, count: Array) -> Array:
 
 
 def scoped_entropy(stats: TokenStats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
-    """H of each token in the objective's scope: its own, its sequence's mean over trained tokens, or the last step's."""
+    """H of each token in the objective's scope: its own, its sequence's mean over trained tokens,
+    or the last step's."""
     entropy = jax.lax.stop_gradient(stats.entropy)
     scope = context.objective.entropy_scope
     if scope == "token":
@@ -52,12 +57,12 @@ def scoped_entropy(stats: TokenStats, rows: Rows, context: LossContext) -> Float
     return _per_count(totals, counts)[rows.sequence_ids]
 
 
-def sft_weight(entropy: Array, objective: ObjectiveConfig) -> Array:
+def sft_weight(entropy: Array, objective: Objective) -> Array:
     """a = demo_nll * exp(s H)."""
     return objective.demo_nll * jnp.exp(objective.demo_nll_entropy * entropy)
 
 
-def rl_weight(entropy: Array, objective: ObjectiveConfig) -> Array:
+def rl_weight(entropy: Array, objective: Objective) -> Array:
     """w of good completions = self_positive * exp(s H)."""
     return objective.self_positive * jnp.exp(objective.self_positive_entropy * entropy)
 
@@ -68,7 +73,7 @@ def log_ratio(stats: TokenStats, rows: Rows, context: LossContext) -> Float[Arra
     return stats.logprob - old
 
 
-def clipped(ratio: Array, advantage: Array, objective: ObjectiveConfig) -> Array:
+def clipped(ratio: Array, advantage: Array, objective: Objective) -> Array:
     """min(r A, clip(r, 1 - low, 1 + high) A)."""
     bounded = jnp.clip(ratio, 1.0 - objective.clip_low, 1.0 + objective.clip_high)
     return jnp.minimum(ratio * advantage, bounded * advantage)
@@ -83,7 +88,7 @@ def _self_loss(stats: TokenStats, rows: Rows, context: LossContext, entropy: Arr
     return -weight * clipped(jnp.exp(log_ratio(stats, rows, context)), rows.advantage, objective)
 
 
-def _demonstration_ratio(stats: TokenStats, objective: ObjectiveConfig) -> Array:
+def _demonstration_ratio(stats: TokenStats, objective: Objective) -> Array:
     """rho = p / (p + gamma), or p for gamma = 0."""
     p = jnp.exp(stats.logprob)
     return p / (p + objective.demo_ratio_gamma) if objective.demo_ratio_gamma else p
@@ -92,7 +97,8 @@ def _demonstration_ratio(stats: TokenStats, objective: ObjectiveConfig) -> Array
 def loss_terms(
     stats: TokenStats, rows: Rows, context: LossContext
 ) -> dict[str, Float[Array, " N"]]:
-    """Per-token loss by term, weighted, normalised, zero where it does not apply; a term of weight 0 is absent."""
+    """Per-token loss by term, weighted, normalised, zero where it does not apply; a term of weight
+    0 is absent."""
     objective = context.objective
     entropy = scoped_entropy(stats, rows, context)
     is_self = rows.loss_mask & (rows.role == Role.SELF)

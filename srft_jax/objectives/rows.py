@@ -1,12 +1,16 @@
-"""Sequences to a batch: roles, masks, packing, normalisers. NumPy only; everything here is known before the forward pass."""
+"""Sequences to a batch: roles, masks, packing, normalisers. NumPy only; everything here is known
+before the forward pass."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from srft_jax.batch import Batch, Normalisers, Role, Rows
-from srft_jax.config import ObjectiveConfig, TrainingConfig
+from srft_jax.config import TrainingConfig
+from srft_jax.objectives.methods import Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +27,11 @@ class TrainingSequence:
     """
 
     prompt: Sequence[int]
-    completion: Sequence[int]
+    completion: Sequence[int] | np.ndarray
     role: Role
     advantage: float = 0.0
     correct: bool = False
-    old_logprobs: Sequence[float] | None = None
+    old_logprobs: Sequence[float] | np.ndarray | None = None
 
     @property
     def num_inputs(self) -> int:
@@ -36,9 +40,11 @@ class TrainingSequence:
 
 
 def max_microbatches(num_sequences: int, longest: int, training: TrainingConfig) -> int:
-    """Microbatches that hold `num_sequences` sequences of up to `longest` tokens, however they fall.
+    """Microbatches that hold `num_sequences` sequences of up to `longest` tokens, however they
+    fall.
 
-    In: 256 sequences of up to 60, rows of 128, 64 rows. Out: 2, since a row holds at least two sequences.
+    In: 256 sequences of up to 60, rows of 128, 64 rows. Out: 2, since a row holds at least two
+        sequences.
     """
     per_row = training.row_length // longest
     return -(-num_sequences // (per_row * training.rows_per_microbatch))
@@ -71,14 +77,15 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def _normaliser(aggregation: str, num_tokens: int, num_sequences: int, length_cap: int) -> float:
-    """Z: trained tokens; sequences, for a mean of per-sequence means; or the length cap alone, as LUFFY's code has it."""
+    """Z: trained tokens; sequences, for a mean of per-sequence means; or the length cap alone, as
+    LUFFY's code has it."""
     if num_tokens == 0:
         return 0.0
     return {"tokens": num_tokens, "sequences": num_sequences, "length_cap": length_cap}[aggregation]
 
 
 def normalisers(
-    sequences: Sequence[TrainingSequence], objective: ObjectiveConfig, length_cap: int
+    sequences: Sequence[TrainingSequence], objective: Objective, length_cap: int
 ) -> Normalisers:
     """Denominators of one optimizer step, over all of its sequences."""
     counts = {role: (0, 0) for role in Role}
@@ -91,21 +98,31 @@ def normalisers(
     if objective.self_form == "none" and not objective.demo_policy:
         policy = [demo]  # the entropy bonus of a purely supervised objective
     policy_tokens, policy_sequences = (sum(count[i] for count in policy) for i in range(2))
+    count: Callable[[Any], Any] = np.float32
     return Normalisers(
-        demonstration=np.float32(_normaliser(objective.demo_aggregation, *demo, length_cap)),
-        policy=np.float32(
+        demonstration=count(_normaliser(objective.demo_aggregation, *demo, length_cap)),
+        policy=count(
             _normaliser(objective.policy_aggregation, policy_tokens, policy_sequences, length_cap)
         ),
-        self_tokens=np.float32(own[0]),
-        demonstration_tokens=np.float32(demo[0]),
+        self_tokens=count(own[0]),
+        demonstration_tokens=count(demo[0]),
     )
 
 
 def _empty_rows(shape: tuple[int, ...]) -> Rows:
-    kinds = dict(loss_mask=bool, correct=bool, advantage=np.float32, old_logprobs=np.float32)
-    kinds["inverse_length"] = np.float32
+    zeros: Callable[[Any], Any] = functools.partial(np.zeros, shape)
     return Rows(
-        **{f.name: np.zeros(shape, kinds.get(f.name, np.int32)) for f in dataclasses.fields(Rows)}
+        tokens=zeros(np.int32),
+        targets=zeros(np.int32),
+        positions=zeros(np.int32),
+        segment_ids=zeros(np.int32),
+        sequence_ids=zeros(np.int32),
+        role=zeros(np.int32),
+        loss_mask=zeros(bool),
+        advantage=zeros(np.float32),
+        correct=zeros(bool),
+        old_logprobs=zeros(np.float32),
+        inverse_length=zeros(np.float32),
     )
 
 
@@ -131,7 +148,7 @@ def _place(
 
 def make_batch(
     sequences: Sequence[TrainingSequence],
-    objective: ObjectiveConfig,
+    objective: Objective,
     training: TrainingConfig,
     *,
     num_microbatches: int,
@@ -166,8 +183,5 @@ def make_batch(
             _place(rows, where, sequences[index], segment, sequences_in[microbatch])
             sequences_in[microbatch] += 1
             start = end
-    return Batch(
-        rows=rows,
-        normalisers=normalisers(sequences, objective, length_cap),
-        num_microbatches=np.int32(used),
-    )
+    num_used: Any = np.int32(used)
+    return Batch(rows, normalisers(sequences, objective, length_cap), num_used)

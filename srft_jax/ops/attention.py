@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Far below any real score, finite: a row that may see nothing (padding) gives a mean of values, never a NaN.
+# Far below any real score, finite: a row that may see nothing (padding) gives a mean of values,
+# never a NaN.
 _MASKED = -1e30
 
 
@@ -24,7 +25,8 @@ def attention(
     value: Float[Array, "B K S H"],
     mask: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
-    """softmax(q k^T / sqrt(H)) v; query head n reads kv head n // (N / K). Scores and softmax are float32."""
+    """softmax(q k^T / sqrt(H)) v; query head n reads kv head n // (N / K). Scores and softmax are
+    float32."""
     batch, length, num_heads, head_dim = query.shape
     num_kv_heads = key.shape[1]
     per_kv = num_heads // num_kv_heads

@@ -1,6 +1,7 @@
 """Log-probability and entropy of next tokens, from hidden states.
 
-The logits [N, V] are never stored: rows go through in chunks of [C, V] such that one chunk fits `LOGITS_BYTES`, forward
+The logits [N, V] are never stored: rows go through in chunks of [C, V] such that one chunk fits
+`LOGITS_BYTES`, forward
 and backward. With z = logits / temperature, per row:
 
     logprob = z[target] - logsumexp(z)            entropy = logsumexp(z) - sum_v p_v z_v
@@ -47,10 +48,12 @@ def token_stats(
     softcap: float | None = None,
     implementation: Implementation = "auto",
 ) -> TokenStats:
-    """Log-prob of `targets` and entropy of the next-token distribution, in nats; differentiable through both.
+    """Log-prob of `targets` and entropy of the next-token distribution, in nats; differentiable
+    through both.
 
     Args:
-        hidden: After the final norm. Multiplied with the head in its own dtype, accumulated in float32.
+        hidden: After the final norm. Multiplied with the head in its own dtype, accumulated in
+            float32.
         head: Output head.
         targets: Token ids.
         mask: Rows that count; the others give 0 and get no gradient.
@@ -78,7 +81,8 @@ def token_loss(
     *,
     temperature: float = 1.0,
 ) -> tuple[Float[Array, ""], TokenStats]:
-    """Sum of `objective(stats, rows)`, a loss per token from its log-prob and entropy, and the statistics.
+    """Sum of `objective(stats, rows)`, a loss per token from its log-prob and entropy, and the
+    statistics.
 
     Args:
         hidden: After the final norm.
@@ -181,7 +185,7 @@ def _stats_backward(
         chunk_gradient, jnp.zeros(head.shape, jnp.float32), (chunks, per_row)
     )
     d_hidden = d_hidden.reshape(-1, head.shape[0])[:num_rows].astype(rows.hidden.dtype)
-    no_gradient = np.zeros((num_rows,), jax.dtypes.float0)
+    no_gradient: Any = np.zeros((num_rows,), jax.dtypes.float0)
     d_rows = _Chunk(d_hidden, no_gradient, no_gradient, jnp.zeros_like(rows.temperature))
     return d_rows, d_head.astype(head.dtype)
 

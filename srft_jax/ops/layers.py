@@ -17,7 +17,8 @@ def rms_norm(
 def rope(
     x: Float[Array, "B T heads H"], positions: Int[Array, "B T"], theta: float
 ) -> Float[Array, "B T heads H"]:
-    """Rotates the pair (x[i], x[i + H/2]) by positions * theta^(-2i/H), the layout of Hugging Face's Llama and Qwen.
+    """Rotates the pair (x[i], x[i + H/2]) by positions * theta^(-2i/H), the layout of Hugging
+    Face's Llama and Qwen.
 
     Angles are float32: in bfloat16 position 257 would already equal 256.
     """

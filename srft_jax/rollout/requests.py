@@ -14,7 +14,8 @@ class SamplingConfig:
         temperature: Divides the logits; 0 is greedy.
         max_new_tokens: Longest completion, where the request does not say.
         slots: Most completions decoded side by side.
-        segment: Decode steps between two looks at what has finished; the cache grows by as many slots.
+        segment: Decode steps between two looks at what has finished; the cache grows by as many
+            slots.
         dtype: Of activations and cache.
     """
 
@@ -40,7 +41,8 @@ class Request:
         prompt: Token ids, at least one.
         group_size: Completions wanted.
         forced: Token ids that every completion starts with.
-        max_new_tokens: Longest completion, forced tokens included; None takes the sampling config's.
+        max_new_tokens: Longest completion, forced tokens included; None takes the sampling
+            config's.
         stop_ids: Token ids that end a completion; the token is kept.
         stop_strings: Texts that end a completion; needs a tokenizer.
     """

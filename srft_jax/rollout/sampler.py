@@ -1,7 +1,9 @@
 """Device side of the sampler: prefill, and a segment of decode steps.
 
-Rows are padded on the left, so every row writes its next key to the same cache slot. A prompt is prefilled once and
-its cache copied to the completions of its group. What a row draws depends on its own key and step alone: neither on
+Rows are padded on the left, so every row writes its next key to the same cache slot. A prompt is
+prefilled once and
+its cache copied to the completions of its group. What a row draws depends on its own key and step
+alone: neither on
 its slot nor on its neighbours.
 """
 
@@ -21,7 +23,8 @@ from srft_jax.rollout.sampling import draw
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Wave:
-    """What is fixed for the rows of one wave: B rows, F forced tokens at most, E stop ids at most."""
+    """What is fixed for the rows of one wave: B rows, F forced tokens at most, E stop ids at
+    most."""
 
     keys: Array  # [B] one PRNG key a row
     forced: Int[Array, "B F"]  # -1 where nothing is forced
@@ -145,7 +148,8 @@ def _step(
     runtime: Runtime,
     temperature: float,
 ) -> DecodeState:
-    """Draws the next token of every row, records it in rows that are not done, and runs the decoder on it."""
+    """Draws the next token of every row, records it in rows that are not done, and runs the decoder
+    on it."""
     uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, state.step)))(
         wave.keys
     )
@@ -167,6 +171,8 @@ def _step(
         cache=state.cache,
         runtime=runtime,
     )
+
+    assert out.cache is not None
 
     def record(buffer: Array, column: Array) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(buffer, column[:, None], state.step, axis=1)

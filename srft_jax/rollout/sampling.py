@@ -32,7 +32,8 @@ def draw(
         head: Output head.
         uniform: In [0, 1).
         forced: The token to take in place of a drawn one; -1 where none.
-        temperature: Divides the logits; 0 takes the likeliest token and reports the statistics at temperature 1.
+        temperature: Divides the logits; 0 takes the likeliest token and reports the statistics at
+            temperature 1.
     """
     logits = jnp.dot(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
     logp = jax.nn.log_softmax(logits / (temperature or 1.0), axis=-1)

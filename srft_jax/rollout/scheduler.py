@@ -1,7 +1,9 @@
 """Host side of the sampler: requests in, completions out.
 
-Requests are cut into waves of at most `slots` completions. A wave decodes in segments; after each, finished
-completions leave. Shapes are rounded up (prompt width to 16, prompts and rows to 8), so a run sees few of them.
+Requests are cut into waves of at most `slots` completions. A wave decodes in segments; after each,
+finished
+completions leave. Shapes are rounded up (prompt width to 16, prompts and rows to 8), so a run sees
+few of them.
 """
 
 import dataclasses
@@ -36,7 +38,8 @@ def sample(
     *,
     tokenizer: Decoder | None = None,
 ) -> list[list[Completion]]:
-    """Completions of each request, in the order of requests and of group members. See `sample_stream`."""
+    """Completions of each request, in the order of requests and of group members. See
+    `sample_stream`."""
     groups: list[list[Completion | None]] = [[None] * request.group_size for request in requests]
     for completion in sample_stream(
         params, model_config, requests, key, sampling_config, tokenizer=tokenizer
@@ -59,13 +62,15 @@ def sample_stream(
     Args:
         params: Of the policy.
         model_config: Architecture.
-        requests: Prompts; request r's member g draws from fold_in(fold_in(key, r), g) whatever else is asked for.
+        requests: Prompts; request r's member g draws from fold_in(fold_in(key, r), g) whatever else
+            is asked for.
         key: PRNG key.
         sampling_config: Temperature, lengths, shapes.
         tokenizer: Needed where a request has stop strings.
 
     Raises:
-        ValueError: an empty prompt, a limit below the forced tokens, or stop strings without a tokenizer.
+        ValueError: an empty prompt, a limit below the forced tokens, or stop strings without a
+            tokenizer.
     """
     _check(requests, sampling_config, tokenizer)
     members = [
@@ -228,7 +233,8 @@ def _retire(
 def _stop_string_cuts(
     requests: Sequence[Request], waiting: dict[int, Member], state: DecodeState, tokenizer: Decoder
 ) -> dict[int, int]:
-    """Row -> how many tokens it keeps, for rows whose sampled text contains a stop string of theirs."""
+    """Row -> how many tokens it keeps, for rows whose sampled text contains a stop string of
+    theirs."""
     rows = [row for row, (index, _) in waiting.items() if requests[index].stop_strings]
     if not rows:
         return {}

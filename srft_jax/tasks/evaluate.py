@@ -1,4 +1,5 @@
-"""Verb `evaluate`: greedy pass@1 of the newest checkpoint on the held-out and out-of-distribution sets."""
+"""Verb `evaluate`: greedy pass@1 of the newest checkpoint on the held-out and out-of-distribution
+sets."""
 
 import json
 
@@ -28,7 +29,12 @@ def evaluate(config: RunConfig) -> int:
             threshold=config.rewards.correct_threshold,
         )
     rows = [
-        [name, len(examples), f"{values[f'eval/{name}/pass@1']:.1%}", f"{values[f'eval/{name}/length']:.1f}"]
+        [
+            name,
+            len(examples),
+            f"{values[f'eval/{name}/pass@1']:.1%}",
+            f"{values[f'eval/{name}/length']:.1f}",
+        ]
         for name, (examples, _) in setup.evaluation_sets.items()
         if examples
     ]

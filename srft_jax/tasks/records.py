@@ -37,7 +37,8 @@ class Recorder:
         host: dict[str, float],
         samples: list[dict[str, Any]],
     ) -> None:
-        """Takes a step's metrics: one dict on the device for each optimizer step, one of the host's."""
+        """Takes a step's metrics: one dict on the device for each optimizer step, one of the
+        host's."""
         self.flush()
         self._pending = (step, updates, host, samples)
 
@@ -67,8 +68,8 @@ class Recorder:
         if len(self._rewards) == CONSTANT_REWARD_STEPS and len(set(self._rewards)) == 1:
             self._progress.message(
                 f"WARNING: every mean reward since step {step - CONSTANT_REWARD_STEPS + 1} is "
-                f"{self._rewards[0]}: no group has anything to learn from. Do the chat template and "
-                "the prompts ask for the form that the verifier demands?"
+                f"{self._rewards[0]}: no group has anything to learn from. Do the chat template "
+                "and the prompts ask for the form that the verifier demands?"
             )
             self._rewards.clear()
 

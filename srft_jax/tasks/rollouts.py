@@ -1,4 +1,5 @@
-"""One step's experience: prompts in, verified groups out, as sequences the objective can train on."""
+"""One step's experience: prompts in, verified groups out, as sequences the objective can train
+on."""
 
 import dataclasses
 from collections import Counter
@@ -13,7 +14,6 @@ from srft_jax.data.pipeline import NO_DEMONSTRATION, PromptBatch
 from srft_jax.evaluation.scores import Scored, verify, verify_completions
 from srft_jax.models.decoder import Params
 from srft_jax.objectives.advantages import group_advantages
-from srft_jax.objectives.methods import uses_demonstrations, uses_rollouts
 from srft_jax.objectives.rows import TrainingSequence
 from srft_jax.rewards import RewardPool
 from srft_jax.rollout.requests import Completion, Request, SamplingConfig
@@ -71,9 +71,9 @@ def collect(
         pool: Verifiers.
         demonstration_rewards: As made by `verify_demonstrations`.
     """
-    objective, rollout = setup.config.objective, setup.config.rollout
+    objective, rollout = setup.objective, setup.config.rollout
     completions: list[list[Completion]] = [[] for _ in prompts.example]
-    if uses_rollouts(objective):
+    if objective.uses_rollouts:
         sampling = SamplingConfig(
             temperature=rollout.temperature,
             max_new_tokens=rollout.max_new_tokens,
@@ -99,7 +99,7 @@ def collect(
 
     groups = []
     for i, number, group in zip(prompts.example, prompts.demonstration, completions, strict=True):
-        given = number != NO_DEMONSTRATION and uses_demonstrations(objective)
+        given = number != NO_DEMONSTRATION and objective.uses_demonstrations
         groups.append(
             Group(
                 example=int(i),
@@ -114,7 +114,7 @@ def collect(
 
 def training_sequences(setup: Setup, group: Group) -> list[TrainingSequence]:
     """The augmented group as sequences, advantages and correctness filled in."""
-    objective, threshold = setup.config.objective, setup.config.rewards.correct_threshold
+    objective, threshold = setup.objective, setup.config.rewards.correct_threshold
     prompt = setup.encoded.train[group.example].prompt
     rewards = [scored.reward for scored in group.scored]
     has_demonstration = group.demonstration is not None
@@ -122,7 +122,7 @@ def training_sequences(setup: Setup, group: Group) -> list[TrainingSequence]:
         rewards,
         [group.demonstration_reward] if has_demonstration else [],
         augmented=objective.advantage_group == "augmented",
-        divide_by_std=bool(objective.advantage_std),
+        divide_by_std=objective.advantage_std,
     )
     sequences = [
         TrainingSequence(

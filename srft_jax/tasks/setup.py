@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from srft_jax.config import ModelConfig, RunConfig, UsageError
+from srft_jax.config import ModelConfig, ObjectiveConfig, RunConfig, UsageError
 from srft_jax.data.encoding import EncodedExample, EncodedSets, encode_sets
 from srft_jax.data.examples import Example, ExampleSets
 from srft_jax.data.sources import load_sets
@@ -19,7 +19,7 @@ from srft_jax.models.checkpoint_hf import load_hf
 from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import Params, Runtime, init_params
 from srft_jax.models.tokenizer import Tokenizer, load_tokenizer
-from srft_jax.objectives.methods import expand, uses_demonstrations, uses_rollouts
+from srft_jax.objectives.methods import Objective, expand
 from srft_jax.training.state import param_shardings
 
 
@@ -28,7 +28,8 @@ class Setup:
     """Everything about a run but its state.
 
     Attributes:
-        config: With the objective's preset expanded.
+        config: As asked for, the objective's preset expanded.
+        objective: Coefficients of the loss.
         tokenizer: Of the model.
         sets: Problems as text.
         encoded: The same problems as ids.
@@ -37,6 +38,7 @@ class Setup:
     """
 
     config: RunConfig
+    objective: Objective
     tokenizer: Tokenizer
     sets: ExampleSets
     encoded: EncodedSets
@@ -66,12 +68,14 @@ def prepare(config: RunConfig) -> Setup:
     Raises:
         UsageError: naming the key or the row that cannot be run.
     """
-    config = dataclasses.replace(config, objective=expand(config.objective))
+    objective = expand(config.objective)
+    expanded = ObjectiveConfig(config.objective.preset, **dataclasses.asdict(objective))
+    config = dataclasses.replace(config, objective=expanded)
     _check_numbers(config)
     _check_shapes(config)
     tokenizer = load_tokenizer(_tokenizer_path(config))
     sets = load_sets(config.data)
-    if not uses_rollouts(config.objective):  # nothing is learned from a prompt alone
+    if not objective.uses_rollouts:  # nothing is learned from a prompt alone
         demonstrated = tuple(example for example in sets.train if example.demonstrations)
         sets = dataclasses.replace(sets, train=demonstrated)
     encoded = encode_sets(
@@ -80,7 +84,8 @@ def prepare(config: RunConfig) -> Setup:
         max_prompt_tokens=config.data.max_prompt_tokens,
         max_new_tokens=config.rollout.max_new_tokens,
     )
-    setup = Setup(config, tokenizer, sets, encoded, _architecture(config), make_mesh(config.mesh))
+    architecture = _architecture(config)
+    setup = Setup(config, objective, tokenizer, sets, encoded, architecture, make_mesh(config.mesh))
     _check_together(setup)
     return setup
 
@@ -175,9 +180,9 @@ def _check_shapes(config: RunConfig) -> None:
     longest = config.data.max_prompt_tokens + rollout.max_new_tokens - 1
     if longest > training.row_length:
         raise UsageError(
-            f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and rollout.max_new_tokens = "
-            f"{rollout.max_new_tokens} make sequences of up to {longest} tokens, which do not fit "
-            f"training.row_length = {training.row_length}"
+            f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and "
+            f"rollout.max_new_tokens = {rollout.max_new_tokens} make sequences of "
+            f"up to {longest} tokens, which do not fit training.row_length = {training.row_length}"
         )
 
 
@@ -194,10 +199,11 @@ def _check_together(setup: Setup) -> None:
     )
     if longest > model.max_positions:
         raise UsageError(
-            f"prompt and completion of up to {longest} tokens exceed the model's {model.max_positions}"
+            f"prompt and completion of up to {longest} tokens exceed "
+            f"the model's {model.max_positions}"
         )
     demonstrated = sum(bool(example.demonstrations) for example in setup.sets.train)
-    if uses_demonstrations(config.objective) and not demonstrated:
+    if setup.objective.uses_demonstrations and not demonstrated:
         raise UsageError(
             f"objective.preset = {config.objective.preset} trains on demonstrations, "
             "but no training prompt has one"

@@ -1,6 +1,5 @@
 """What a run says in plain text: its batch arithmetic at the start, before and after at the end."""
 
-from srft_jax.objectives.methods import uses_demonstrations, uses_rollouts
 from srft_jax.objectives.rows import max_microbatches
 from srft_jax.report.terminal import table
 from srft_jax.report.writers import read_metrics
@@ -8,11 +7,12 @@ from srft_jax.tasks.setup import Setup
 
 
 def sequences_per_update(setup: Setup) -> int:
-    """Most sequences of one optimizer step: every prompt with its completions and a demonstration."""
-    objective, config = setup.config.objective, setup.config
+    """Most sequences of one optimizer step: every prompt with its completions and a
+    demonstration."""
+    objective, config = setup.objective, setup.config
     prompts = config.data.prompts_per_step // config.training.updates_per_rollout
-    completions = config.rollout.completions_per_prompt if uses_rollouts(objective) else 0
-    return prompts * (completions + uses_demonstrations(objective))
+    completions = config.rollout.completions_per_prompt if objective.uses_rollouts else 0
+    return prompts * (completions + objective.uses_demonstrations)
 
 
 def num_microbatches(setup: Setup) -> int:
@@ -24,8 +24,7 @@ def num_microbatches(setup: Setup) -> int:
 def batch_arithmetic(setup: Setup, num_params: int) -> str:
     """The question asked most often of any trainer: how large is a step?"""
     config, sets = setup.config, setup.sets
-    rolls_out = uses_rollouts(config.objective)
-    completions = config.rollout.completions_per_prompt if rolls_out else 0
+    completions = config.rollout.completions_per_prompt if setup.objective.uses_rollouts else 0
     demonstrated = sum(bool(example.demonstrations) for example in sets.train)
     updates = config.training.updates_per_rollout
     most_tokens = sequences_per_update(setup) * updates * setup.longest_sequence
@@ -39,7 +38,7 @@ def batch_arithmetic(setup: Setup, num_params: int) -> str:
         ["completions per step", f"{completions * config.data.prompts_per_step}"],
         [
             "demonstrations per prompt",
-            f"{int(uses_demonstrations(config.objective))} where there is one",
+            f"{int(setup.objective.uses_demonstrations)} where there is one",
         ],
         ["optimizer steps per rollout", f"{updates}"],
         ["tokens per step, at most", f"{most_tokens:,}"],

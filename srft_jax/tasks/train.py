@@ -39,7 +39,8 @@ MAY_CHANGE = ("run_dir", "training.num_steps", "evaluation", "generate", "report
 
 
 def train(config: RunConfig) -> int:
-    """Trains to `training.num_steps`, from the newest checkpoint of the run directory if it has one.
+    """Trains to `training.num_steps`, from the newest checkpoint of the run directory if it has
+    one.
 
     Returns:
         Exit code: 0, or 130 where a signal stopped the run, which has then saved.
@@ -65,7 +66,7 @@ def train(config: RunConfig) -> int:
         demonstration_rewards = rollouts.verify_demonstrations(setup, pool)
         train_step = make_train_step(
             setup.model_config,
-            config.objective,
+            setup.objective,
             optimizer_of(setup),
             temperature=config.rollout.temperature,
             on_policy=config.training.updates_per_rollout == 1,
@@ -130,7 +131,7 @@ def _check_same_run(config: RunConfig) -> None:
 
 def _leaves(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in section.items():
         flat |= (
             _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -176,7 +177,7 @@ def _make_batches(setup: Setup, groups: Sequence[rollouts.Group]) -> list[Batch]
         batches.append(
             make_batch(
                 sequences,
-                setup.config.objective,
+                setup.objective,
                 training,
                 num_microbatches=summary.num_microbatches(setup),
                 length_cap=setup.config.rollout.max_new_tokens,

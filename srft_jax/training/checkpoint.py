@@ -1,4 +1,5 @@
-"""Checkpoints by Orbax: the train state and the data iterator's position, saved while training goes on."""
+"""Checkpoints by Orbax: the train state and the data iterator's position, saved while training goes
+on."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -11,7 +12,8 @@ from srft_jax.config import UsageError
 
 
 class Checkpoints:
-    """The checkpoints of one run directory, by step. Leaving the context waits for the last save."""
+    """The checkpoints of one run directory, by step. Leaving the context waits for the last
+    save."""
 
     def __init__(self, run_dir: str, keep: int) -> None:
         path = epath.Path(run_dir).resolve() / "checkpoints"

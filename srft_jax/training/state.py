@@ -1,5 +1,7 @@
 """The train state: made under jit, straight onto its shards."""
 
+from typing import Any
+
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,7 @@ def state_shardings(
 ) -> TrainState:
     """Of each leaf: moments lie where their parameter lies, all else is on every device."""
     of_params = param_shardings(mesh, config)
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    everywhere: Any = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(lambda p: new_state(p, optimizer), params)
     of_moments = optax.tree.map_params(
         optimizer,

@@ -1,4 +1,5 @@
-"""The train step: one forward, the head, one backward for each microbatch, then one optimizer update."""
+"""The train step: one forward, the head, one backward for each microbatch, then one optimizer
+update."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,9 +10,10 @@ import optax
 from jaxtyping import Array
 
 from srft_jax.batch import Batch, Metrics, Normalisers, Role, Rows, TrainState
-from srft_jax.config import ModelConfig, ObjectiveConfig
+from srft_jax.config import ModelConfig
 from srft_jax.models.decoder import Params, Runtime, forward, output_head
 from srft_jax.objectives import loss as losses
+from srft_jax.objectives.methods import Objective
 from srft_jax.ops.head import TokenStats, token_loss
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -57,7 +59,8 @@ _MEAN_OVER = {
 
 
 def _means(sums: Metrics, normalisers: Normalisers) -> Metrics:
-    """Sums divided by the step's counts; a mean over no tokens is 0, and `present` leaves it out."""
+    """Sums divided by the step's counts; a mean over no tokens is 0, and `present` leaves it
+    out."""
     counts = {name: vars(normalisers)[role] for name, role in _MEAN_OVER.items()}
     return {name: value / jnp.maximum(counts.get(name, 1.0), 1.0) for name, value in sums.items()}
 
@@ -70,13 +73,14 @@ def present(metrics: Metrics, normalisers: Normalisers) -> Metrics:
 
 def make_loss_fn(
     model_config: ModelConfig,
-    objective: ObjectiveConfig,
+    objective: Objective,
     *,
     temperature: float,
     on_policy: bool,
     runtime: Runtime,
 ) -> Callable[[Params, TrainState, Batch, Array], tuple[Array, Metrics]]:
-    """(params, state, batch, i) -> share of microbatch i in the step's loss, and its metric sums."""
+    """(params, state, batch, i) -> share of microbatch i in the step's loss, and its metric
+    sums."""
 
     def loss_fn(params: Params, state: TrainState, batch: Batch, i: Array) -> tuple[Array, Metrics]:
         rows = jax.tree.map(
@@ -103,7 +107,7 @@ def make_loss_fn(
 
 def make_train_step(
     model_config: ModelConfig,
-    objective: ObjectiveConfig,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
     temperature: float,
@@ -114,7 +118,7 @@ def make_train_step(
 
     Args:
         model_config: Architecture.
-        objective: With its preset expanded.
+        objective: Coefficients of the loss.
         optimizer: Of all parameters.
         temperature: That the rollouts were sampled at.
         on_policy: The rollouts are of the current parameters, so old log-probs are the step's own.

@@ -1,8 +1,8 @@
 """Makes tests/models/golden: tiny random Qwen2 models and the logits that transformers computes.
 
-    python tests/models/make_golden.py        (needs torch; about 200 KB, two directories)
+    python tests/models/make_golden.py        (needs torch; about 150 KB)
 
-`tied` is stored in float32, `untied` in bfloat16. Logits are computed in float32 from the stored weights.
+`tied` is stored in float32, `untied` in bfloat16; the logits of both are computed in float32.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Hugging Face directories: round trips, each complaint, exports that die halfway, sharded reading."""
+"""Hugging Face directories: round trips, each complaint, exports that die halfway, sharding."""
 
 import dataclasses
 import json

@@ -10,9 +10,10 @@ from srft_jax.models import load_hf
 
 GOLDEN = Path(__file__).parent / "golden"
 
-MOVED = """Logits differ from transformers' by {error:.2e}. The golden numbers are not ours to move: find what
-changed in the decoder or the import. Only if transformers itself changed (run `pytest -m oracle` first) make them anew
-with `python tests/models/make_golden.py` and say so in BUILD_NOTES.md."""
+MOVED = """Logits differ from transformers' by {error:.2e}.
+The golden numbers are not ours to move: find what changed in the decoder or in the import. If
+`pytest -m oracle` agrees with us, transformers itself changed: then make them anew with
+`python tests/models/make_golden.py` and say so in BUILD_NOTES.md."""
 
 
 @pytest.mark.parametrize("name", ["tied", "untied"])

@@ -1,4 +1,4 @@
-"""Logits against transformers' on random small models, both ways. Needs torch; `pytest -m oracle`."""
+"""Logits against transformers' on random small models, both ways. Run by `pytest -m oracle`."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.oracle
 
 
 def random_config(seed: int) -> ModelConfig:
-    """Grouped and plain heads, head widths that are not D / N, tied and untied, thetas, epsilons."""
+    """Grouped and plain heads, head widths that are not D / N, tied and untied, various thetas."""
     rng = np.random.default_rng(seed)
     kv_heads = int(rng.integers(1, 4))
     return ModelConfig(

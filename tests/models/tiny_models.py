@@ -1,11 +1,11 @@
 """Models small enough to compile in a blink, and random enough that every parameter counts."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from srft_jax.config import ModelConfig
 from srft_jax.models import forward, init_params, output_head
@@ -27,13 +27,16 @@ UNTIED = dataclasses.replace(TIED, tie_embeddings=False)
 jit_forward = jax.jit(forward, static_argnames=("model_config", "runtime"))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def random_params(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
     """Random biases and norms too; `init_params` makes those 0 and 1, which would hide mistakes."""
-    leaves, tree = jax.tree.flatten(init_params(config, jax.random.key(seed)))
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noise = [0.25 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, [x + n for x, n in zip(leaves, noise, strict=True)])
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        mean = 1.0 if "norm" in jax.tree_util.keystr(path) else 0.0
+        return jnp.asarray(rng.normal(mean, 0.25, leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def logits(
