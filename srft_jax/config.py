@@ -107,10 +107,10 @@ class ArithmeticConfig:
 
     seed: int = 0
     min_terms: int = 4
-    max_terms: int = 4
-    max_operand: int = 99
-    ood_min_terms: int = 5
-    ood_max_terms: int = 6
+    max_terms: int = 6
+    max_operand: int = 9
+    ood_min_terms: int = 7
+    ood_max_terms: int = 8
     num_train: int = 4096
     num_demonstrated: int = 512
     num_held_out: int = 512

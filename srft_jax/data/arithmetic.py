@@ -1,10 +1,8 @@
-"""Procedural sums of several terms, solved term by term:
+"""Procedural sums of several terms, solved by writing down the running totals:
 
-    prompt          27+58+91+46
-    demonstration   <think>27+58=85
-                    85+91=176
-                    176+46=222</think>222
-    answer          222
+    prompt          7+5+9+4
+    demonstration   <think>12 21 25</think>25
+    answer          25
 
 The problems depend on the configuration only, never on the run's seed. A hash of the prompt decides
 whether it is a training or a held-out problem, so neither a larger set nor another seed moves a
@@ -58,11 +56,9 @@ def make_prompt(operands: tuple[int, ...]) -> str:
 
 
 def make_demonstration(operands: tuple[int, ...]) -> str:
-    """(27, 58, 91) -> <think>27+58=85, a line break, 85+91=176</think>176."""
-    totals = list(itertools.accumulate(operands))
-    steps = zip(totals, operands[1:], totals[1:], strict=False)
-    lines = [f"{total}+{term}={new_total}" for total, term, new_total in steps]
-    return "<think>" + "\n".join(lines) + f"</think>{totals[-1]}"
+    """In: (7, 5, 9, 4).  Out: <think>12 21 25</think>25."""
+    totals = [str(total) for total in itertools.accumulate(operands)]
+    return f"<think>{' '.join(totals[1:])}</think>{totals[-1]}"
 
 
 def is_held_out(prompt: str) -> bool:

@@ -73,10 +73,16 @@ def log_ratio(stats: TokenStats, rows: Rows, context: LossContext) -> Float[Arra
     return stats.logprob - old
 
 
-def clipped(ratio: Array, advantage: Array, objective: Objective) -> Array:
-    """min(r A, clip(r, 1 - low, 1 + high) A)."""
+def is_clipped(ratio: Array, advantage: Array, objective: ObjectiveConfig) -> Array:
+    """Where the clipped branch is the smaller one, so that no gradient flows."""
+    too_high = (advantage > 0) & (ratio > 1.0 + objective.clip_high)
+    return too_high | ((advantage < 0) & (ratio < 1.0 - objective.clip_low))
+
+
+def clipped(ratio: Array, advantage: Array, objective: ObjectiveConfig) -> Array:
+    """min(r A, clip(r, 1 - low, 1 + high) A); a ratio on the bound itself keeps its gradient."""
     bounded = jnp.clip(ratio, 1.0 - objective.clip_low, 1.0 + objective.clip_high)
-    return jnp.minimum(ratio * advantage, bounded * advantage)
+    return jnp.where(is_clipped(ratio, advantage, objective), bounded, ratio) * advantage
 
 
 def _self_loss(stats: TokenStats, rows: Rows, context: LossContext, entropy: Array) -> Array:

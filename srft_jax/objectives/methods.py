@@ -1,6 +1,7 @@
 """One preset per method. A method is a row of coefficients here, never a branch in the trainer."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from srft_jax.config import ObjectiveConfig, UsageError

@@ -32,13 +32,13 @@ def _sums(stats: TokenStats, rows: Rows, context: losses.LossContext) -> Metrics
 
     difference = stats.logprob - rows.old_logprobs
     ratio = jnp.exp(losses.log_ratio(stats, rows, context))
-    unclipped = ratio * rows.advantage == losses.clipped(ratio, rows.advantage, objective)
+    clipped = losses.is_clipped(ratio, rows.advantage, objective)
     sums = {
         "policy/entropy_self": total(stats.entropy, is_self),
         "policy/entropy_demo": total(stats.entropy, is_demo),
         "policy/logprob_demo": total(stats.logprob, is_demo),
         "policy/sampler_kl": total(jnp.exp(difference) - 1.0 - difference, is_self),
-        "policy/clip_fraction": total(~unclipped, is_self),
+        "policy/clip_fraction": total(clipped, is_self),
         "weights/sft": total(losses.sft_weight(entropy, objective), is_demo),
         "weights/rl": total(losses.rl_weight(entropy, objective), is_self),
     }

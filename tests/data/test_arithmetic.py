@@ -7,31 +7,28 @@ from srft_jax.config import ArithmeticConfig, UsageError
 from srft_jax.data.arithmetic import is_held_out, make_demonstration, make_sets
 
 CONFIG = ArithmeticConfig(num_train=300, num_demonstrated=40, num_held_out=60, num_ood=50)
+FOUR_TERMS = dataclasses.replace(
+    CONFIG, min_terms=4, max_terms=4, ood_min_terms=5, ood_max_terms=6, max_operand=99
+)
 
 
 def operands(prompt):
     return [int(term) for term in prompt.split("+")]
 
 
-def solve(demonstration):
+def solve(prompt, demonstration):
     """Follows the demonstration step by step, checks each, and returns its answer."""
     thinking, answer = demonstration.removeprefix("<think>").split("</think>")
-    previous, terms = None, []
-    for line in thinking.split("\n"):
-        left, total = line.split("=")
-        a, b = map(int, left.split("+"))
-        assert a + b == int(total)
-        assert previous in (None, a)
-        terms += [a, b] if previous is None else [b]
-        previous = int(total)
-    assert previous == int(answer)
-    return terms, answer
+    first, *rest = operands(prompt)
+    for term, total in zip(rest, map(int, thinking.split(" ")), strict=True):
+        first += term
+        assert total == first
+    assert int(answer) == first
+    return answer
 
 
 def test_the_demonstration_is_spelled_as_documented():
-    assert make_demonstration((27, 58, 91, 46)) == (
-        "<think>27+58=85\n85+91=176\n176+46=222</think>222"
-    )
+    assert make_demonstration((7, 5, 9, 4)) == "<think>12 21 25</think>25"
 
 
 def test_answers_and_demonstrations_are_right():
@@ -39,7 +36,7 @@ def test_answers_and_demonstrations_are_right():
     for example in (*sets.train, *sets.held_out, *sets.ood):
         assert int(example.answer) == sum(operands(example.prompt))
         for demonstration in example.demonstrations:
-            assert solve(demonstration) == (operands(example.prompt), example.answer)
+            assert solve(example.prompt, demonstration) == example.answer
 
 
 def test_only_the_first_training_prompts_are_demonstrated():
@@ -49,7 +46,9 @@ def test_only_the_first_training_prompts_are_demonstrated():
 
 
 def test_sets_have_their_sizes_ranges_and_no_problem_twice():
-    config = dataclasses.replace(CONFIG, min_terms=2, max_operand=9, num_held_out=100)
+    config = dataclasses.replace(
+        CONFIG, min_terms=2, max_terms=4, ood_min_terms=5, ood_max_terms=6, num_held_out=100
+    )
     sets = make_sets(config)
     prompts = [x.prompt for x in (*sets.train, *sets.held_out, *sets.ood)]
     assert len(set(prompts)) == len(prompts) == 300 + 100 + 50
@@ -67,7 +66,7 @@ def test_golden_problems():
     """If this moves, every recorded result on this family is of other data: say so in the notes."""
     sets = make_sets(ArithmeticConfig())
     first = [examples[0].prompt for examples in (sets.train, sets.held_out, sets.ood)]
-    assert first == ["9+7+41+2", "17+83+82+64", "42+30+68+47+34"]
+    assert first == ["6+4+9+2+2+8", "1+1+5+8+3", "2+3+9+9+1+8+9"]
 
 
 def test_the_same_seed_gives_the_same_sets_and_another_seed_others():
@@ -93,7 +92,7 @@ def test_no_seed_trains_on_what_another_holds_out():
 
 def test_every_problem_that_exists_can_be_had_and_not_one_more():
     """3 ** 4 = 81 problems; training and held-out ones are all of them."""
-    config = dataclasses.replace(CONFIG, max_operand=3, num_demonstrated=0, num_held_out=0)
+    config = dataclasses.replace(FOUR_TERMS, max_operand=3, num_demonstrated=0, num_held_out=0)
     with pytest.raises(UsageError, match=r"num_train asks for 300 .* only 75 distinct train"):
         make_sets(config)
     sets = make_sets(dataclasses.replace(config, num_train=75, num_held_out=6))
@@ -115,7 +114,7 @@ def test_every_problem_that_exists_can_be_had_and_not_one_more():
 )
 def test_impossible_settings(change, message):
     with pytest.raises(UsageError, match=message):
-        make_sets(dataclasses.replace(CONFIG, **change))
+        make_sets(dataclasses.replace(FOUR_TERMS, **change))
 
 
 def test_twenty_thousand_problems_take_well_under_a_second():

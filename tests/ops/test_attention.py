@@ -7,6 +7,7 @@ import pytest
 
 from srft_jax.ops.attention import attention, packed_mask
 
+attend = jax.jit(attention)
 B, T, S, HEADS, KV_HEADS, H = 2, 3, 5, 4, 2, 6
 
 
@@ -16,7 +17,7 @@ def full_precision():
         yield
 
 
-def problem():
+def problem():  # numpy, so that tests may write to it
     random = np.random.default_rng(0)
     shapes = (B, T, HEADS, H), (B, KV_HEADS, S, H), (B, KV_HEADS, S, H)
     query, key, value = (random.normal(size=shape).astype(np.float32) for shape in shapes)
@@ -39,15 +40,15 @@ def naive(query, key, value, mask):
 
 def test_attention_equals_a_loop_over_heads():
     inputs = problem()
-    np.testing.assert_allclose(attention(*inputs), naive(*inputs), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(attend(*inputs), naive(*inputs), rtol=1e-5, atol=1e-6)
 
 
 def test_hidden_keys_have_no_influence():
     query, key, value, mask = problem()
     mask[:, :, 3] = False
-    before = attention(query, key, value, mask)
+    before = attend(query, key, value, mask)
     key[:, :, 3], value[:, :, 3] = 100.0, -100.0
-    np.testing.assert_array_equal(before, attention(query, key, value, mask))
+    np.testing.assert_array_equal(before, attend(query, key, value, mask))
 
 
 def test_a_query_that_sees_nothing_gives_no_nan():
@@ -55,9 +56,11 @@ def test_a_query_that_sees_nothing_gives_no_nan():
     mask[0, 1] = False
 
     def total(*inputs):
-        return jnp.sum(jnp.sin(attention(*inputs, mask)))
+        out = attention(*inputs, mask)
+        return jnp.sum(jnp.sin(out)), out
 
-    out, grads = attention(query, key, value, mask), jax.grad(total, (0, 1, 2))(query, key, value)
+    run = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
+    (_, out), grads = run(query, key, value)
     np.testing.assert_allclose(out[0, 1, 0], value[0, 0].mean(axis=0), rtol=1e-5, atol=1e-6)
     assert all(np.all(np.isfinite(x)) for x in (out, *grads))
 
@@ -65,7 +68,7 @@ def test_a_query_that_sees_nothing_gives_no_nan():
 def test_bfloat16_inputs_are_summed_in_float32():
     query, key, value, mask = problem()
     rounded = [jnp.asarray(x, jnp.bfloat16) for x in (query, key, value)]
-    out = attention(*rounded, mask)
+    out = attend(*rounded, mask)
     assert out.dtype == jnp.bfloat16
     expected = naive(*(np.asarray(x, np.float32) for x in rounded), mask)
     assert np.abs(np.asarray(out, np.float32) - expected).max() < 2**-6 * np.abs(expected).max()

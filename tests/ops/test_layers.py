@@ -18,7 +18,7 @@ def rotated(vector, position, theta=THETA):
 
 
 def rope_of_hugging_face(x, positions, theta):
-    """modeling_llama's formula, float64: x cos + rotate_half(x) sin on [.., H], x of [B, T, heads, H]."""
+    """modeling_llama's formula, float64, on [B, T, heads, H]: x cos + rotate_half(x) sin."""
     inverse = 1.0 / theta ** (np.arange(0, x.shape[-1], 2) / x.shape[-1])
     angles = positions[..., None] * inverse
     angles = np.concatenate([angles, angles], axis=-1)[:, :, None]

@@ -1,4 +1,4 @@
-"""One tiny policy for all tests of the sampler, and shapes that they share, since compiling is what takes time."""
+"""One tiny policy for all tests of the sampler; sharing shapes matters, compiling takes the time."""
 
 import functools
 
@@ -13,7 +13,7 @@ from srft_jax.rollout import SamplingConfig, sample
 CONFIG = ModelConfig(
     vocab_size=24,
     dim=16,
-    num_layers=2,
+    num_layers=1,
     num_heads=2,
     num_kv_heads=1,
     head_dim=8,
@@ -21,7 +21,7 @@ CONFIG = ModelConfig(
     rope_theta=10_000.0,
 )
 # A matrix of this scale makes distributions that are neither flat nor certain.
-PARAMS = jax.tree.map(lambda x: 8.0 * x, init_params(CONFIG, jax.random.key(7)))
+PARAMS = jax.tree.map(lambda x: 6.0 * x, init_params(CONFIG, jax.random.key(7)))
 KEY = jax.random.key(11)
 PROMPTS = ([3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3, 2], [3])
 
@@ -30,9 +30,10 @@ def sampling(**changes):
     return SamplingConfig(**(dict(max_new_tokens=16, slots=8, segment=8) | changes))
 
 
-def complete(requests, key=KEY, tokenizer=None, **changes):
-    """Completions by request, from the one policy."""
-    return sample(PARAMS, CONFIG, requests, key, sampling(**changes), tokenizer=tokenizer)
+def complete(requests, key=KEY, tokenizer=None, params=PARAMS, **changes):
+    """Completions by request, from the one policy, at full precision."""
+    with jax.default_matmul_precision("highest"):
+        return sample(params, CONFIG, requests, key, sampling(**changes), tokenizer=tokenizer)
 
 
 @functools.partial(jax.jit, static_argnames=("temperature",))
@@ -44,15 +45,16 @@ def _teacher_forced(tokens, positions, segment_ids, targets, temperature):
 
 
 def trainer_view(prompt, completion, temperature=1.0, width=32):
-    """Log-probs, entropies and logits of the completion's tokens, in one forward pass as the trainer's."""
+    """Log-probs, entropies and logits of the completion, in one forward pass like the trainer's."""
     sequence = np.array([*prompt, *completion], np.int32)
     size = len(sequence) - 1
     tokens, targets = (np.zeros(width, np.int32) for _ in range(2))
     tokens[:size], targets[:size] = sequence[:-1], sequence[1:]
     slots = np.arange(width, dtype=np.int32)
     segment_ids = (slots < size).astype(np.int32)
-    stats, logits = _teacher_forced(
-        tokens[None], slots[None], segment_ids[None], targets, temperature
-    )
+    with jax.default_matmul_precision("highest"):
+        stats, logits = _teacher_forced(
+            tokens[None], slots[None], segment_ids[None], targets, temperature
+        )
     of_completion = slice(len(prompt) - 1, size)
     return tuple(np.asarray(x)[of_completion] for x in (*stats, logits))

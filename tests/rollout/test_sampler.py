@@ -3,15 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from sampler_models import CONFIG, KEY, PARAMS, PROMPTS, complete, sampling, trainer_view
+from sampler_models import CONFIG, KEY, PARAMS, PROMPTS, complete, trainer_view
 
-from srft_jax.rollout import Request, sample
-
-
-@pytest.fixture(autouse=True)
-def full_precision():
-    with jax.default_matmul_precision("highest"):
-        yield
+from srft_jax.rollout import Request
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -29,11 +23,8 @@ def test_log_probs_and_entropies_are_the_trainers(temperature):
 
 def test_temperature_changes_what_is_reported():
     """Otherwise the test above could pass with a temperature that nobody reads."""
-    forced = [2, 7, 1, 8]
-    warm, cold = (
-        complete([Request(PROMPTS[0], forced=forced)], temperature=t)[0][0] for t in (1.0, 0.7)
-    )
-    assert np.abs(warm.logprobs[:4] - cold.logprobs[:4]).min() > 1e-3
+    warm, cold = (complete([Request(PROMPTS[0])], temperature=t)[0][0] for t in (1.0, 0.7))
+    assert cold.entropies[0] < warm.entropies[0] - 0.01
 
 
 def test_greedy_is_the_argmax_of_the_forward_pass():
@@ -79,38 +70,24 @@ def test_keys_decide_completions():
     assert len({tuple(row) for row in other}) == len(other)  # members and requests differ
 
 
-@pytest.mark.parametrize(
-    "changes", [dict(slots=3), dict(slots=64), dict(segment=16), dict(segment=5)]
-)
+@pytest.mark.parametrize("changes", [dict(slots=3), dict(slots=64), dict(segment=11)])
 def test_completions_do_not_depend_on_slots_and_segment(changes):
     requests = [Request(prompt, group_size=2, stop_ids=(4,)) for prompt in PROMPTS]
     assert_same(complete(requests), complete(requests, **changes))
 
 
 def test_completions_do_not_depend_on_neighbours():
-    """Request 1 among other prompts, group sizes, limits, forced tokens and stop ids."""
+    """Request 1 among other prompts, group sizes, limits and stop ids."""
     mine = Request(PROMPTS[1], group_size=2, stop_ids=(4,))
     some = complete([Request(PROMPTS[0], 2), mine, Request(PROMPTS[2], 2)])
     others = complete([Request(PROMPTS[3], 3, max_new_tokens=2, stop_ids=(5,)), mine])
-    forced = complete([Request(PROMPTS[2], 1, forced=(1, 2)), mine, Request(PROMPTS[2], 5)])
     assert_same([some[1]], [others[1]])
-    assert_same([some[1]], [forced[1]])
-
-
-def test_bfloat16_is_near_and_reports_float32():
-    tokens = [2, 7, 1, 8]
-    request = Request(PROMPTS[0], forced=tokens, max_new_tokens=4)
-    exact, rounded = (complete([request], dtype=d)[0][0] for d in ("float32", "bfloat16"))
-    assert rounded.logprobs.dtype == np.float32
-    difference = np.abs(exact.logprobs - rounded.logprobs)
-    assert 0 < difference.max() < 0.5
 
 
 def test_params_are_an_argument():
     other = jax.tree.map(lambda x: 0.5 * x, PARAMS)
     mine, theirs = (
-        sample(params, CONFIG, [Request(PROMPTS[0])], KEY, sampling())[0][0].logprobs
-        for params in (PARAMS, other)
+        complete([Request(PROMPTS[0])], params=params)[0][0].logprobs for params in (PARAMS, other)
     )
     assert np.abs(mine[0] - theirs[0]) > 1e-3
 

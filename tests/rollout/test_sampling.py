@@ -70,7 +70,5 @@ def test_a_forced_token_is_taken_with_its_own_log_prob():
 
 def test_statistics_are_float32_whatever_the_activations():
     hidden, head = jnp.ones((1, 2), jnp.bfloat16), jnp.ones((2, 3), jnp.float32)
-    drawn = jax.eval_shape(
-        lambda: draw(hidden, head, jnp.zeros(1), jnp.full(1, NONE_FORCED), 1.0)
-    )
+    drawn = jax.eval_shape(lambda: draw(hidden, head, jnp.zeros(1), jnp.full(1, NONE_FORCED), 1.0))
     assert (drawn.logprob.dtype, drawn.entropy.dtype) == (jnp.float32, jnp.float32)
