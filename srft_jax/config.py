@@ -6,7 +6,7 @@ mistake of the user is a `UsageError`: one sentence that names the key.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import jsonargparse
 import yaml
@@ -385,3 +385,15 @@ def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
 def to_yaml(config: RunConfig) -> str:
     """The configuration as a file that `parse` reads back to an equal one."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+def read_yaml(text: str) -> Any:
+    """Plain values of a stored configuration, which need not load as today's `RunConfig`.
+
+    Raises:
+        UsageError: the text is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"not YAML: {' '.join(str(error).split())}") from error

@@ -1,13 +1,11 @@
-"""The general form of the loss, token by token: elementwise in the token's log-prob and entropy and
-in data.
+"""The general form of the loss: elementwise in a token's log-prob and entropy, and in data.
 
-    L = sum over demonstration tokens  a (-logp) / Z_demo  +  demo_policy (-rho A) / Z_policy
-      + sum over completion tokens     w S / Z_policy      -  sum over trained tokens  d H /
-      Z_policy
+    L = sum over demonstration tokens   a (-logp) / Z_demo  +  demo_policy (-rho A) / Z_policy
+      + sum over completion tokens      w S / Z_policy
+      - sum over all trained tokens     entropy_bonus H / Z_policy
 
 with a = demo_nll exp(+-H), w = self_positive exp(+-H) for good completions and self_negative for
-the others, and
-S = -min(r A, clip(r) A) or -logp (up) / +logp (down). Weights take no gradient.
+the others, and S = -min(r A, clip(r) A), or -logp (up) and +logp (down). Weights take no gradient.
 """
 
 import dataclasses
@@ -73,13 +71,13 @@ def log_ratio(stats: TokenStats, rows: Rows, context: LossContext) -> Float[Arra
     return stats.logprob - old
 
 
-def is_clipped(ratio: Array, advantage: Array, objective: ObjectiveConfig) -> Array:
+def is_clipped(ratio: Array, advantage: Array, objective: Objective) -> Array:
     """Where the clipped branch is the smaller one, so that no gradient flows."""
     too_high = (advantage > 0) & (ratio > 1.0 + objective.clip_high)
     return too_high | ((advantage < 0) & (ratio < 1.0 - objective.clip_low))
 
 
-def clipped(ratio: Array, advantage: Array, objective: ObjectiveConfig) -> Array:
+def clipped(ratio: Array, advantage: Array, objective: Objective) -> Array:
     """min(r A, clip(r, 1 - low, 1 + high) A); a ratio on the bound itself keeps its gradient."""
     bounded = jnp.clip(ratio, 1.0 - objective.clip_low, 1.0 + objective.clip_high)
     return jnp.where(is_clipped(ratio, advantage, objective), bounded, ratio) * advantage

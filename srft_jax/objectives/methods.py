@@ -62,10 +62,13 @@ PRESETS: dict[str, Objective] = {
         advantage_std=True,
         demo_ratio_gamma=0.0,
     ),
-    # Second-hand notes on the authors' code: the demonstrations' exponent has the other sign.
+    # Second-hand notes on the authors' code: the demonstrations' exponent has the other sign, and
+    # the policy gradient r A has no clip.
     "srft_official": dataclasses.replace(
         _SRFT,
         demo_nll_entropy=1,
+        clip_low=1.0,
+        clip_high=math.inf,
         entropy_bonus=0.001,
         demo_aggregation="length_cap",
         policy_aggregation="length_cap",
@@ -96,7 +99,7 @@ def expand(config: ObjectiveConfig) -> Objective:
     """
     own: dict[str, Any] = {k: v for k, v in vars(config).items() if k != "preset" and v is not None}
     objective = dataclasses.replace(PRESETS[config.preset], **own)
-    if not 0 <= objective.clip_low < 1 or objective.clip_high < 0:
+    if not 0 <= objective.clip_low <= 1 or objective.clip_high < 0:
         raise UsageError(
             f"objective.clip_low = {objective.clip_low} and objective.clip_high = "
             f"{objective.clip_high} do not bracket a ratio of 1"

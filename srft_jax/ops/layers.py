@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -23,7 +24,9 @@ def rope(
     Angles are float32: in bfloat16 position 257 would already equal 256.
     """
     half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    # On the host and rounded once: an ulp of a frequency is 2e-3 rad at position 30,000.
+    exponents = (np.arange(half, dtype=np.float32) / np.float32(half)).astype(np.float64)
+    frequencies = np.float32(1) / (np.float64(np.float32(theta)) ** exponents).astype(np.float32)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)

@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import yaml
 from etils import epath
 from markupsafe import Markup
 
-from srft_jax.config import UsageError
+from srft_jax.config import UsageError, read_yaml
 from srft_jax.report import figures, template, writers
 
 Rows = list[dict[str, Any]]
@@ -94,14 +93,14 @@ def write_report(run_dir: str) -> str:
 def _facts(path: epath.Path, text: str) -> tuple[str, dict[str, object]]:
     """The preset and what the title says. An old run need not load as today's `RunConfig`."""
     try:
-        config = yaml.safe_load(text)
+        config = read_yaml(text)
         model, architecture = config["model"], config["model"]["architecture"]
         name = model["path"] or (
             f"{architecture['family']}, {architecture['num_layers']} layers of "
             f"{architecture['dim']}, from random weights"
         )
         return config["objective"]["preset"], {"Model": name, "Seed": config["seed"]}
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (UsageError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not the resolved config of a run: {error!r}") from error
 
 

@@ -189,6 +189,11 @@ def _check_shapes(config: RunConfig) -> None:
 def _check_together(setup: Setup) -> None:
     """What only shows once data, model and devices are known."""
     config, model = setup.config, setup.model_config
+    if model.num_heads % model.num_kv_heads or model.head_dim % 2:
+        raise UsageError(
+            f"the model has num_heads = {model.num_heads}, num_kv_heads = {model.num_kv_heads}, "
+            f"head_dim = {model.head_dim}; kv heads must divide heads, and head_dim must be even"
+        )
     if setup.tokenizer.vocab_size > model.vocab_size:
         raise UsageError(
             f"the tokenizer has {setup.tokenizer.vocab_size} tokens, "

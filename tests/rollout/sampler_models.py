@@ -1,4 +1,4 @@
-"""One tiny policy for all tests of the sampler; sharing shapes matters, compiling takes the time."""
+"""One tiny policy for all tests of the sampler, with few shapes: compiling is what takes time."""
 
 import functools
 
