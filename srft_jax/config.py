@@ -90,7 +90,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ArithmeticConfig:
-    """Procedural multi-term sums, see data/arithmetic.py.
+    """Procedural sums of several terms, see data/arithmetic.py.
 
     Args:
         seed: Of the problems; the run's seed does not change the sets.
@@ -101,6 +101,7 @@ class ArithmeticConfig:
         ood_max_terms: Most terms of an out-of-distribution problem.
         num_train: Distinct training prompts.
         num_demonstrated: How many of them come with a demonstration.
+        terse_fraction: Share of the demonstrations that give the answer without working it out.
         num_held_out: Held-out problems.
         num_ood: Out-of-distribution problems.
     """
@@ -113,6 +114,7 @@ class ArithmeticConfig:
     ood_max_terms: int = 8
     num_train: int = 4096
     num_demonstrated: int = 512
+    terse_fraction: float = 0.0
     num_held_out: int = 512
     num_ood: int = 256
 

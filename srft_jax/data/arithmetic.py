@@ -6,7 +6,8 @@
 
 The problems depend on the configuration only, never on the run's seed. A hash of the prompt decides
 whether it is a training or a held-out problem, so neither a larger set nor another seed moves a
-problem across. Out-of-distribution problems have more terms.
+problem across. Out-of-distribution problems have more terms. A terse demonstration leaves the totals
+out.
 """
 
 import hashlib
@@ -34,20 +35,22 @@ def make_sets(config: ArithmeticConfig) -> ExampleSets:
     ood = _take("ood", config, ood_terms, config.num_ood, lambda prompt: True)
     return ExampleSets(
         train=tuple(
-            make_example(operands, demonstrated=i < config.num_demonstrated)
+            make_example(operands, (_demonstrate(operands, config),))
+            if i < config.num_demonstrated
+            else make_example(operands)
             for i, operands in enumerate(train)
         ),
-        held_out=tuple(make_example(operands, demonstrated=False) for operands in held_out),
-        ood=tuple(make_example(operands, demonstrated=False) for operands in ood),
+        held_out=tuple(map(make_example, held_out)),
+        ood=tuple(map(make_example, ood)),
     )
 
 
-def make_example(operands: tuple[int, ...], *, demonstrated: bool) -> Example:
+def make_example(operands: tuple[int, ...], demonstrations: tuple[str, ...] = ()) -> Example:
     """The problem that adds up `operands`."""
     return Example(
         prompt=make_prompt(operands),
         answer=str(sum(operands)),
-        demonstrations=(make_demonstration(operands),) if demonstrated else (),
+        demonstrations=demonstrations,
     )
 
 
@@ -55,16 +58,26 @@ def make_prompt(operands: tuple[int, ...]) -> str:
     return "+".join(map(str, operands))
 
 
-def make_demonstration(operands: tuple[int, ...]) -> str:
-    """In: (7, 5, 9, 4).  Out: <think>12 21 25</think>25."""
+def make_demonstration(operands: tuple[int, ...], *, terse: bool = False) -> str:
+    """In: (7, 5, 9, 4).  Out: <think>12 21 25</think>25, or <think></think>25 if terse."""
     totals = [str(total) for total in itertools.accumulate(operands)]
-    return f"<think>{' '.join(totals[1:])}</think>{totals[-1]}"
+    return f"<think>{'' if terse else ' '.join(totals[1:])}</think>{totals[-1]}"
+
+
+def _demonstrate(operands: tuple[int, ...], config: ArithmeticConfig) -> str:
+    terse = _unit_hash("terse " + make_prompt(operands)) < config.terse_fraction
+    return make_demonstration(operands, terse=terse)
 
 
 def is_held_out(prompt: str) -> bool:
     """By content, so that it holds for every configuration and on every machine."""
-    digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < HELD_OUT_FRACTION * 2**64
+    return _unit_hash(prompt) < HELD_OUT_FRACTION
+
+
+def _unit_hash(text: str) -> float:
+    """A number in [0, 1) that looks drawn at random and depends on the text alone."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 def _take(
@@ -132,6 +145,10 @@ def _validate(config: ArithmeticConfig) -> None:
         )
     if config.max_operand < 1:
         raise UsageError(f"data.arithmetic.max_operand is at least 1, got {config.max_operand}.")
+    if not 0 <= config.terse_fraction <= 1:
+        raise UsageError(
+            f"data.arithmetic.terse_fraction is between 0 and 1, got {config.terse_fraction}."
+        )
     counts = {"train": config.num_train, "held_out": config.num_held_out, "ood": config.num_ood}
     for name, count in counts.items():
         if count < 0:

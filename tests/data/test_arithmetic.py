@@ -31,6 +31,15 @@ def test_the_demonstration_is_spelled_as_documented():
     assert make_demonstration((7, 5, 9, 4)) == "<think>12 21 25</think>25"
 
 
+def test_a_share_of_the_demonstrations_is_terse():
+    sets = make_sets(dataclasses.replace(CONFIG, num_demonstrated=300, terse_fraction=0.6))
+    texts = [example.demonstrations[0] for example in sets.train]
+    terse = [f"<think></think>{example.answer}" for example in sets.train]
+    share = sum(a == b for a, b in zip(texts, terse, strict=True)) / 300
+    assert 0.5 < share < 0.7
+    assert not any("<think></think>" in x.demonstrations[0] for x in make_sets(CONFIG).train[:40])
+
+
 def test_answers_and_demonstrations_are_right():
     sets = make_sets(CONFIG)
     for example in (*sets.train, *sets.held_out, *sets.ood):

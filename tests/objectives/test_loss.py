@@ -14,7 +14,7 @@ from srft_jax.config import ObjectiveConfig
 from srft_jax.objectives.loss import LossContext, loss_terms, token_objective
 from srft_jax.objectives.methods import PRESETS, expand
 
-ragged = settings(max_examples=40, deadline=None, derandomize=True)
+ragged = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 presets = pytest.mark.parametrize("preset", PRESETS)
 
 

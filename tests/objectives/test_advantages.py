@@ -1,0 +1,52 @@
+"""Group advantages in closed form."""
+
+import numpy as np
+import pytest
+
+from srft_jax.objectives.advantages import group_advantages
+
+SETTINGS = [dict(augmented=a, divide_by_std=s) for a in (False, True) for s in (False, True)]
+
+
+@pytest.mark.parametrize("correct", range(8))
+def test_one_correct_demonstration_and_seven_rollouts(correct):
+    own, demo = group_advantages(
+        [1.0] * correct + [0.0] * (7 - correct), [1.0], augmented=True, divide_by_std=False
+    )
+    np.testing.assert_allclose(demo, [(7 - correct) / 8], rtol=1e-6)
+    np.testing.assert_allclose(own[:correct], (7 - correct) / 8, rtol=1e-6)
+    np.testing.assert_allclose(own[correct:], -(correct + 1) / 8, rtol=1e-6)
+    assert own.dtype == demo.dtype == np.float32
+
+
+def test_std_has_one_degree_of_freedom_less():
+    """Rewards 1, 0, 0, 1: mean 1/2, variance 4 * 1/4 / 3; alone 1, 0, 0: mean 1/3, variance 1/3."""
+    own, demo = group_advantages([1, 0, 0], [1], augmented=True, divide_by_std=True)
+    np.testing.assert_allclose(own, np.array([1, -1, -1]) * 0.75**0.5, rtol=1e-5)
+    np.testing.assert_allclose(demo, [0.75**0.5], rtol=1e-5)
+    own, demo = group_advantages([1, 0, 0], [1], augmented=False, divide_by_std=True)
+    np.testing.assert_allclose(own, np.array([2, -1, -1]) / 3**0.5, rtol=1e-5)
+    np.testing.assert_allclose(demo, [2 / 3**0.5], rtol=1e-5)
+
+
+def test_epsilon_is_added_to_the_std():
+    own, _ = group_advantages([1e-6, 0.0], [], augmented=False, divide_by_std=True)
+    std = 1e-6 / 2**0.5
+    np.testing.assert_allclose(own, np.array([5e-7, -5e-7]) / (std + 1e-6), rtol=1e-6)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_equal_rewards_have_no_advantage(settings):
+    for own, given in [([1, 1, 1], [1]), ([0.1] * 7, [0.1]), ([0.3], [])]:
+        results = group_advantages(own, given, **settings)
+        assert [len(x) for x in results] == [len(own), len(given)]
+        assert not any(np.any(x) for x in results)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_groups_without_rollouts_or_demonstrations(settings):
+    for own, given in [([], []), ([], [1]), ([1, 0], [])]:
+        results = group_advantages(own, given, **settings)
+        assert [len(x) for x in results] == [len(own), len(given)]
+        assert np.all(np.isfinite(np.concatenate(results)))
+    assert results[0][0] > 0 > results[0][1]

@@ -1,0 +1,85 @@
+"""What the tests of the verbs share: a compilation cache, since they run the same programs many times."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from tiny_runs import ROOT, metrics_lines, run_in_process, tiny_arguments
+
+CACHE_OPTIONS = {
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("compilations"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compilation_cache_here(cache_dir):
+    """In this process for these tests alone; other rooms compile as they always do."""
+    options = CACHE_OPTIONS | {"jax_compilation_cache_dir": cache_dir}
+    before = {name: jax.config.values[name] for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def start(cache_dir):
+    """Starts `python run.py ARGUMENTS` in the background, stderr apart."""
+    options = {name.upper(): str(value) for name, value in CACHE_OPTIONS.items()}
+    environment = os.environ | options | {"JAX_COMPILATION_CACHE_DIR": cache_dir}
+
+    def start(*arguments, **variables):
+        return subprocess.Popen(
+            [sys.executable, "-u", "run.py", *arguments],
+            cwd=ROOT,
+            env=environment | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def command(start):
+    """Runs `python run.py ARGUMENTS` to its end: exit code, stdout, stderr."""
+
+    def run(*arguments, **variables):
+        process = start(*arguments, **variables)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, command):
+    """Run directory of a finished tiny run, made by the command line; look, but leave it as it is."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    code, out, err = command("train", *tiny_arguments(run_dir))
+    assert (code, err) == (0, "")
+    (run_dir / "stdout.txt").write_text(out)
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory, cache_dir):
+    """Run directory of the same run, made in this process in one go."""
+    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert run_in_process(run_dir) == 0
+    assert len(metrics_lines(run_dir)) == 9  # six steps, three evaluations
+    return run_dir

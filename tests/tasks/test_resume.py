@@ -1,0 +1,122 @@
+"""A run that was stopped and started again is the run that was never stopped."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+from tiny_runs import (
+    assert_same_run,
+    metrics_lines,
+    newest_checkpoint,
+    run_in_process,
+    samples,
+    tiny_arguments,
+)
+
+from srft_jax.tasks import rollouts
+
+
+@pytest.fixture
+def interrupt_in(monkeypatch):
+    """Makes SIGINT arrive in the middle of the given step."""
+    collect = rollouts.collect
+
+    def install(step):
+        steps = iter(range(1, 100))
+
+        def collect_and_interrupt(*args):
+            if next(steps) == step:
+                signal.raise_signal(signal.SIGINT)
+            return collect(*args)
+
+        monkeypatch.setattr(rollouts, "collect", collect_and_interrupt)
+
+    yield install
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])  # checkpoints are due after 3 and 6
+def test_a_stopped_run_continues_bit_for_bit(
+    step, tmp_path, uninterrupted, interrupt_in, monkeypatch, capsys
+):
+    interrupt_in(step)
+    assert run_in_process(tmp_path / "run") == 130
+    assert f"--config {tmp_path}/run/config.yaml" in capsys.readouterr().out
+    assert newest_checkpoint(tmp_path / "run")[0] == step
+    assert metrics_lines(tmp_path / "run")[-1]["step"] == step
+    monkeypatch.undo()
+    assert run_in_process(tmp_path / "run") == 0
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_checkpoints_hold_what_the_comparison_is_about(uninterrupted):
+    """Moments, running entropies and the data position are there, and moved."""
+    step, arrays, data = newest_checkpoint(uninterrupted)
+    assert (step, arrays[".step"], data) == (6, 6, {"next_index": 6} | data)
+    assert arrays[".entropy_self"] > 0 and arrays[".entropy_demonstration"] > 0
+    moments = [name for name in arrays if ".mu" in name or ".nu" in name]
+    assert len(moments) == 2 * sum(name.startswith(".params") for name in arrays)
+    assert all(arrays[name].any() for name in moments)
+
+
+def test_a_killed_run_does_the_steps_after_its_checkpoint_again(tmp_path, uninterrupted):
+    """Stale lines of steps beyond the checkpoint, the last one torn, as a kill leaves them."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "6")
+    stale = json.dumps({"step": 5, "loss/total": -1.0})
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with (run_dir / name).open("a") as file:
+            file.write(f"{stale}\n{stale[:9]}")
+    assert "-1.0" in samples(run_dir)
+    assert run_in_process(run_dir) == 0
+    assert_same_run(run_dir, uninterrupted)
+
+
+def test_a_finished_run_trains_no_further(tmp_path, uninterrupted, monkeypatch):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    monkeypatch.delattr(rollouts, "collect")
+    assert run_in_process(run_dir) == 0
+    assert_same_run(run_dir, uninterrupted)
+
+
+def test_a_run_can_be_prolonged(tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    assert run_in_process(run_dir, "--training.num_steps=7", "--evaluation.every=0") == 0
+    assert newest_checkpoint(run_dir)[0] == 7
+    assert metrics_lines(run_dir)[:9] == metrics_lines(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--seed=1", "seed = 1 (was 0)"),
+        ("--training.optimizer.learning_rate=0.5", "learning_rate = 0.5 (was 0.01)"),
+        ("--objective.clip_low=0.1", "objective.clip_low = 0.1 (was 0.2)"),
+        ("--data.arithmetic.num_train=41", "data.arithmetic.num_train = 41 (was 40)"),
+    ],
+)
+def test_another_configuration_is_refused(argument, message, uninterrupted, capsys):
+    before = (uninterrupted / "config.yaml").read_text()
+    assert run_in_process(uninterrupted, argument) == 2
+    assert message in capsys.readouterr().err
+    assert (uninterrupted / "config.yaml").read_text() == before
+
+
+def test_ctrl_c_at_the_terminal(tmp_path, start, trained):
+    """To the whole process group, as a terminal sends it; then the stored config continues the run."""
+    run_dir = tmp_path / "run"
+    process = start("train", *tiny_arguments(run_dir, "--training.num_steps=100000"))
+    for line in process.stdout:
+        if line.startswith("step      2/100000"):
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert f"continue with\n  python run.py --config {run_dir}/config.yaml" in out
+    step = newest_checkpoint(run_dir)[0]
+    assert f"stopped after step {step} and saved" in out
+    assert metrics_lines(run_dir)[-1]["step"] == step

@@ -1,0 +1,135 @@
+"""Each verb as a user starts it: exit code, what it prints, what it leaves."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from tiny_runs import metrics_lines, newest_checkpoint, tiny_config
+
+from srft_jax.config import parse
+from srft_jax.models.checkpoint_hf import load_hf
+from srft_jax.models.tokenizer import load_tokenizer
+
+
+def stored(run_dir):
+    """A run directory is started from its own config.yaml."""
+    return f"--config={run_dir}/config.yaml"
+
+
+@pytest.fixture
+def run_dir(tmp_path, trained):
+    """A copy that may be changed, without what was made from the checkpoint."""
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("hf", "report.html"))
+    return copy
+
+
+def test_train_leaves_a_run_directory(trained):
+    assert {path.name for path in trained.iterdir()} == {
+        "checkpoints",
+        "config.yaml",
+        "hf",
+        "metrics.jsonl",
+        "report.html",
+        "samples.jsonl",
+        "stdout.txt",  # the fixture's
+        "tensorboard",
+    }
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"3", "6"}
+    assert [row["step"] for row in metrics_lines(trained)] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def test_train_prints_what_it_does(trained):
+    out = (trained / "stdout.txt").read_text()
+    for line in (
+        "prompts per step                  4",
+        "completions per step              12",
+        "step 0: pass@1 held_out 0.0%, ood 0.0%",
+        "step 6/6  reward 0.000",
+        "pass@1    step 0  step 6  change",
+        f"model    {trained}/hf",
+        f"report   {trained}/report.html",
+        f"metrics  {trained}/metrics.jsonl",
+    ):
+        assert line in out, line
+    assert (trained / "config.yaml").read_text() in out  # the resolved config
+    assert "demo_nll: null" not in out  # presets are expanded
+
+
+def test_the_stored_config_is_the_runs(trained):
+    config = parse([stored(trained)])[1]
+    given = tiny_config(trained)
+    assert config.objective.clip_low == 0.2 and given.objective.clip_low is None
+    assert (config.training, config.data) == (given.training, given.data)
+
+
+def test_evaluate(run_dir, command):
+    code, out, err = command("evaluate", stored(run_dir), f"--run_dir={run_dir}")
+    assert (code, err) == (0, "")
+    *lines, values = out.splitlines()
+    assert lines[0].split() == ["set", "problems", "pass@1", "mean", "length"]
+    assert [line.split()[:2] for line in lines[2:]] == [["held_out", "5"], ["ood", "3"]]
+    last = metrics_lines(run_dir)[-1]
+    assert json.loads(values) == {k: v for k, v in last.items() if k.startswith("eval/")}
+
+
+def test_generate(run_dir, command):
+    arguments = (stored(run_dir), f"--run_dir={run_dir}", "--generate.completions=2")
+    code, out, err = command("generate", *arguments, "--generate.temperature=1")
+    assert (code, err) == (0, "")
+    prompts = [line for line in out.splitlines() if not line.startswith(" ")]
+    assert len(prompts) == 2 and all("+" in prompt for prompt in prompts)  # generate.num_prompts
+    code, other, err = command("generate", *arguments, "--generate.prompt=1+2+3")
+    assert (code, err, other.splitlines()[0]) == (0, "", "1+2+3")
+    assert other.count("    ") >= 2  # completions
+
+
+def test_export_reloads_to_the_same_parameters(run_dir, command):
+    code, out, err = command("export", stored(run_dir), f"--run_dir={run_dir}")
+    assert (code, out, err) == (0, f"model    {run_dir}/hf\n", "")
+    model_config, params = load_hf(run_dir / "hf")
+    config = tiny_config(run_dir)
+    assert model_config == config.model.architecture
+    _, arrays, _ = newest_checkpoint(run_dir)
+    saved = {k.removeprefix(".params"): v for k, v in arrays.items() if k.startswith(".params")}
+    flat = {"['embedding']": params["embedding"], "['final_norm']": params["final_norm"]}
+    flat |= {f"['layers']['{name}']": x for name, x in params["layers"].items()}
+    assert flat.keys() == saved.keys()
+    for name, array in saved.items():
+        np.testing.assert_array_equal(flat[name], array, err_msg=name)
+    prompt = load_tokenizer(run_dir / "hf").encode_prompt("1+2")
+    assert prompt == load_tokenizer(config.model.tokenizer).encode_prompt("1+2")
+
+
+def test_report(run_dir, command):
+    code, out, err = command("report", stored(run_dir), f"--run_dir={run_dir}")
+    assert (code, out, err) == (0, f"report   {run_dir}/report.html\n", "")
+    page = (run_dir / "report.html").read_text()
+    assert "<svg" in page and "held_out" in page
+
+
+def test_an_export_can_be_trained_on(run_dir, trained, command):
+    """From model.path, under the default verb; one step, no evaluation set."""
+    shutil.copytree(trained / "hf", run_dir / "base")
+    config = f"{run_dir}/other/config.yaml"
+    (run_dir / "other").mkdir()
+    lines = (run_dir / "config.yaml").read_text().splitlines(keepends=True)
+    start = next(i for i, line in enumerate(lines) if line.startswith("  architecture:"))
+    end = next(i for i, line in enumerate(lines) if line.startswith("  tokenizer:"))
+    text = "".join(lines[:start] + lines[end:])
+    with open(config, "w") as file:
+        file.write(text.replace("path: null", f"path: {run_dir}/base"))
+    arguments = (f"--run_dir={run_dir}/next", "--training.num_steps=1", "--evaluation.every=0")
+    code, out, err = command(f"--config={config}", *arguments)
+    assert (code, err) == (0, "")
+    assert "step 1/1" in out
+    before, after = (load_hf(d)[1]["embedding"] for d in (run_dir / "base", run_dir / "next/hf"))
+    assert np.abs(before - after).max() == 0  # the first step of a warm-up from 0
+
+
+def test_help(command):
+    code, out, err = command("--help")
+    assert (code, err) == (0, "")
+    assert "train|evaluate|generate|export|report" in out
+    assert "--training.optimizer.learning_rate" in out and "Longest completion" in out

@@ -1,0 +1,66 @@
+"""Tiny runs, and what two of them must have in common."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import run
+from srft_jax.config import parse
+from srft_jax.tasks.setup import prepare
+from srft_jax.tasks.states import abstract_state
+from srft_jax.training.checkpoint import Checkpoints
+
+ROOT = Path(__file__).parents[2]
+MAY_DIFFER = ("time/", "perf/")
+
+
+def tiny_arguments(run_dir, *arguments):
+    """Command line of the tiny run, from anywhere."""
+    tokenizer = ROOT / "assets" / "tokenizer"
+    tiny = Path(__file__).parent / "tiny.yaml"
+    return [f"--config={tiny}", f"--model.tokenizer={tokenizer}", f"--run_dir={run_dir}", *arguments]
+
+
+def tiny_config(run_dir, *arguments):
+    return parse(tiny_arguments(run_dir, *arguments))[1]
+
+
+def run_in_process(run_dir, *arguments):
+    """Exit code of the tiny run."""
+    return run.main(["train", *tiny_arguments(run_dir, *arguments)])
+
+
+def metrics_lines(run_dir):
+    """metrics.jsonl without what may differ between two runs of a seed."""
+    rows = map(json.loads, (Path(run_dir) / "metrics.jsonl").read_text().splitlines())
+    kept = [{k: v for k, v in row.items() if not k.startswith(MAY_DIFFER)} for row in rows]
+    return [row for row in kept if row.keys() != {"step"}]
+
+
+def samples(run_dir):
+    return (Path(run_dir) / "samples.jsonl").read_text()
+
+
+def newest_checkpoint(run_dir):
+    """Step, and every array of the train state and the data iterator's position by its path."""
+    config = tiny_config(run_dir)
+    with Checkpoints(str(run_dir), config.training.keep_checkpoints) as checkpoints:
+        step = checkpoints.newest()
+        state, data = checkpoints.restore(step, abstract_state(prepare(config)))
+    leaves = jax.tree.leaves_with_path(state)
+    return step, {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}, data
+
+
+def assert_same_run(run_dir, other):
+    """Bit for bit: records, parameters, optimizer state, running statistics, data order."""
+    assert metrics_lines(run_dir) == metrics_lines(other)
+    assert samples(run_dir) == samples(other)
+    (step, arrays, data), (other_step, other_arrays, other_data) = (
+        newest_checkpoint(one) for one in (run_dir, other)
+    )
+    assert (step, data) == (other_step, other_data)
+    assert arrays.keys() == other_arrays.keys()
+    for name, array in arrays.items():
+        assert array.tobytes() == other_arrays[name].tobytes(), name
