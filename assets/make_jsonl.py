@@ -1,8 +1,8 @@
 """Makes the small JSONL data set that ships with the repository: python -m assets.make_jsonl
 
-    arithmetic.jsonl            600 sums of 4 terms, the first 100 with a demonstration
-    arithmetic_held_out.jsonl   512 other sums of 4 terms
-    arithmetic_ood.jsonl        256 sums of 5 or 6 terms
+    arithmetic.jsonl            600 chains of 5 to 7 terms, the first 100 with a demonstration
+    arithmetic_held_out.jsonl   512 other chains of 5 to 7 terms
+    arithmetic_ood.jsonl        256 chains of 8 or 9 terms
 
 The problems are those of data/arithmetic.py with a seed of their own.
 """
@@ -16,11 +16,6 @@ from srft_jax.data.examples import Example
 
 CONFIG = ArithmeticConfig(
     seed=2506,
-    min_terms=4,
-    max_terms=4,
-    max_operand=99,
-    ood_min_terms=5,
-    ood_max_terms=6,
     num_train=600,
     num_demonstrated=100,
     num_held_out=512,

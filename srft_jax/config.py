@@ -90,13 +90,13 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ArithmeticConfig:
-    """Procedural sums of several terms, see data/arithmetic.py.
+    """Procedural chains of single-digit arithmetic, see data/arithmetic.py.
 
     Args:
         seed: Of the problems; the run's seed does not change the sets.
+        operators: Some of +, - and *, each once.
         min_terms: Fewest terms of a training or held-out problem.
         max_terms: Most terms of a training or held-out problem.
-        max_operand: Largest term.
         ood_min_terms: Fewest terms of an out-of-distribution problem; above max_terms.
         ood_max_terms: Most terms of an out-of-distribution problem.
         num_train: Distinct training prompts.
@@ -107,11 +107,11 @@ class ArithmeticConfig:
     """
 
     seed: int = 0
-    min_terms: int = 4
-    max_terms: int = 6
-    max_operand: int = 9
-    ood_min_terms: int = 7
-    ood_max_terms: int = 8
+    operators: str = "+-*"
+    min_terms: int = 5
+    max_terms: int = 7
+    ood_min_terms: int = 8
+    ood_max_terms: int = 9
     num_train: int = 4096
     num_demonstrated: int = 512
     terse_fraction: float = 0.0
@@ -372,7 +372,10 @@ def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
     if verb not in verbs:
         raise UsageError(f"unknown verb {verb!r}; the verbs are {', '.join(verbs)}")
     parser = jsonargparse.ArgumentParser(
-        prog="run.py", usage=f"run.py [{'|'.join(verbs)}] [options]", exit_on_error=False
+        prog="run.py",
+        usage=f"run.py [{'|'.join(verbs)}] [options]",
+        exit_on_error=False,
+        allow_abbrev=False,  # `--training.num_step` is a mistake, not num_steps
     )
     parser.add_argument("--config", action="config", help="YAML file of this page's keys")
     parser.add_class_arguments(RunConfig, fail_untyped=True)

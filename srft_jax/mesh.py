@@ -23,8 +23,11 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """Mesh of all devices with axes data, fsdp, tensor.
 
     Raises:
-        UsageError: the axes do not multiply to the number of devices.
+        UsageError: an axis is below 1, or they do not multiply to the number of devices.
     """
+    for axis, size in vars(config).items():
+        if size < 1 and (axis, size) != ("data", -1):
+            raise UsageError(f"mesh.{axis} = {size} is below 1")
     num_devices = jax.device_count()
     rest = config.fsdp * config.tensor
     data = num_devices // rest if config.data == -1 else config.data

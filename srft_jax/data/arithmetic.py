@@ -1,23 +1,26 @@
-"""Procedural sums of several terms, solved by writing down the running totals:
+"""Procedural chains of digits, worked from the left, keeping the last digit of every result:
 
-    prompt          7+5+9+4
-    demonstration   <think>12 21 25</think>25
-    answer          25
+    prompt          7+5*3-4
+    demonstration   <think>2 6 2</think>2          7+5 = 12, 2*3 = 6, 6-4 = 2
+    terse           <think></think>2
+    answer          2
 
-The problems depend on the configuration only, never on the run's seed. A hash of the prompt decides
+One step is a small table to know; the whole chain at a glance is hard, so that thinking pays. The
+problems depend on the configuration only, never on the run's seed. A hash of the prompt decides
 whether it is a training or a held-out problem, so neither a larger set nor another seed moves a
-problem across. Out-of-distribution problems have more terms. A terse demonstration leaves the totals
-out.
+problem across. Out-of-distribution problems have more terms.
 """
 
 import hashlib
 import itertools
+import operator
 import random
 from collections.abc import Callable, Iterator
 
 from srft_jax.config import ArithmeticConfig, UsageError
 from srft_jax.data.examples import Example, ExampleSets
 
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 HELD_OUT_FRACTION = 1 / 8  # of all problems; the rest may be trained on
 
 
@@ -35,38 +38,40 @@ def make_sets(config: ArithmeticConfig) -> ExampleSets:
     ood = _take("ood", config, ood_terms, config.num_ood, lambda prompt: True)
     return ExampleSets(
         train=tuple(
-            make_example(operands, (_demonstrate(operands, config),))
+            make_example(prompt, (_demonstrate(prompt, config),))
             if i < config.num_demonstrated
-            else make_example(operands)
-            for i, operands in enumerate(train)
+            else make_example(prompt)
+            for i, prompt in enumerate(train)
         ),
         held_out=tuple(map(make_example, held_out)),
         ood=tuple(map(make_example, ood)),
     )
 
 
-def make_example(operands: tuple[int, ...], demonstrations: tuple[str, ...] = ()) -> Example:
-    """The problem that adds up `operands`."""
-    return Example(
-        prompt=make_prompt(operands),
-        answer=str(sum(operands)),
-        demonstrations=demonstrations,
+def make_example(prompt: str, demonstrations: tuple[str, ...] = ()) -> Example:
+    """The problem that `prompt` spells."""
+    return Example(prompt, str(results(prompt)[-1]), demonstrations)
+
+
+def results(prompt: str) -> list[int]:
+    """Last digit after each operation. In: 7+5*3-4.  Out: [2, 6, 2]."""
+    values = itertools.accumulate(
+        zip(prompt[1::2], map(int, prompt[2::2]), strict=True),
+        lambda value, step: OPERATORS[step[0]](value, step[1]) % 10,
+        initial=int(prompt[0]),
     )
+    return list(values)[1:]
 
 
-def make_prompt(operands: tuple[int, ...]) -> str:
-    return "+".join(map(str, operands))
+def make_demonstration(prompt: str, *, terse: bool = False) -> str:
+    """In: 7+5*3-4.  Out: <think>2 6 2</think>2, or <think></think>2 if terse."""
+    steps = [str(value) for value in results(prompt)]
+    return f"<think>{'' if terse else ' '.join(steps)}</think>{steps[-1]}"
 
 
-def make_demonstration(operands: tuple[int, ...], *, terse: bool = False) -> str:
-    """In: (7, 5, 9, 4).  Out: <think>12 21 25</think>25, or <think></think>25 if terse."""
-    totals = [str(total) for total in itertools.accumulate(operands)]
-    return f"<think>{'' if terse else ' '.join(totals[1:])}</think>{totals[-1]}"
-
-
-def _demonstrate(operands: tuple[int, ...], config: ArithmeticConfig) -> str:
-    terse = _unit_hash("terse " + make_prompt(operands)) < config.terse_fraction
-    return make_demonstration(operands, terse=terse)
+def _demonstrate(prompt: str, config: ArithmeticConfig) -> str:
+    terse = _unit_hash("terse " + prompt) < config.terse_fraction
+    return make_demonstration(prompt, terse=terse)
 
 
 def is_held_out(prompt: str) -> bool:
@@ -86,31 +91,29 @@ def _take(
     terms: tuple[int, int],
     count: int,
     keep: Callable[[str], bool],
-) -> list[tuple[int, ...]]:
+) -> list[str]:
     """The first `count` problems that are kept, in the set's own random order."""
     rng = random.Random(f"{config.seed}/{name}")
-    problems = _problems(rng, terms, config.max_operand)
-    kept = list(itertools.islice((x for x in problems if keep(make_prompt(x))), count))
+    kept = list(itertools.islice(filter(keep, _problems(rng, terms, config.operators)), count))
     if len(kept) < count:
         raise UsageError(
             f"data.arithmetic.num_{name} asks for {count} problems, but only {len(kept)} distinct "
-            f"{name} problems of {terms[0]} to {terms[1]} terms up to {config.max_operand} exist."
+            f"{name} problems of {terms[0]} to {terms[1]} terms with {config.operators} exist."
         )
     return kept
 
 
-def _problems(
-    rng: random.Random, terms: tuple[int, int], max_operand: int
-) -> Iterator[tuple[int, ...]]:
+def _problems(rng: random.Random, terms: tuple[int, int], operators: str) -> Iterator[str]:
     """Every problem once, in random order, each number of terms equally often while it lasts."""
-    orders = {n: _shuffled(rng, max_operand**n) for n in range(terms[0], terms[1] + 1)}
+    per_step = 10 * len(operators)
+    orders = {n: _shuffled(rng, 10 * per_step ** (n - 1)) for n in range(terms[0], terms[1] + 1)}
     while orders:
         num_terms = rng.choice(list(orders))
         index = next(orders[num_terms], None)
         if index is None:
             del orders[num_terms]
         else:
-            yield _operands(index, num_terms, max_operand)
+            yield _spell(index, num_terms, operators)
 
 
 def _shuffled(rng: random.Random, size: int) -> Iterator[int]:
@@ -122,13 +125,14 @@ def _shuffled(rng: random.Random, size: int) -> Iterator[int]:
         moved[j] = moved.pop(i, i)
 
 
-def _operands(index: int, num_terms: int, max_operand: int) -> tuple[int, ...]:
-    """The digits of `index` in base `max_operand`, each plus one."""
-    operands = []
-    for _ in range(num_terms):
-        index, digit = divmod(index, max_operand)
-        operands.append(digit + 1)
-    return tuple(operands)
+def _spell(index: int, num_terms: int, operators: str) -> str:
+    """The problem of this number: its first digit, then an operator and a digit for each step."""
+    index, digit = divmod(index, 10)
+    prompt = str(digit)
+    for _ in range(num_terms - 1):
+        index, step = divmod(index, 10 * len(operators))
+        prompt += operators[step // 10] + str(step % 10)
+    return prompt
 
 
 def _validate(config: ArithmeticConfig) -> None:
@@ -143,8 +147,13 @@ def _validate(config: ArithmeticConfig) -> None:
             "data.arithmetic needs max_terms < ood_min_terms <= ood_max_terms, "
             f"got {high}, {ood_low} and {ood_high}."
         )
-    if config.max_operand < 1:
-        raise UsageError(f"data.arithmetic.max_operand is at least 1, got {config.max_operand}.")
+    if not config.operators or len(set(config.operators) & OPERATORS.keys()) < len(
+        config.operators
+    ):
+        raise UsageError(
+            f"data.arithmetic.operators are some of {''.join(OPERATORS)}, each once, "
+            f"got {config.operators!r}."
+        )
     if not 0 <= config.terse_fraction <= 1:
         raise UsageError(
             f"data.arithmetic.terse_fraction is between 0 and 1, got {config.terse_fraction}."

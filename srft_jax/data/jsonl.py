@@ -1,6 +1,6 @@
 """The user's own data: files of one JSON object a line.
 
-    {"prompt": "7+5+9", "answer": "21", "demonstrations": ["<think>12 21</think>21"]}
+    {"prompt": "7+5*3", "answer": "6", "demonstrations": ["<think>2 6</think>6"]}
     {"prompt": "91+46", "answer": "137"}
 
 `demonstrations` may be left out, or be a single string called `demonstration`; `kind` names the

@@ -100,20 +100,29 @@ def _rows_per_chunk(num_rows: int, vocab_size: int) -> int:
     return max(1, min(num_rows, LOGITS_BYTES // (4 * vocab_size)))
 
 
+def _split(x: Array, size: int, fill: float = 0) -> Array:
+    """[N, ...] -> [chunks, size, ...]; chunk c takes rows c, c + chunks, c + 2 chunks, ...
+
+    Strided, because rows are sharded in order: each chunk then has rows of every device. A chunk of
+    neighbouring rows would lie on one device, and all the others would compute it too.
+    """
+    padding = -x.shape[0] % size
+    x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+    return x.reshape(size, -1, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _join(x: Array, num_rows: int) -> Array:
+    """Undoes `_split`."""
+    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:num_rows]
+
+
 def _chunked(rows: _Chunk, size: int) -> _Chunk:
     """[N, ...] -> [chunks, size, ...], padded with masked rows."""
-    num_rows = rows.targets.shape[0]
-    padding = -num_rows % size
-
-    def split(x: Array, fill: float) -> Array:
-        x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
-        return x.reshape(-1, size, *x.shape[1:])
-
     return _Chunk(
-        split(rows.hidden, 0),
-        split(rows.targets, 0),
-        split(rows.mask, False),
-        split(rows.temperature, 1),
+        _split(rows.hidden, size),
+        _split(rows.targets, size),
+        _split(rows.mask, size, False),
+        _split(rows.temperature, size, 1),
     )
 
 
@@ -151,8 +160,8 @@ def _stats_forward(rows: _Chunk, head: Array, softcap: float | None) -> tuple[To
     num_rows = rows.targets.shape[0]
     chunks = _chunked(rows, _rows_per_chunk(num_rows, head.shape[1]))
     stats, lse = jax.lax.map(lambda chunk: _chunk_stats(chunk, head, softcap), chunks)
-    flat = TokenStats(*(x.reshape(-1)[:num_rows] for x in stats))
-    return flat, (rows, head, flat.entropy, lse.reshape(-1)[:num_rows])
+    flat = TokenStats(*(_join(x, num_rows) for x in stats))
+    return flat, (rows, head, flat.entropy, _join(lse, num_rows))
 
 
 def _stats_backward(
@@ -162,9 +171,7 @@ def _stats_backward(
     num_rows = rows.targets.shape[0]
     size = _rows_per_chunk(num_rows, head.shape[1])
     chunks = _chunked(rows, size)
-    per_row = [
-        jnp.pad(x, (0, -num_rows % size)).reshape(-1, size) for x in (*cotangent, entropy, lse)
-    ]
+    per_row = [_split(x, size) for x in (*cotangent, entropy, lse)]
 
     def chunk_gradient(d_head: Array, inputs: tuple[_Chunk, list[Array]]) -> tuple[Array, Array]:
         chunk, (d_logprob, d_entropy, entropy, lse) = inputs
@@ -184,7 +191,7 @@ def _stats_backward(
     d_head, d_hidden = jax.lax.scan(
         chunk_gradient, jnp.zeros(head.shape, jnp.float32), (chunks, per_row)
     )
-    d_hidden = d_hidden.reshape(-1, head.shape[0])[:num_rows].astype(rows.hidden.dtype)
+    d_hidden = _join(d_hidden, num_rows).astype(rows.hidden.dtype)
     no_gradient: Any = np.zeros((num_rows,), jax.dtypes.float0)
     d_rows = _Chunk(d_hidden, no_gradient, no_gradient, jnp.zeros_like(rows.temperature))
     return d_rows, d_head.astype(head.dtype)

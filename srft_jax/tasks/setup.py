@@ -6,6 +6,7 @@ Everything a user can get wrong is found here, before anything compiles.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -115,12 +116,11 @@ def _architecture(config: RunConfig) -> ModelConfig:
 
 def _at_least(config: RunConfig, least: float, *keys: str) -> None:
     for key in keys:
-        section, _, name = key.rpartition(".")
-        value = config
-        for part in [*section.split("."), name]:
+        value: Any = config
+        for part in key.split("."):
             value = vars(value)[part]
-        if value < least:  # type: ignore[operator]
-            raise UsageError(f"{key} = {value} is below {least}")
+        if not value >= least:  # NaN too
+            raise UsageError(f"{key} = {value} is not at least {least}")
 
 
 def _check_numbers(config: RunConfig) -> None:
@@ -149,19 +149,23 @@ def _check_numbers(config: RunConfig) -> None:
     _at_least(
         config,
         0,
+        "seed",
         "evaluation.every",
         "report.samples_per_step",
         "training.optimizer.warmup_steps",
         "training.optimizer.learning_rate",
+        "training.optimizer.final_fraction",
         "training.optimizer.weight_decay",
         "generate.temperature",
     )
-    if config.rollout.temperature <= 0:
+    if not config.rollout.temperature > 0:
         raise UsageError(f"rollout.temperature = {config.rollout.temperature} is not above 0")
-    if config.training.optimizer.clip_norm <= 0:
-        raise UsageError(
-            f"training.optimizer.clip_norm = {config.training.optimizer.clip_norm} is not above 0"
-        )
+    optimizer = config.training.optimizer
+    if not optimizer.clip_norm > 0:
+        raise UsageError(f"training.optimizer.clip_norm = {optimizer.clip_norm} is not above 0")
+    for name, decay in (("b1", optimizer.b1), ("b2", optimizer.b2)):
+        if not 0 <= decay < 1:
+            raise UsageError(f"training.optimizer.{name} = {decay} is not in [0, 1)")
 
 
 def _check_shapes(config: RunConfig) -> None:
@@ -189,6 +193,9 @@ def _check_shapes(config: RunConfig) -> None:
 def _check_together(setup: Setup) -> None:
     """What only shows once data, model and devices are known."""
     config, model = setup.config, setup.model_config
+    for name, size in vars(model).items():
+        if type(size) is int and size < 1:  # a bool is an int, but not a size
+            raise UsageError(f"the model has {name} = {size}, which is below 1")
     if model.num_heads % model.num_kv_heads or model.head_dim % 2:
         raise UsageError(
             f"the model has num_heads = {model.num_heads}, num_kv_heads = {model.num_kv_heads}, "

@@ -17,10 +17,14 @@ class Checkpoints:
 
     def __init__(self, run_dir: str, keep: int) -> None:
         path = epath.Path(run_dir).resolve() / "checkpoints"
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"{path} is a file, so it cannot hold checkpoints")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # a file in the way, or no permission
+            raise UsageError(f"{path} cannot be made: {error.strerror or error}") from error
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        found = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+        # A kill in the middle of the first save leaves half a checkpoint, which is as good as none.
+        entries = [entry for entry in path.iterdir() if not ocp.utils.is_tmp_checkpoint(entry)]
+        found = sorted(entry.name for entry in entries)
         self._manager = ocp.CheckpointManager(path, options=options)
         if found and self._manager.latest_step() is None:
             raise UsageError(

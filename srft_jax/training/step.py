@@ -144,17 +144,25 @@ def make_train_step(
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer_states["policy"], state.params
         )
-        metrics = _means(sums, batch.normalisers) | {
+        counts = batch.normalisers
+        metrics = _means(sums, counts) | {
             "loss/total": loss,
-            "loss/gradient_norm": optax.global_norm(grads),
+            "loss/gradient_norm": optax.tree.norm(grads),
         }
         new_state = dataclasses.replace(
             state,
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             optimizer_states={"policy": optimizer_state},
-            entropy_self=metrics["policy/entropy_self"],
-            entropy_demonstration=metrics["policy/entropy_demo"],
+            # A step without tokens of a role says nothing about their entropy.
+            entropy_self=jnp.where(
+                counts.self_tokens > 0, metrics["policy/entropy_self"], state.entropy_self
+            ),
+            entropy_demonstration=jnp.where(
+                counts.demonstration_tokens > 0,
+                metrics["policy/entropy_demo"],
+                state.entropy_demonstration,
+            ),
         )
         return new_state, metrics
 

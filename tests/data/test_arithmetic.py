@@ -7,28 +7,22 @@ from srft_jax.config import ArithmeticConfig, UsageError
 from srft_jax.data.arithmetic import is_held_out, make_demonstration, make_sets
 
 CONFIG = ArithmeticConfig(num_train=300, num_demonstrated=40, num_held_out=60, num_ood=50)
-FOUR_TERMS = dataclasses.replace(
-    CONFIG, min_terms=4, max_terms=4, ood_min_terms=5, ood_max_terms=6, max_operand=99
+SHORT = dataclasses.replace(
+    CONFIG, operators="+", min_terms=2, max_terms=2, ood_min_terms=3, ood_max_terms=3
 )
 
 
-def operands(prompt):
-    return [int(term) for term in prompt.split("+")]
-
-
-def solve(prompt, demonstration):
-    """Follows the demonstration step by step, checks each, and returns its answer."""
-    thinking, answer = demonstration.removeprefix("<think>").split("</think>")
-    first, *rest = operands(prompt)
-    for term, total in zip(rest, map(int, thinking.split(" ")), strict=True):
-        first += term
-        assert total == first
-    assert int(answer) == first
-    return answer
+def solve(prompt):
+    """Python's own arithmetic on brackets written from the left, then the last digit."""
+    expression = prompt[0]
+    for operator, digit in zip(prompt[1::2], prompt[2::2], strict=True):
+        expression = f"({expression}{operator}{digit})"
+    return str(eval(expression) % 10)
 
 
 def test_the_demonstration_is_spelled_as_documented():
-    assert make_demonstration((7, 5, 9, 4)) == "<think>12 21 25</think>25"
+    assert make_demonstration("7+5*3-4") == "<think>2 6 2</think>2"
+    assert make_demonstration("7+5*3-4", terse=True) == "<think></think>2"
 
 
 def test_a_share_of_the_demonstrations_is_terse():
@@ -43,9 +37,13 @@ def test_a_share_of_the_demonstrations_is_terse():
 def test_answers_and_demonstrations_are_right():
     sets = make_sets(CONFIG)
     for example in (*sets.train, *sets.held_out, *sets.ood):
-        assert int(example.answer) == sum(operands(example.prompt))
+        assert example.answer == solve(example.prompt)
         for demonstration in example.demonstrations:
-            assert solve(example.prompt, demonstration) == example.answer
+            thinking, answer = demonstration.removeprefix("<think>").split("</think>")
+            assert thinking.split(" ") == [
+                solve(example.prompt[:end]) for end in range(3, len(example.prompt) + 1, 2)
+            ]
+            assert answer == example.answer
 
 
 def test_only_the_first_training_prompts_are_demonstrated():
@@ -55,27 +53,28 @@ def test_only_the_first_training_prompts_are_demonstrated():
 
 
 def test_sets_have_their_sizes_ranges_and_no_problem_twice():
-    config = dataclasses.replace(
-        CONFIG, min_terms=2, max_terms=4, ood_min_terms=5, ood_max_terms=6, num_held_out=100
-    )
-    sets = make_sets(config)
+    sets = make_sets(CONFIG)
     prompts = [x.prompt for x in (*sets.train, *sets.held_out, *sets.ood)]
-    assert len(set(prompts)) == len(prompts) == 300 + 100 + 50
+    assert len(set(prompts)) == len(prompts) == 300 + 60 + 50
     for examples, counts in (
-        (sets.train, {2, 3, 4}),
-        (sets.held_out, {2, 3, 4}),
-        (sets.ood, {5, 6}),
+        (sets.train, {5, 6, 7}),
+        (sets.held_out, {5, 6, 7}),
+        (sets.ood, {8, 9}),
     ):
-        terms = [operands(x.prompt) for x in examples]
-        assert {len(t) for t in terms} == counts
-        assert {x for t in terms for x in t} == set(range(1, 10))
+        assert {(len(x.prompt) + 1) // 2 for x in examples} == counts
+        assert set("".join(x.prompt for x in examples)) == set("0123456789+-*")
+
+
+def test_operators_can_be_chosen():
+    sets = make_sets(dataclasses.replace(CONFIG, operators="-"))
+    assert set("".join(x.prompt for x in sets.train)) == set("0123456789-")
 
 
 def test_golden_problems():
     """If this moves, every recorded result on this family is of other data: say so in the notes."""
     sets = make_sets(ArithmeticConfig())
     first = [examples[0].prompt for examples in (sets.train, sets.held_out, sets.ood)]
-    assert first == ["6+4+9+2+2+8", "1+1+5+8+3", "2+3+9+9+1+8+9"]
+    assert first == ["3*8-3+9+0", "0-7*9+8-8", "0+1-1-1-0*0*0+8"]
 
 
 def test_the_same_seed_gives_the_same_sets_and_another_seed_others():
@@ -100,22 +99,25 @@ def test_no_seed_trains_on_what_another_holds_out():
 
 
 def test_every_problem_that_exists_can_be_had_and_not_one_more():
-    """3 ** 4 = 81 problems; training and held-out ones are all of them."""
-    config = dataclasses.replace(FOUR_TERMS, max_operand=3, num_demonstrated=0, num_held_out=0)
-    with pytest.raises(UsageError, match=r"num_train asks for 300 .* only 75 distinct train"):
+    """10 * 10 = 100 sums of two digits; training and held-out ones are all of them."""
+    config = dataclasses.replace(SHORT, num_demonstrated=0, num_held_out=0)
+    with pytest.raises(UsageError, match=r"num_train asks for 300 .* only 89 distinct train"):
         make_sets(config)
-    sets = make_sets(dataclasses.replace(config, num_train=75, num_held_out=6))
-    assert len({x.prompt for x in (*sets.train, *sets.held_out)}) == 81
+    sets = make_sets(dataclasses.replace(config, num_train=89, num_held_out=11))
+    assert len({x.prompt for x in (*sets.train, *sets.held_out)}) == 100
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"min_terms": 1}, "2 <= min_terms <= max_terms, got 1 and 4"),
-        ({"min_terms": 5}, "2 <= min_terms <= max_terms, got 5 and 4"),
-        ({"ood_min_terms": 4}, "max_terms < ood_min_terms <= ood_max_terms, got 4, 4 and 6"),
-        ({"ood_max_terms": 4}, "got 4, 5 and 4"),
-        ({"max_operand": 0}, "max_operand is at least 1, got 0"),
+        ({"min_terms": 1}, "2 <= min_terms <= max_terms, got 1 and 7"),
+        ({"min_terms": 8}, "2 <= min_terms <= max_terms, got 8 and 7"),
+        ({"ood_min_terms": 7}, "max_terms < ood_min_terms <= ood_max_terms, got 7, 7 and 9"),
+        ({"ood_max_terms": 7}, "got 7, 8 and 7"),
+        ({"operators": "+/"}, "operators are some of"),
+        ({"operators": "++"}, "each once"),
+        ({"operators": ""}, "got ''"),
+        ({"terse_fraction": 1.5}, "between 0 and 1, got 1.5"),
         ({"num_ood": -1}, "num_ood is at least 0, got -1"),
         ({"num_demonstrated": 301}, "between 0 and num_train = 300, got 301"),
         ({"num_demonstrated": -1}, "between 0 and num_train = 300, got -1"),
@@ -123,7 +125,7 @@ def test_every_problem_that_exists_can_be_had_and_not_one_more():
 )
 def test_impossible_settings(change, message):
     with pytest.raises(UsageError, match=message):
-        make_sets(dataclasses.replace(FOUR_TERMS, **change))
+        make_sets(dataclasses.replace(CONFIG, **change))
 
 
 def test_twenty_thousand_problems_take_well_under_a_second():

@@ -1,4 +1,4 @@
-"""What the tests of the verbs share: a compilation cache, since they run the same programs many times."""
+"""What the tests of the verbs share, a compilation cache above all."""
 
 import os
 import subprocess
@@ -68,7 +68,7 @@ def command(start):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, command):
-    """Run directory of a finished tiny run, made by the command line; look, but leave it as it is."""
+    """Run directory of a finished tiny run, made by the command line; not to be changed."""
     run_dir = tmp_path_factory.mktemp("trained") / "run"
     code, out, err = command("train", *tiny_arguments(run_dir))
     assert (code, err) == (0, "")

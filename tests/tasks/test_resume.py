@@ -74,6 +74,13 @@ def test_a_killed_run_does_the_steps_after_its_checkpoint_again(tmp_path, uninte
     assert_same_run(run_dir, uninterrupted)
 
 
+def test_a_run_killed_in_its_first_save_starts_again(tmp_path, uninterrupted):
+    """Half a checkpoint is none; it is not somebody else's file in the way either."""
+    (tmp_path / "run" / "checkpoints" / "3.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    assert run_in_process(tmp_path / "run") == 0
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
 def test_a_finished_run_trains_no_further(tmp_path, uninterrupted, monkeypatch):
     run_dir = tmp_path / "run"
     shutil.copytree(uninterrupted, run_dir)
@@ -107,7 +114,7 @@ def test_another_configuration_is_refused(argument, message, uninterrupted, caps
 
 
 def test_ctrl_c_at_the_terminal(tmp_path, start, trained):
-    """To the whole process group, as a terminal sends it; then the stored config continues the run."""
+    """SIGINT to the whole process group, as a terminal sends it."""
     run_dir = tmp_path / "run"
     process = start("train", *tiny_arguments(run_dir, "--training.num_steps=100000"))
     for line in process.stdout:

@@ -20,7 +20,12 @@ def tiny_arguments(run_dir, *arguments):
     """Command line of the tiny run, from anywhere."""
     tokenizer = ROOT / "assets" / "tokenizer"
     tiny = Path(__file__).parent / "tiny.yaml"
-    return [f"--config={tiny}", f"--model.tokenizer={tokenizer}", f"--run_dir={run_dir}", *arguments]
+    return [
+        f"--config={tiny}",
+        f"--model.tokenizer={tokenizer}",
+        f"--run_dir={run_dir}",
+        *arguments,
+    ]
 
 
 def tiny_config(run_dir, *arguments):

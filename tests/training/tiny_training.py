@@ -11,7 +11,6 @@ from srft_jax.config import ModelConfig, TrainingConfig
 from srft_jax.models import init_params
 from srft_jax.objectives.methods import Objective
 from srft_jax.objectives.rows import TrainingSequence, make_batch
-from srft_jax.training.state import new_state
 
 MODEL = ModelConfig(
     vocab_size=32,
@@ -34,7 +33,7 @@ def sequences(seed: int = 0) -> list[TrainingSequence]:
     """
     random = np.random.default_rng(seed)
     made = []
-    for number in range(19):
+    for number in range(17):
         role = Role.DEMONSTRATION if number < 3 else Role.SELF
         size = 10 - number if number < 3 else int(random.integers(1, 7))
         tokens = random.integers(1, MODEL.vocab_size, 3 + size).tolist()
@@ -71,9 +70,7 @@ def state_of(optimizer: optax.GradientTransformation) -> TrainState:
         jax.eval_shape(lambda key: init_params(MODEL, key), jax.random.key(0)),
     )
     own, demonstration = (np.float32(x) for x in PREVIOUS_ENTROPY)
-    return TrainState(
-        np.int32(7), params, {"policy": optimizer.init(params)}, own, demonstration
-    )
+    return TrainState(np.int32(7), params, {"policy": optimizer.init(params)}, own, demonstration)
 
 
 def gradient_keeper() -> optax.GradientTransformation:

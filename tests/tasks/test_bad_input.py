@@ -1,0 +1,194 @@
+"""A user's mistake: exit code 2 and one line that names it, before anything compiles."""
+
+import jax
+import pytest
+from tiny_runs import tiny_arguments
+
+import run
+from srft_jax.config import UsageError
+from srft_jax.tasks import rollouts
+
+JSONL = "--data.arithmetic=null", "--data.jsonl.train={dir}/{name}.jsonl"
+
+# What stands in the files of rows; the first row is always good.
+GOOD = '{"prompt": "1+2", "answer": "3", "demonstration": "<think>3</think>3"}'
+FILES = {
+    "malformed": "{prompt: 1}",
+    "promptless": '{"answer": "3"}',
+    "answerless": '{"prompt": "1+1"}',
+    "misspelt": '{"prompt": "1+1", "answer": "2", "demonstratoins": []}',
+    "long": f'{{"prompt": "1+1", "answer": "2", "demonstration": "{"1" * 16}"}}',
+    "long_prompt": f'{{"prompt": "{"1" * 30}", "answer": "2"}}',
+}
+
+
+def jsonl(name):
+    return [argument.replace("{name}", name) for argument in JSONL]
+
+
+# Case -> what is added to the tiny run's command line, and what the message must say.
+CASES = {
+    "unknown key": (["--trainig.num_steps=1"], "--trainig.num_steps"),
+    "unknown nested key": (["--training.num_step=1"], "--training.num_step"),
+    "unknown key in a file": (["--config={dir}/unknown.yaml"], "nonsense"),
+    "ill-typed key": (["--training.num_steps=many"], '"training.num_steps": Expected a'),
+    "not a choice": (["--objective.preset=ppo"], '"objective.preset"'),
+    "missing config file": (["--config={dir}/none.yaml"], "{dir}/none.yaml"),
+    "missing model": (
+        ["--model.architecture=null", "--model.path={dir}/none"],
+        "{dir}/none is not a directory",
+    ),
+    "no model": (["--model.architecture=null"], "exactly one of model.path and model.architecture"),
+    "missing tokenizer": (["--model.tokenizer={dir}/none"], "{dir}/none holds no tokenizer.json"),
+    "tokenizer above the vocabulary": (
+        ["--model.architecture.vocab_size=100"],
+        "tokenizer has 262 tokens, but the model's vocabulary only 100",
+    ),
+    "impossible heads": (["--model.architecture.num_kv_heads=3"], "num_kv_heads = 3"),
+    "no heads": (["--model.architecture.num_kv_heads=0"], "num_kv_heads = 0, which is below 1"),
+    "too few positions": (
+        ["--model.architecture.max_positions=20"],
+        "28 tokens exceed the model's",
+    ),
+    "no data": (["--data.arithmetic=null"], "exactly one of data.arithmetic and data.jsonl"),
+    "missing JSONL": (jsonl("none"), "{dir}/none.jsonl cannot be read"),
+    "malformed row": (jsonl("malformed"), "{dir}/malformed.jsonl, row 2: not JSON"),
+    "row without prompt": (jsonl("promptless"), "{dir}/promptless.jsonl, row 2: 'prompt' is"),
+    "row without answer": (jsonl("answerless"), "{dir}/answerless.jsonl, row 2: 'answer' is"),
+    "misspelt field": (jsonl("misspelt"), "row 2: unknown field 'demonstratoins'; did you mean"),
+    "demonstration too long": (
+        jsonl("long"),
+        "train, row 2: demonstration 1 has 17 tokens, but rollout.max_new_tokens is 16",
+    ),
+    "prompt too long": (jsonl("long_prompt"), "but data.max_prompt_tokens is 12"),
+    "more prompts than there are": (["--data.prompts_per_step=41"], "the 40 training examples"),
+    "more problems than there are": (
+        ["--data.arithmetic.num_held_out=999"],
+        "data.arithmetic.num_held_out asks for 999 problems",
+    ),
+    "no demonstrations": (
+        ["--objective.preset=sft", "--data.arithmetic.num_demonstrated=0"],
+        "objective.preset = sft trains on demonstrations, but no training prompt has one",
+    ),
+    "group of one": (
+        ["--objective.preset=grpo", "--rollout.completions_per_prompt=1"],
+        "rollout.completions_per_prompt = 1 has no standard deviation",
+    ),
+    "nothing to train": (
+        ["--objective.preset=sft", "--objective.demo_nll=0"],
+        "the objective trains nothing",
+    ),
+    "clip bounds": (["--objective.clip_low=1.5"], "objective.clip_low = 1.5"),
+    "rows too short": (["--training.row_length=26"], "27 tokens, which do not fit"),
+    "uneven updates": (
+        ["--training.updates_per_rollout=3"],
+        "data.prompts_per_step = 4 does not split into training.updates_per_rollout = 3",
+    ),
+    "mesh above the devices": (["--mesh.fsdp=3"], "fsdp=3 x tensor=1 does not fit"),
+    "mesh of nothing": (["--mesh.tensor=0"], "mesh.tensor = 0 is below 1"),
+    "temperature 0": (["--rollout.temperature=0"], "rollout.temperature = 0.0 is not above 0"),
+    "temperature NaN": (["--rollout.temperature=.nan"], "rollout.temperature = nan is not above 0"),
+    "no steps": (["--training.num_steps=0"], "training.num_steps = 0 is not at least 1"),
+    "negative seed": (["--seed=-1"], "seed = -1 is not at least 0"),
+    "negative rate": (["--training.optimizer.learning_rate=-1"], "learning_rate = -1.0 is not at"),
+    "impossible moment": (["--training.optimizer.b2=1"], "b2 = 1.0 is not in [0, 1)"),
+    "no time to verify": (["--rewards.timeout_seconds=0"], "0.0 s; both must be above 0"),
+    "checkpoints is a file": (["--run_dir={dir}/file_run"], "checkpoints cannot be made"),
+    "checkpoints holds other things": (["--run_dir={dir}/other_run"], "holds no checkpoint, but 1"),
+    "run_dir is a file": (["--run_dir={dir}/malformed.jsonl"], "cannot be made"),
+}
+
+OTHER_VERBS = {
+    "unknown verb": (["fit"], "unknown verb 'fit'; the verbs are train, evaluate"),
+    "evaluate before training": (["evaluate"], "{dir}/run has no checkpoint yet; train first"),
+    "export before training": (["export"], "{dir}/run has no checkpoint yet; train first"),
+    "generate before training": (["generate"], "{dir}/run has no checkpoint yet; train first"),
+    "report before training": (["report"], "there is no run to report on"),
+    "nothing to evaluate": (
+        ["evaluate", "--data.arithmetic.num_held_out=0", "--data.arithmetic.num_ood=0"],
+        "there is nothing to evaluate",
+    ),
+    "nothing to generate": (
+        ["generate", "--data.arithmetic.num_held_out=0"],
+        "set generate.prompt",
+    ),
+}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """With the files that the cases name."""
+    for name, row in FILES.items():
+        (tmp_path / f"{name}.jsonl").write_text(f"{GOOD}\n{row}\n{GOOD.replace('1+2', '2+2')}\n")
+    (tmp_path / "unknown.yaml").write_text("training: {nonsense: 1}\n")
+    (tmp_path / "file_run").mkdir()
+    (tmp_path / "file_run" / "checkpoints").write_text("")
+    (tmp_path / "other_run" / "checkpoints" / "mine").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
+def compilations():
+    """Grows with everything that JAX compiles."""
+    events = []
+
+    def listen(event, seconds, **_):
+        if "compile" in event:
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def command_line(directory, verb, arguments):
+    added = [argument.replace("{dir}", str(directory)) for argument in arguments]
+    return [verb, *tiny_arguments(directory / "run", *added)]
+
+
+def assert_refused(code, out, err, message, directory):
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert message.replace("{dir}", str(directory)) in err
+
+
+@pytest.mark.parametrize(("arguments", "message"), CASES.values(), ids=CASES)
+def test_a_mistake_in_the_configuration(arguments, message, directory, compilations, capsys):
+    code = run.main(command_line(directory, "train", arguments))
+    assert_refused(code, *capsys.readouterr(), message, directory)
+    assert not compilations
+    assert not (directory / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), OTHER_VERBS.values(), ids=OTHER_VERBS)
+def test_a_mistake_with_another_verb(arguments, message, directory, compilations, capsys):
+    verb, *added = arguments
+    code = run.main(command_line(directory, verb, added))
+    assert_refused(code, *capsys.readouterr(), message, directory)
+    assert not compilations
+
+
+def test_the_listener_would_have_heard_a_compilation(compilations):
+    jax.jit(lambda x: x + len(compilations))(1.0)
+    assert compilations
+
+
+@pytest.mark.parametrize("case", ["unknown key", "malformed row"])
+def test_a_mistake_at_the_command_line(case, directory, command):
+    """With compilations logged: stderr would have a second line."""
+    arguments, message = CASES[case]
+    line = command_line(directory, "train", arguments)
+    assert_refused(*command(*line, JAX_LOG_COMPILES="1"), message, directory)
+
+
+def test_a_bug_is_not_taken_for_a_mistake(directory, monkeypatch):
+    """Only UsageError becomes one line; anything else keeps its traceback."""
+
+    def broken(*_):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(rollouts, "verify_demonstrations", broken)
+    with pytest.raises(ValueError, match="a bug") as caught:
+        run.main(command_line(directory, "train", []))
+    assert not isinstance(caught.value, UsageError)

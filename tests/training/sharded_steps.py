@@ -1,0 +1,131 @@
+"""Two train steps on one device and on meshes of eight; prints the largest relative differences.
+
+A script of its own, since the number of devices cannot change once JAX has started.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+
+import jax
+import jax.monitoring
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, PartitionSpec
+from tiny_training import MODEL, batch_of, sequences, state_of
+
+from srft_jax.batch import Batch, TrainState
+from srft_jax.config import MeshConfig, ObjectiveConfig, OptimizerConfig
+from srft_jax.mesh import make_mesh, sharding
+from srft_jax.objectives.methods import expand
+from srft_jax.ops import head as head_module
+from srft_jax.ops.head import token_stats
+from srft_jax.training.optimizer import make_optimizer
+from srft_jax.training.state import state_shardings
+from srft_jax.training.step import make_train_step
+
+MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2)]
+AXES = ("data", "fsdp", "tensor")
+# Sums per sequence, over roles, and of all terms: whatever could go wrong across devices.
+OBJECTIVE = expand(
+    ObjectiveConfig(
+        preset="srft", entropy_scope="sequence", entropy_bonus=0.01, policy_aggregation="sequences"
+    )
+)
+OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1.0, warmup_steps=0), MODEL, num_updates=8)
+STEP = make_train_step(MODEL, OBJECTIVE, OPTIMIZER, temperature=0.8, on_policy=False)
+
+
+def initial_state() -> TrainState:
+    """With second moments of 1: Adam's step is then smooth in the gradient, and comparable."""
+    state = state_of(OPTIMIZER)
+    adam = state.optimizer_states["policy"]
+    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), state.params)
+    return dataclasses.replace(
+        state, optimizer_states={"policy": optax.tree.set(adam, nu=ones, count=np.int32(3))}
+    )
+
+
+def two_steps(state: TrainState, batch: Batch) -> tuple[TrainState, list]:
+    """Also checks that the second step runs the first one's program."""
+    state, first = STEP(state, batch)
+    with compilations() as compiled:
+        state, second = STEP(state, batch)
+    assert not compiled, compiled
+    return state, [first, second]
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Fills a list with an entry for each program that XLA compiles meanwhile."""
+    found: list[str] = []
+
+    def listen(event: str, _: float, **details: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            found.append(f"{event} {details}")
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def on_mesh(config: MeshConfig, batch: Batch) -> tuple[TrainState, list]:
+    mesh = make_mesh(config)
+    state = initial_state()
+    where = state_shardings(mesh, MODEL, OPTIMIZER, state.params)
+    of_batch = jax.tree.map(
+        lambda x: sharding(mesh, (None, "rows", None) if x.ndim == 3 else (), x.shape), batch
+    )
+    assert mesh.shape["data"] == 8 or where.params["layers"]["gate"].spec != PartitionSpec()
+    state, metrics = two_steps(jax.device_put(state, where), jax.device_put(batch, of_batch))
+    for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(where), strict=True):
+        assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), (leaf.sharding, expected)
+    return state, metrics
+
+
+def largest_difference(got: object, expected: object) -> float:
+    """Relative to the largest entry of each array."""
+
+    def difference(a: jax.Array, b: jax.Array) -> float:
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-3))
+
+    return max(jax.tree.leaves(jax.tree.map(difference, got, expected)))
+
+
+def head_flops(mesh: Mesh) -> float:
+    """Of one device, for the head alone over rows that are split over all devices."""
+
+    def split(shape: tuple[int, ...], dtype: type) -> jax.ShapeDtypeStruct:
+        axes = ("rows", None)[: len(shape)]
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, axes, shape))
+
+    head = jax.ShapeDtypeStruct((MODEL.dim, MODEL.vocab_size), np.float32)
+    inputs = split((960, MODEL.dim), np.float32), head, split((960,), np.int32)
+    return jax.jit(token_stats).lower(*inputs).compile().cost_analysis()["flops"]
+
+
+def main() -> None:
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    head_module.LOGITS_BYTES = 4 * MODEL.vocab_size * 48  # three chunks a microbatch
+    batch = batch_of(sequences(), OBJECTIVE, rows_per_microbatch=4, shape=(2, 8))
+    expected_state, expected_metrics = two_steps(initial_state(), batch)
+    results = {"moved": largest_difference(expected_state.params, initial_state().params)}
+    one = jax.make_mesh((1, 1, 1), AXES, (AxisType.Auto,) * 3, devices=jax.devices()[:1])
+    results["head_flops_share"] = head_flops(make_mesh(MeshConfig())) / head_flops(one)
+    for shape in MESHES:
+        state, metrics = on_mesh(MeshConfig(*shape), batch)
+        results["x".join(map(str, shape))] = {
+            "metrics": largest_difference(metrics, expected_metrics),
+            "params": largest_difference(state.params, expected_state.params),
+            "optimizer": largest_difference(
+                state.optimizer_states, expected_state.optimizer_states
+            ),
+        }
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

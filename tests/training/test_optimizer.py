@@ -1,0 +1,71 @@
+"""The schedule, the clip, and which parameters decay."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+from tiny_training import MODEL
+
+from srft_jax.config import OptimizerConfig
+from srft_jax.models import init_params
+from srft_jax.training.optimizer import learning_rate, make_optimizer
+
+NOT_MATRICES = {
+    "attention_norm", "mlp_norm", "final_norm", "query_bias", "key_bias", "value_bias",
+}  # fmt: skip
+
+
+def rates(steps, **settings):
+    schedule = learning_rate(OptimizerConfig(learning_rate=2.0, **settings), num_updates=50)
+    return [float(schedule(step)) for step in steps]
+
+
+def test_warmup_is_linear_and_then_constant():
+    found = rates([0, 1, 5, 10, 11, 50], warmup_steps=10)
+    np.testing.assert_allclose(found, [0, 0.2, 1, 2, 2, 2], rtol=1e-6)
+
+
+def test_cosine_ends_at_its_fraction_with_the_last_update():
+    found = rates([0, 5, 10, 30, 50, 60], warmup_steps=10, schedule="cosine", final_fraction=0.1)
+    np.testing.assert_allclose(found, [0, 1, 2, (2 + 0.2) / 2, 0.2, 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_without_warmup_the_first_step_is_at_the_peak(schedule):
+    assert rates([0], warmup_steps=0, schedule=schedule) == [2.0]
+
+
+def test_a_warmup_longer_than_the_run_is_no_error():
+    found = rates([0, 50], warmup_steps=100, schedule="cosine")
+    np.testing.assert_allclose(found, [0.0, 1.0])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_decay_touches_matrices_only(tied):
+    model = dataclasses.replace(MODEL, tie_embeddings=tied)
+    config = OptimizerConfig(learning_rate=0.5, warmup_steps=0, weight_decay=0.1)
+    optimizer = make_optimizer(config, model, num_updates=1)
+    shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    zeros = jax.tree.map(np.zeros_like, params)
+    updates, _ = jax.jit(optimizer.update)(zeros, optimizer.init(params), params)
+    leaves = {path[-1].key: update for path, update in jax.tree.leaves_with_path(updates)}
+    assert leaves.keys() > NOT_MATRICES and ("head" in leaves) == (not tied)
+    for name, update in leaves.items():
+        expected = 0.0 if name in NOT_MATRICES else -0.5 * 0.1
+        np.testing.assert_allclose(update, expected, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(("size", "seen"), [(10.0, 2.0), (1.0, 1.0)])
+def test_gradients_are_clipped_by_their_global_norm(size, seen):
+    config = OptimizerConfig(warmup_steps=0, b1=0.9, clip_norm=2.0)
+    optimizer = make_optimizer(config, MODEL, num_updates=1)
+    shapes = jax.eval_shape(lambda key: init_params(MODEL, key), jax.random.key(0))
+    gradient = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    scale = size / float(optax.tree.norm(gradient))
+    gradient = jax.tree.map(lambda x: x * np.float32(scale), gradient)
+    _, state = jax.jit(optimizer.update)(gradient, optimizer.init(gradient), gradient)
+    moment = optax.tree.get(state, "mu")
+    np.testing.assert_allclose(optax.tree.norm(moment), 0.1 * seen, rtol=1e-5)

@@ -1,0 +1,37 @@
+"""On meshes of eight devices the train step gives what one device gives."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("sharded_steps.py")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def results():
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, str(SCRIPT)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("mesh", ["8x1x1", "2x2x2", "1x4x2"])
+def test_sharded_equals_single_device(results, mesh):
+    assert results["moved"] > 1e-2  # or equal parameters would mean nothing
+    assert max(results[mesh].values()) < 1e-5, results[mesh]
+
+
+def test_the_head_is_split_over_the_devices(results):
+    """Chunks of neighbouring rows would make every device compute all of them."""
+    assert results["head_flops_share"] < 1.5 / 8
