@@ -1,8 +1,8 @@
 """Makes the small JSONL data set that ships with the repository: python -m assets.make_jsonl
 
-    arithmetic.jsonl            600 chains of 5 to 7 terms, the first 100 with a demonstration
-    arithmetic_held_out.jsonl   512 other chains of 5 to 7 terms
-    arithmetic_ood.jsonl        256 chains of 8 or 9 terms
+    arithmetic.jsonl            600 chains of 4 to 6 terms, the first 100 with a demonstration
+    arithmetic_held_out.jsonl   512 other chains of 4 to 6 terms
+    arithmetic_ood.jsonl        256 chains of 7 or 8 terms
 
 The problems are those of data/arithmetic.py with a seed of their own.
 """

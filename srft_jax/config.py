@@ -108,10 +108,10 @@ class ArithmeticConfig:
 
     seed: int = 0
     operators: str = "+-*"
-    min_terms: int = 5
-    max_terms: int = 7
-    ood_min_terms: int = 8
-    ood_max_terms: int = 9
+    min_terms: int = 4
+    max_terms: int = 6
+    ood_min_terms: int = 7
+    ood_max_terms: int = 8
     num_train: int = 4096
     num_demonstrated: int = 512
     terse_fraction: float = 0.0

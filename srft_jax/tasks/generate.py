@@ -16,6 +16,7 @@ def generate(config: RunConfig) -> int:
     prompts = prompts or [example.prompt for example in setup.sets.held_out[: wanted.num_prompts]]
     if not prompts:
         raise UsageError("there is no held-out set to take prompts from; set generate.prompt")
+    params = trained_params(setup)
     sampling = SamplingConfig(
         temperature=wanted.temperature,
         max_new_tokens=config.evaluation.max_new_tokens,
@@ -28,7 +29,7 @@ def generate(config: RunConfig) -> int:
         for prompt in prompts
     ]
     key = jax.random.key(config.seed)
-    groups = sample(trained_params(setup), setup.model_config, requests, key, sampling)
+    groups = sample(params, setup.model_config, requests, key, sampling)
     for prompt, group in zip(prompts, groups, strict=True):
         print(prompt)
         for completion in group:

@@ -63,8 +63,8 @@ CASES = {
     "prompt too long": (jsonl("long_prompt"), "but data.max_prompt_tokens is 12"),
     "more prompts than there are": (["--data.prompts_per_step=41"], "the 40 training examples"),
     "more problems than there are": (
-        ["--data.arithmetic.num_held_out=999"],
-        "data.arithmetic.num_held_out asks for 999 problems",
+        ["--data.arithmetic.num_held_out=9999"],
+        "data.arithmetic.num_held_out asks for 9999 problems",
     ),
     "no demonstrations": (
         ["--objective.preset=sft", "--data.arithmetic.num_demonstrated=0"],

@@ -80,7 +80,7 @@ def test_generate(run_dir, command):
     code, out, err = command("generate", *arguments)
     assert (code, err) == (0, "")
     lines = out.split("\n")
-    assert sum(bool(re.fullmatch(r"\d(\+\d)+", line)) for line in lines) == 2  # held-out prompts
+    assert sum(bool(re.fullmatch(r"\d([-+*]\d)+", line)) for line in lines) == 2  # held-out prompts
     assert sum(line.startswith("    ") for line in lines) >= 4
     code, out, err = command("generate", *arguments, "--generate.prompt=1+2+3")
     assert (code, err, out.split("\n")[0]) == (0, "", "1+2+3")

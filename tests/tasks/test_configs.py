@@ -1,0 +1,54 @@
+"""Every file in configs/ says what it is for, loads, and passes all checks that precede a run."""
+
+import re
+
+import pytest
+from tiny_runs import ROOT, tiny_config
+
+from srft_jax.config import parse, to_yaml
+from srft_jax.tasks.setup import prepare
+
+CONFIGS = sorted((ROOT / "configs").glob("*"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+class TestConfigFile:
+    def test_it_starts_with_command_hardware_time_and_result(self, path):
+        first, second = path.read_text().splitlines()[:2]
+        command = re.escape(f"python run.py --config configs/{path.name}")
+        assert re.fullmatch(rf"# {command}( .*)?", first)
+        assert re.fullmatch(r"# Hardware: \S.* Time: \S.* Result: \S.*", second)
+        assert "TODO" not in path.read_text()
+
+    def test_it_is_named_in_lower_case(self, path):
+        assert re.fullmatch(r"[a-z0-9_.]+\.yaml", path.name)
+
+    def test_it_passes_all_checks(self, path, monkeypatch):
+        monkeypatch.chdir(ROOT)
+        config = parse([f"--config={path}"])[1]
+        setup = prepare(config)
+        assert setup.config.run_dir == f"runs/{path.stem}"
+        assert len(setup.sets.train) >= config.data.prompts_per_step
+
+
+def test_there_are_configs():
+    assert any(path.name == "quickstart.yaml" for path in CONFIGS)
+
+
+def test_a_stored_config_is_read_back_as_it_was(tmp_path):
+    """Presets expanded, nested sections, nulls, small floats."""
+    given = tiny_config(
+        tmp_path, "--training.optimizer.learning_rate=1e-07", "--generate.prompt=é: 1"
+    )
+    resolved = prepare(given).config
+    assert resolved != given
+    for config in (given, resolved):
+        file = tmp_path / "config.yaml"
+        file.write_text(to_yaml(config))
+        assert parse([f"--config={file}"]) == ("train", config)
+
+
+def test_flags_override_the_file(tmp_path):
+    assert tiny_config(tmp_path).training.num_steps == 6
+    config = tiny_config(tmp_path, "--training.num_steps=7")
+    assert (config.training.num_steps, config.training.checkpoint_every) == (7, 3)
