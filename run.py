@@ -1,5 +1,4 @@
-"""python run.py [train|evaluate|generate|export|report] --config configs/NAME.yaml [--section.key
-VALUE ...]"""
+"""python run.py [train|evaluate|generate|export|report] --config configs/NAME.yaml [--key VALUE]"""
 
 import sys
 from collections.abc import Sequence
@@ -11,9 +10,17 @@ def main(argv: Sequence[str]) -> int:
     """Exit code: 0, 2 for a user's mistake, 130 for a run that was stopped and saved."""
     try:
         verb, config = parse(argv)
-        from srft_jax.tasks import VERBS  # after parsing: --help need not load jax
+        # After parsing, so that --help and a misspelled key need not wait for jax.
+        from srft_jax.tasks import evaluate, export, generate, report, train
 
-        return VERBS[verb](config)
+        verbs = {
+            "train": train.train,
+            "evaluate": evaluate.evaluate,
+            "generate": generate.generate,
+            "export": export.export,
+            "report": report.report,
+        }
+        return verbs[verb](config)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

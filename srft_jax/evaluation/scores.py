@@ -65,15 +65,21 @@ def verify(pool: RewardPool, examples: Sequence[Example], texts: Sequence[str]) 
     ]
 
 
-def verify_completions(
+def verify_groups(
     pool: RewardPool,
     examples: Sequence[Example],
-    completions: Sequence[Completion],
+    groups: Sequence[Sequence[Completion]],
     tokenizer: Decoder,
-) -> list[Scored]:
-    """Verdicts on completions: text without special tokens, with what the template began of it."""
-    texts = [tokenizer.think_prefix + tokenizer.decode(one.tokens.tolist()) for one in completions]
-    return verify(pool, examples, texts)
+) -> list[list[Scored]]:
+    """Verdicts on each example's completions: on their text, with what the template began of it."""
+    owners = [example for example, group in zip(examples, groups, strict=True) for _ in group]
+    texts = [
+        tokenizer.think_prefix + tokenizer.decode(completion.tokens.tolist())
+        for group in groups
+        for completion in group
+    ]
+    scored = iter(verify(pool, owners, texts))
+    return [[next(scored) for _ in group] for group in groups]
 
 
 def evaluate(
@@ -115,7 +121,7 @@ def evaluate(
     )
     groups = sample(params, model_config, requests, jax.random.key(0), sampling)
     completions = [group[0] for group in groups]
-    scored = verify_completions(pool, examples, completions, tokenizer)
+    scored = [group[0] for group in verify_groups(pool, examples, groups, tokenizer)]
 
     metrics, rows = {}, []
     for name in dict.fromkeys(names):

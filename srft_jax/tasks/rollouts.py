@@ -4,18 +4,19 @@ on."""
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
 
 from srft_jax.batch import Role
 from srft_jax.data.pipeline import NO_DEMONSTRATION, PromptBatch
-from srft_jax.evaluation.scores import Scored, verify, verify_completions
+from srft_jax.evaluation.scores import Scored, verify, verify_groups
 from srft_jax.models.decoder import Params
 from srft_jax.objectives.advantages import group_advantages
 from srft_jax.objectives.rows import TrainingSequence
 from srft_jax.rewards import RewardPool
+from srft_jax.rewards.requests import Verdict
 from srft_jax.rollout.requests import Completion, Request, SamplingConfig
 from srft_jax.rollout.scheduler import sample
 from srft_jax.tasks.setup import Setup
@@ -71,45 +72,45 @@ def collect(
         pool: Verifiers.
         demonstration_rewards: As made by `verify_demonstrations`.
     """
-    objective, rollout = setup.objective, setup.config.rollout
-    completions: list[list[Completion]] = [[] for _ in prompts.example]
-    if objective.uses_rollouts:
-        sampling = SamplingConfig(
-            temperature=rollout.temperature,
-            max_new_tokens=rollout.max_new_tokens,
-            slots=rollout.slots,
-            segment=rollout.segment,
-            dtype=setup.config.model.dtype,
-        )
-        stop_ids = (setup.tokenizer.eos_id,)
-        requests = [
-            Request(
-                setup.encoded.train[i].prompt, rollout.completions_per_prompt, stop_ids=stop_ids
-            )
-            for i in prompts.example
-        ]
-        completions = sample(params, setup.model_config, requests, key, sampling)
-    owners = [
-        setup.sets.train[i]
-        for i, group in zip(prompts.example, completions, strict=True)
-        for _ in group
-    ]
-    flat = [completion for group in completions for completion in group]
-    scored = iter(verify_completions(pool, owners, flat, setup.tokenizer))
-
+    examples = [setup.sets.train[i] for i in prompts.example]
+    completions = _sample(setup, params, prompts, key)
+    scored = verify_groups(pool, examples, completions, setup.tokenizer)
     groups = []
-    for i, number, group in zip(prompts.example, prompts.demonstration, completions, strict=True):
-        given = number != NO_DEMONSTRATION and objective.uses_demonstrations
+    for i, number, own, verdicts in zip(
+        prompts.example, prompts.demonstration, completions, scored, strict=True
+    ):
+        given = number != NO_DEMONSTRATION and setup.objective.uses_demonstrations
         groups.append(
             Group(
                 example=int(i),
-                completions=group,
-                scored=[next(scored) for _ in group],
+                completions=own,
+                scored=verdicts,
                 demonstration=setup.encoded.train[i].demonstrations[number] if given else None,
                 demonstration_reward=demonstration_rewards[int(i), int(number)] if given else 0.0,
             )
         )
     return groups
+
+
+def _sample(
+    setup: Setup, params: Params, prompts: PromptBatch, key: jax.Array
+) -> list[list[Completion]]:
+    """A group for each prompt; empty ones for an objective without rollouts."""
+    if not setup.objective.uses_rollouts:
+        return [[] for _ in prompts.example]
+    rollout, stop_ids = setup.config.rollout, (setup.tokenizer.eos_id,)
+    sampling = SamplingConfig(
+        temperature=rollout.temperature,
+        max_new_tokens=rollout.max_new_tokens,
+        slots=rollout.slots,
+        segment=rollout.segment,
+        dtype=setup.config.model.dtype,
+    )
+    requests = [
+        Request(setup.encoded.train[i].prompt, rollout.completions_per_prompt, stop_ids=stop_ids)
+        for i in prompts.example
+    ]
+    return sample(params, setup.model_config, requests, key, sampling)
 
 
 def training_sequences(setup: Setup, group: Group) -> list[TrainingSequence]:
@@ -166,7 +167,7 @@ def metrics(setup: Setup, groups: Sequence[Group]) -> dict[str, float]:
         ),
         "rollout/groups_all_right": float(np.mean([share == 1 for share in solved])),
         "rollout/groups_all_wrong": float(np.mean([share == 0 for share in solved])),
-    } | {f"rewards/{verdict}": count / len(scored) for verdict, count in verdicts.items()}
+    } | {f"rewards/{verdict}": verdicts[verdict] / len(scored) for verdict in get_args(Verdict)}
 
 
 def sample_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
