@@ -200,6 +200,22 @@ def test_bfloat16_inputs_lose_no_more_than_their_own_rounding():
         assert np.abs(got.astype(np.float32) - want).max() < 2**-7 * np.abs(want).max()
 
 
+def test_matmuls_of_bfloat16_are_asked_to_accumulate_in_float32():
+    """Read from the program, since XLA may skip the rounding that another machine would do."""
+    hidden, head, targets = problem()
+
+    def total(hidden, head):
+        return sum(map(jnp.sum, token_stats(hidden, head, targets)))
+
+    inputs = (jnp.asarray(x, jnp.bfloat16) for x in (hidden, head))
+    jaxpr = jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(*inputs).jaxpr
+    dots = [e for e in equations_of(jaxpr) if e.primitive.name == "dot_general"]
+    assert len(dots) == 4  # logits, twice; both gradients
+    for dot in dots:
+        assert [x.aval.dtype for x in dot.invars] == [jnp.bfloat16] * 2
+        assert dot.params["preferred_element_type"] == jnp.float32
+
+
 def test_token_loss_is_the_sum_of_the_objective():
     hidden, head, targets = problem()
     mask = np.arange(N) > 4

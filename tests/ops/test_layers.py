@@ -34,12 +34,13 @@ def test_rms_norm():
     )
 
 
-def test_rms_norm_sums_in_float32():
-    """In bfloat16 a running sum of 4096 ones would stop at 256."""
-    x = jnp.ones((1, 4096), jnp.bfloat16)
-    out = rms_norm(x, jnp.ones(4096), 0.0)
+def test_rms_norm_rounds_bfloat16_only_once():
+    x, scale = jnp.asarray(vectors(16, 64), jnp.bfloat16), vectors(64)
+    wide = np.asarray(x, np.float64)
+    exact = wide / np.sqrt(np.mean(np.square(wide), axis=-1, keepdims=True) + 0.5) * scale
+    out = rms_norm(x, scale, 0.5)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(out.astype(np.float32), 1.0)
+    np.testing.assert_array_equal(out, jnp.asarray(exact, jnp.bfloat16))
 
 
 def test_rope_has_the_layout_of_hugging_face():

@@ -12,7 +12,7 @@ import jax
 import jax.monitoring
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh
 from tiny_training import MODEL, batch_of, sequences, state_of
 
 from srft_jax.batch import Batch, TrainState
@@ -77,7 +77,9 @@ def on_mesh(config: MeshConfig, batch: Batch) -> tuple[TrainState, list]:
     of_batch = jax.tree.map(
         lambda x: sharding(mesh, (None, "rows", None) if x.ndim == 3 else (), x.shape), batch
     )
-    assert mesh.shape["data"] == 8 or where.params["layers"]["gate"].spec != PartitionSpec()
+    gate = where.params["layers"]["gate"]
+    assert gate.shard_shape((2, 16, 32)) == (2, 16 // config.fsdp, 32 // config.tensor)
+    assert optax.tree.get(where.optimizer_states["policy"], "mu") == where.params
     state, metrics = two_steps(jax.device_put(state, where), jax.device_put(batch, of_batch))
     for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(where), strict=True):
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), (leaf.sharding, expected)

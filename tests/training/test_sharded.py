@@ -10,6 +10,8 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("sharded_steps.py")
 ROOT = Path(__file__).parents[2]
+# Nearly all of the time goes to compiling.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +19,7 @@ def results():
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
         [sys.executable, str(SCRIPT)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, "XLA_FLAGS": FLAGS},
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,0 +1,237 @@
+"""No dead knobs: another value of any key changes what a run does, or is refused."""
+
+import dataclasses
+import functools
+import json
+import types
+import typing
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dry_run import dry_generate, dry_run
+from tiny_runs import ROOT, tiny_arguments
+
+from srft_jax.config import RunConfig, UsageError, parse
+from srft_jax.models import forward, init_params, output_head
+from srft_jax.tasks.setup import prepare
+
+
+def leaves(section=RunConfig, prefix=""):
+    """Every key that a user can set, sections that may be null included."""
+    hints = typing.get_type_hints(section)
+    for field in dataclasses.fields(section):
+        kind = hints[field.name]
+        options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        nested = [option for option in options if dataclasses.is_dataclass(option)]
+        if nested:
+            yield from leaves(nested[0], f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+# ---- probes: what a configuration does, as something that can be compared ----
+
+
+def run(config):
+    return dry_run(config)[0]
+
+
+def printed(config):
+    """The samples, which are indented; the lines of progress hold times."""
+    return [line for line in dry_run(config)[1].split("\n") if line.startswith("  ")]
+
+
+def place(config):
+    """Relative to the directory of the test, where each configuration has one of its own."""
+    dry_run(config)
+    return config.run_dir.rpartition("/")[2]
+
+
+def program(config):
+    """Initial weights and forward pass as JAX sees them, constants included."""
+    setup = prepare(config)
+
+    def logits(key):
+        params = init_params(setup.model_config, key)
+        inputs = (jnp.zeros((1, 4), jnp.int32) for _ in range(3))
+        hidden = forward(params, setup.model_config, *inputs, runtime=setup.runtime).hidden
+        return hidden @ output_head(params, setup.model_config).astype(hidden.dtype)
+
+    closed = jax.make_jaxpr(logits)(jax.random.key(0))
+    return str(closed.jaxpr), [np.asarray(x).tolist() for x in closed.consts]
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """Not a probe but an expectation: the other value is a mistake, and this is said of it."""
+
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """Another value for a key, how its effect shows, and what else the run is given."""
+
+    value: str
+    probe: Callable | Refused = run
+    base: tuple[str, ...] = ()
+
+
+JSONL = ("--data.arithmetic=null", "--data.jsonl.train={dir}/a.jsonl")
+JSONL += ("--data.jsonl.held_out={dir}/b.jsonl", "--data.jsonl.ood={dir}/c.jsonl")
+
+TABLE = {
+    "run_dir": Change("elsewhere", place),
+    "seed": Change("1"),
+    "model.path": Change("{dir}", Refused("exactly one of model.path and model.architecture")),
+    "model.architecture.vocab_size": Change("264", program),
+    "model.architecture.dim": Change("24", program),
+    "model.architecture.num_layers": Change("2", program),
+    "model.architecture.num_heads": Change("4", program),
+    "model.architecture.num_kv_heads": Change("2", program),
+    "model.architecture.head_dim": Change("4", program),
+    "model.architecture.mlp_dim": Change("24", program),
+    "model.architecture.rope_theta": Change("1000", program),
+    "model.architecture.norm_epsilon": Change("1e-5", program),
+    "model.architecture.tie_embeddings": Change("false", program),
+    "model.architecture.max_positions": Change("20", Refused("exceed the model's 20")),
+    "model.architecture.init_std": Change("0.5", program),
+    "model.architecture.family": Change("gpt2", Refused("model.architecture")),
+    "model.tokenizer": Change("{dir}/tokenizer"),
+    "model.dtype": Change("bfloat16", program),
+    "model.remat": Change("true", program),
+    "mesh.data": Change("3", Refused("mesh data=3 x fsdp=1 x tensor=1 does not fit")),
+    "mesh.fsdp": Change("3", Refused("fsdp=3 x tensor=1 does not fit")),
+    "mesh.tensor": Change("3", Refused("fsdp=1 x tensor=3 does not fit")),
+    "data.arithmetic.seed": Change("1"),
+    "data.arithmetic.operators": Change("+-"),
+    "data.arithmetic.min_terms": Change("3"),
+    "data.arithmetic.max_terms": Change("2"),
+    "data.arithmetic.ood_min_terms": Change("5"),
+    "data.arithmetic.ood_max_terms": Change("4"),
+    "data.arithmetic.num_train": Change("80"),
+    "data.arithmetic.num_demonstrated": Change("40"),
+    "data.arithmetic.terse_fraction": Change("0.5"),
+    "data.arithmetic.num_held_out": Change("6"),
+    "data.arithmetic.num_ood": Change("4"),
+    "data.jsonl.train": Change("{dir}/d.jsonl", base=JSONL),
+    "data.jsonl.held_out": Change("{dir}/d.jsonl", base=JSONL),
+    "data.jsonl.ood": Change("{dir}/d.jsonl", base=JSONL),
+    "data.prompts_per_step": Change("6"),
+    "data.max_prompt_tokens": Change("5", Refused("but data.max_prompt_tokens is 5")),
+    "rollout.completions_per_prompt": Change("4"),
+    "rollout.temperature": Change("0.5"),
+    "rollout.max_new_tokens": Change("15"),
+    "rollout.slots": Change("8"),
+    "rollout.segment": Change("4"),
+    "rewards.workers": Change("3"),
+    "rewards.timeout_seconds": Change("1"),
+    "rewards.correct_threshold": Change("0", base=("--objective.self_form=likelihood",)),
+    "objective.preset": Change("grpo"),
+    "objective.demo_nll": Change("0.25"),
+    "objective.demo_nll_entropy": Change("1"),
+    "objective.demo_policy": Change("0.5"),
+    "objective.demo_ratio_gamma": Change("0.5"),
+    "objective.self_form": Change("likelihood"),
+    "objective.self_positive": Change("0.5"),
+    "objective.self_positive_entropy": Change("-1"),
+    "objective.self_negative": Change("0.5"),
+    "objective.entropy_scope": Change("token"),
+    "objective.advantage_group": Change("self"),
+    "objective.advantage_std": Change("true"),
+    "objective.clip_low": Change("0.1"),
+    "objective.clip_high": Change("0.3"),
+    "objective.entropy_bonus": Change("0.01"),
+    "objective.demo_aggregation": Change("sequences"),
+    "objective.policy_aggregation": Change("length_cap"),
+    "training.num_steps": Change("3"),
+    "training.updates_per_rollout": Change("1"),
+    "training.row_length": Change("40"),
+    "training.rows_per_microbatch": Change("16"),
+    "training.checkpoint_every": Change("2"),
+    "training.keep_checkpoints": Change("1"),
+    "training.optimizer.learning_rate": Change("0.02"),
+    "training.optimizer.warmup_steps": Change("3"),
+    "training.optimizer.schedule": Change("constant"),
+    "training.optimizer.final_fraction": Change("0.5"),
+    "training.optimizer.b1": Change("0.8"),
+    "training.optimizer.b2": Change("0.9"),
+    "training.optimizer.weight_decay": Change("0.2"),
+    "training.optimizer.clip_norm": Change("0.5"),
+    "evaluation.every": Change("2"),
+    "evaluation.max_new_tokens": Change("15"),
+    "evaluation.slots": Change("16"),
+    "generate.prompt": Change("1+1", dry_generate),
+    "generate.num_prompts": Change("3", dry_generate),
+    "generate.temperature": Change("1", dry_generate),
+    "generate.completions": Change("2", dry_generate),
+    "report.samples_every": Change("1", printed),
+    "report.samples_per_step": Change("1"),
+}
+
+# Four steps of two updates each, so that ratios, moments and schedules have room to show.
+BASE = ("--training.num_steps=4", "--training.updates_per_rollout=2")
+BASE += ("--data.arithmetic.ood_max_terms=5",)
+
+
+def test_the_table_holds_every_key():
+    assert list(TABLE) == list(leaves())
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Data files, and a tokenizer whose chat template has one more character."""
+    path = tmp_path_factory.mktemp("leaves")
+    for number, name in enumerate("abcd", start=1):
+        rows = (
+            dict(prompt=f"{n}+{number}", answer=f"{n}", demonstrations=[f"<think></think>{n}"])
+            for n in range(9)
+        )
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "tokenizer").mkdir()
+    for file in (ROOT / "assets" / "tokenizer").iterdir():
+        text = file.read_text()
+        if file.name == "tokenizer_config.json":
+            settings = json.loads(text)
+            settings["chat_template"] = "!" + settings["chat_template"]
+            text = json.dumps(settings)
+        (path / "tokenizer" / file.name).write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def observe(directory, tmp_path_factory):
+    """What a probe sees of the tiny run with these arguments; the base's is looked at once."""
+
+    @functools.cache
+    def observe(probe, arguments):
+        run_dir = tmp_path_factory.mktemp("dry") / "run"
+        filled = [argument.replace("{dir}", str(directory)) for argument in arguments]
+        return probe(parse(tiny_arguments(run_dir, *filled))[1])
+
+    return observe
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_another_value_shows(key, observe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where `elsewhere` is
+    change = TABLE[key]
+    base = BASE + change.base
+    other = (*base, f"--{key}={change.value}")
+    if isinstance(change.probe, Refused):
+        with pytest.raises(UsageError, match=change.probe.message):
+            observe(prepare, other)
+        return
+    assert observe(change.probe, base) != observe(change.probe, other)
+
+
+def test_nothing_else_shows(observe, tmp_path_factory):
+    """The probes see the configuration, not the clock or the directory."""
+    for probe in (run, printed, program, dry_generate):
+        observe_again = probe(
+            parse(tiny_arguments(tmp_path_factory.mktemp("again") / "run", *BASE))[1]
+        )
+        assert observe(probe, BASE) == observe_again
