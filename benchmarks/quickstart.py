@@ -1,10 +1,10 @@
-"""The quickstart's claim: each method from the same base model, in the same time, over several seeds.
+"""The quickstart's claim: each method from the same base model, in the same time, several seeds.
 
     python benchmarks/quickstart.py --methods srft sft grpo srft_paper --seeds 0 1 2
 
-Runs one after the other, each as a whole process, so that the wall time is what a user waits. Prints a
-table, then one JSON line. A method's configuration is configs/<method>_quickstart_arithmetic.yaml, and
-configs/quickstart.yaml for srft.
+Runs one after the other, each as a whole process, so that the wall time is what a user waits.
+Prints a table, then one JSON line. The configuration of a method is
+configs/<method>_quickstart_arithmetic.yaml, and configs/quickstart.yaml for srft.
 """
 
 import argparse

@@ -238,7 +238,7 @@ class OptimizerConfig:
 
     Args:
         learning_rate: Peak.
-        warmup_steps: Optimizer steps from 0 to the peak.
+        warmup_steps: Optimizer steps until the peak, in equal rises.
         schedule: What follows the warm-up, until training.num_steps.
         final_fraction: Of the peak, at the end of a cosine.
         b1: Decay of the first moment.

@@ -30,13 +30,13 @@ def attention(
     batch, length, num_heads, head_dim = query.shape
     num_kv_heads = key.shape[1]
     per_kv = num_heads // num_kv_heads
-    grouped = query.reshape(batch, length, num_kv_heads, per_kv, head_dim) * head_dim**-0.5
+    grouped = query.reshape(batch, length, num_kv_heads, per_kv, head_dim)
     # [B, K, per_kv * T, H]: the queries that share a kv head are one matmul.
     grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(
         batch, num_kv_heads, per_kv * length, head_dim
     )
     scores = jnp.einsum("bkqh,bksh->bkqs", grouped, key, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, num_kv_heads, per_kv, length, -1)
+    scores = scores.reshape(batch, num_kv_heads, per_kv, length, -1) * head_dim**-0.5
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, _MASKED), axis=-1).astype(
         value.dtype
     )

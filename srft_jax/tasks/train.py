@@ -12,13 +12,13 @@ from typing import Any
 import grain
 import jax
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from srft_jax.batch import Batch, TrainState
 from srft_jax.config import RunConfig, UsageError, parse, to_yaml
 from srft_jax.data.pipeline import PromptBatch, prompt_batches
 from srft_jax.evaluation.scores import evaluate
-from srft_jax.mesh import RULES
+from srft_jax.mesh import sharding
 from srft_jax.models.checkpoint_hf import save_hf
 from srft_jax.models.decoder import num_params
 from srft_jax.objectives.rows import make_batch
@@ -188,9 +188,8 @@ def _make_batches(setup: Setup, groups: Sequence[rollouts.Group]) -> list[Batch]
 
 def _put(batch: Batch, mesh: Mesh) -> Batch:
     """Rows split over the data-parallel devices, counts on all of them."""
-    of_rows = NamedSharding(mesh, PartitionSpec(None, RULES["rows"]))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    shardings = jax.tree.map(lambda x: of_rows if x.ndim == 3 else everywhere, batch)
+    axes = {3: (None, "rows", None), 0: ()}
+    shardings = jax.tree.map(lambda x: sharding(mesh, axes[x.ndim], x.shape), batch)
     return jax.device_put(batch, shardings)
 
 

@@ -9,8 +9,12 @@ from srft_jax.models.decoder import Params
 
 
 def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
-    """Linear warm-up from 0, then constant, or a cosine that reaches its end at `num_updates`."""
-    warmup = optax.linear_schedule(0.0, config.learning_rate, max(1, config.warmup_steps))
+    """Linear warm-up, then constant, or a cosine that reaches its end at `num_updates`.
+
+    The first update is at 1 / warmup_steps of the peak: at 0 it would waste its rollouts.
+    """
+    steps, peak = max(1, config.warmup_steps), config.learning_rate
+    warmup = optax.linear_schedule(peak / steps, peak, max(1, steps - 1))
     after = optax.constant_schedule(config.learning_rate)
     if config.schedule == "cosine":
         decay_steps = max(1, num_updates - config.warmup_steps)
@@ -28,7 +32,7 @@ def make_optimizer(
     def decays(params: Params) -> Params:
         rows = families.parameters(model_config)
         return flax.traverse_util.unflatten_dict(
-            {row.path: row.init == "normal" for row in rows}, sep="/"
+            {row.path: len(row.axes) == 2 for row in rows}, sep="/"
         )
 
     return optax.chain(

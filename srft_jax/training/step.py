@@ -19,55 +19,59 @@ from srft_jax.ops.head import TokenStats, token_loss
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
+# Metrics that are means over the tokens of a role; what is not here is a sum already normalised.
+_MEAN_OVER = {
+    "policy/entropy_self": Role.SELF,
+    "policy/sampler_kl": Role.SELF,
+    "policy/clip_fraction": Role.SELF,
+    "weights/rl": Role.SELF,
+    "policy/entropy_demo": Role.DEMONSTRATION,
+    "policy/logprob_demo": Role.DEMONSTRATION,
+    "weights/sft": Role.DEMONSTRATION,
+}
+
+
 def _sums(stats: TokenStats, rows: Rows, context: losses.LossContext) -> Metrics:
     """Sums over the tokens of a microbatch, to be divided by global counts once all are in."""
     stats = jax.lax.stop_gradient(stats)
     objective = context.objective
     entropy = losses.scoped_entropy(stats, rows, context)
-    is_self = rows.loss_mask & (rows.role == Role.SELF)
-    is_demo = rows.loss_mask & (rows.role == Role.DEMONSTRATION)
-
-    def total(values: Array, where: Array) -> Array:
-        return jnp.sum(jnp.where(where, values, 0.0))
-
     difference = stats.logprob - rows.old_logprobs
-    ratio = jnp.exp(losses.log_ratio(stats, rows, context))
-    clipped = losses.is_clipped(ratio, rows.advantage, objective)
+    values = {
+        "policy/entropy_self": stats.entropy,
+        "policy/sampler_kl": jnp.exp(difference) - 1.0 - difference,
+        "weights/rl": losses.rl_weight(entropy, objective),
+        "policy/entropy_demo": stats.entropy,
+        "policy/logprob_demo": stats.logprob,
+        "weights/sft": losses.sft_weight(entropy, objective),
+    }
+    if objective.self_form == "policy_gradient":
+        ratio = jnp.exp(losses.log_ratio(stats, rows, context))
+        values["policy/clip_fraction"] = losses.is_clipped(ratio, rows.advantage, objective)
     sums = {
-        "policy/entropy_self": total(stats.entropy, is_self),
-        "policy/entropy_demo": total(stats.entropy, is_demo),
-        "policy/logprob_demo": total(stats.logprob, is_demo),
-        "policy/sampler_kl": total(jnp.exp(difference) - 1.0 - difference, is_self),
-        "policy/clip_fraction": total(clipped, is_self),
-        "weights/sft": total(losses.sft_weight(entropy, objective), is_demo),
-        "weights/rl": total(losses.rl_weight(entropy, objective), is_self),
+        name: jnp.sum(jnp.where(rows.loss_mask & (rows.role == _MEAN_OVER[name]), value, 0.0))
+        for name, value in values.items()
     }
     terms = losses.loss_terms(stats, rows, context)
-    return sums | {f"loss/{name}": jnp.sum(values) for name, values in terms.items()}
+    return sums | {f"loss/{name}": jnp.sum(term) for name, term in terms.items()}
 
 
-# Metrics that are means over the tokens of one role. What is not here is a sum already normalised.
-_MEAN_OVER = {
-    "policy/entropy_self": "self_tokens",
-    "policy/entropy_demo": "demonstration_tokens",
-    "policy/logprob_demo": "demonstration_tokens",
-    "policy/sampler_kl": "self_tokens",
-    "policy/clip_fraction": "self_tokens",
-    "weights/sft": "demonstration_tokens",
-    "weights/rl": "self_tokens",
-}
+def _counts(normalisers: Normalisers) -> dict[Role, Array]:
+    return {
+        Role.SELF: normalisers.self_tokens,
+        Role.DEMONSTRATION: normalisers.demonstration_tokens,
+    }
 
 
 def _means(sums: Metrics, normalisers: Normalisers) -> Metrics:
-    """Sums divided by the step's counts; a mean over no tokens is 0, and `present` leaves it
-    out."""
-    counts = {name: vars(normalisers)[role] for name, role in _MEAN_OVER.items()}
+    """Sums divided by the step's counts; over no tokens it is 0, and `present` leaves it out."""
+    counts = {name: _counts(normalisers)[role] for name, role in _MEAN_OVER.items()}
     return {name: value / jnp.maximum(counts.get(name, 1.0), 1.0) for name, value in sums.items()}
 
 
 def present(metrics: Metrics, normalisers: Normalisers) -> Metrics:
     """The metrics of roles that the batch has."""
-    absent = {name for name, role in _MEAN_OVER.items() if not vars(normalisers)[role]}
+    absent = {name for name, role in _MEAN_OVER.items() if not _counts(normalisers)[role]}
     return {name: value for name, value in metrics.items() if name not in absent}
 
 
