@@ -147,7 +147,7 @@ TABLE = {
     "objective.entropy_bonus": Change("0.01"),
     "objective.demo_aggregation": Change("sequences"),
     "objective.policy_aggregation": Change("length_cap"),
-    "training.num_steps": Change("3"),
+    "training.num_steps": Change("2"),
     "training.updates_per_rollout": Change("1"),
     "training.row_length": Change("40"),
     "training.rows_per_microbatch": Change("16"),
@@ -172,8 +172,8 @@ TABLE = {
     "report.samples_per_step": Change("1"),
 }
 
-# Four steps of two updates each, so that ratios, moments and schedules have room to show.
-BASE = ("--training.num_steps=4", "--training.updates_per_rollout=2")
+# Three steps of two updates each, so that ratios, moments and schedules have room to show.
+BASE = ("--training.num_steps=3", "--training.updates_per_rollout=2")
 BASE += ("--data.arithmetic.ood_max_terms=5",)
 
 

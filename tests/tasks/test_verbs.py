@@ -82,8 +82,6 @@ def test_generate(run_dir, command):
     lines = out.split("\n")
     assert sum(bool(re.fullmatch(r"\d([-+*]\d)+", line)) for line in lines) == 2  # held-out prompts
     assert sum(line.startswith("    ") for line in lines) >= 4
-    code, out, err = command("generate", *arguments, "--generate.prompt=1+2+3")
-    assert (code, err, out.split("\n")[0]) == (0, "", "1+2+3")
 
 
 def test_export_reloads_to_the_same_parameters(run_dir, command):
@@ -111,7 +109,7 @@ def test_report(run_dir, command):
 
 
 def test_an_export_can_be_trained_on(run_dir, trained, command):
-    """From model.path, under the default verb; one step, no evaluation set."""
+    """From model.path, under the default verb; at rate 0, so that it comes out as it went in."""
     shutil.copytree(trained / "hf", run_dir / "base")
     config = f"{run_dir}/other/config.yaml"
     (run_dir / "other").mkdir()
@@ -121,12 +119,12 @@ def test_an_export_can_be_trained_on(run_dir, trained, command):
     text = "".join(lines[:start] + lines[end:])
     with open(config, "w") as file:
         file.write(text.replace("path: null", f"path: {run_dir}/base"))
-    arguments = (f"--run_dir={run_dir}/next", "--training.num_steps=1", "--evaluation.every=0")
-    code, out, err = command(f"--config={config}", *arguments)
+    arguments = ("--training.num_steps=1", "--training.optimizer.learning_rate=0")
+    code, out, err = command(f"--config={config}", f"--run_dir={run_dir}/next", *arguments)
     assert (code, err) == (0, "")
     assert "step 1/1" in out
     before, after = (load_hf(d)[1]["embedding"] for d in (run_dir / "base", run_dir / "next/hf"))
-    assert np.abs(before - after).max() == 0  # the first step of a warm-up from 0
+    np.testing.assert_array_equal(before, after)
 
 
 def test_help(command):
