@@ -6,7 +6,6 @@ Everything a user can get wrong is found here, before anything compiles.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -21,6 +20,7 @@ from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import Params, Runtime, init_params
 from srft_jax.models.tokenizer import Tokenizer, load_tokenizer
 from srft_jax.objectives.methods import Objective, expand
+from srft_jax.tasks.checks import check_config
 from srft_jax.training.state import param_shardings
 
 
@@ -72,8 +72,7 @@ def prepare(config: RunConfig) -> Setup:
     objective = expand(config.objective)
     expanded = ObjectiveConfig(config.objective.preset, **dataclasses.asdict(objective))
     config = dataclasses.replace(config, objective=expanded)
-    _check_numbers(config)
-    _check_shapes(config)
+    check_config(config)
     tokenizer = load_tokenizer(_tokenizer_path(config))
     sets = load_sets(config.data)
     if not objective.uses_rollouts:  # nothing is learned from a prompt alone
@@ -114,82 +113,6 @@ def _architecture(config: RunConfig) -> ModelConfig:
     return read_config(Path(model.path)) if model.path is not None else model.architecture  # type: ignore[return-value]
 
 
-def _at_least(config: RunConfig, least: float, *keys: str) -> None:
-    for key in keys:
-        value: Any = config
-        for part in key.split("."):
-            value = vars(value)[part]
-        if not value >= least:  # NaN too
-            raise UsageError(f"{key} = {value} is not at least {least}")
-
-
-def _check_numbers(config: RunConfig) -> None:
-    _at_least(
-        config,
-        1,
-        "data.prompts_per_step",
-        "data.max_prompt_tokens",
-        "rollout.completions_per_prompt",
-        "rollout.max_new_tokens",
-        "rollout.slots",
-        "rollout.segment",
-        "training.num_steps",
-        "training.updates_per_rollout",
-        "training.row_length",
-        "training.rows_per_microbatch",
-        "training.checkpoint_every",
-        "training.keep_checkpoints",
-        "evaluation.max_new_tokens",
-        "evaluation.slots",
-        "report.samples_every",
-        "rewards.workers",
-        "generate.completions",
-        "generate.num_prompts",
-    )
-    _at_least(
-        config,
-        0,
-        "seed",
-        "evaluation.every",
-        "report.samples_per_step",
-        "training.optimizer.warmup_steps",
-        "training.optimizer.learning_rate",
-        "training.optimizer.final_fraction",
-        "training.optimizer.weight_decay",
-        "generate.temperature",
-    )
-    if not config.rollout.temperature > 0:
-        raise UsageError(f"rollout.temperature = {config.rollout.temperature} is not above 0")
-    optimizer = config.training.optimizer
-    if not optimizer.clip_norm > 0:
-        raise UsageError(f"training.optimizer.clip_norm = {optimizer.clip_norm} is not above 0")
-    for name, decay in (("b1", optimizer.b1), ("b2", optimizer.b2)):
-        if not 0 <= decay < 1:
-            raise UsageError(f"training.optimizer.{name} = {decay} is not in [0, 1)")
-
-
-def _check_shapes(config: RunConfig) -> None:
-    """Group sizes, row lengths and splits that cannot work whatever the data."""
-    rollout, training = config.rollout, config.training
-    if config.objective.advantage_std and rollout.completions_per_prompt == 1:
-        raise UsageError(
-            "rollout.completions_per_prompt = 1 has no standard deviation; "
-            "sample at least 2 or set objective.advantage_std to false"
-        )
-    if config.data.prompts_per_step % training.updates_per_rollout:
-        raise UsageError(
-            f"data.prompts_per_step = {config.data.prompts_per_step} does not split into "
-            f"training.updates_per_rollout = {training.updates_per_rollout} equal parts"
-        )
-    longest = config.data.max_prompt_tokens + rollout.max_new_tokens - 1
-    if longest > training.row_length:
-        raise UsageError(
-            f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and "
-            f"rollout.max_new_tokens = {rollout.max_new_tokens} make sequences of "
-            f"up to {longest} tokens, which do not fit training.row_length = {training.row_length}"
-        )
-
-
 def _check_together(setup: Setup) -> None:
     """What only shows once data, model and devices are known."""
     config, model = setup.config, setup.model_config
@@ -219,6 +142,12 @@ def _check_together(setup: Setup) -> None:
         raise UsageError(
             f"objective.preset = {config.objective.preset} trains on demonstrations, "
             "but no training prompt has one"
+        )
+    if config.data.prompts_per_step > len(setup.sets.train):
+        raise UsageError(
+            f"data.prompts_per_step = {config.data.prompts_per_step} exceeds the "
+            f"{len(setup.sets.train)} prompts that objective.preset = {config.objective.preset} "
+            "can train on"
         )
     ways = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
     if config.training.rows_per_microbatch % ways:

@@ -61,7 +61,7 @@ CASES = {
         "train, row 2: demonstration 1 has 17 tokens, but rollout.max_new_tokens is 16",
     ),
     "prompt too long": (jsonl("long_prompt"), "but data.max_prompt_tokens is 12"),
-    "more prompts than there are": (["--data.prompts_per_step=41"], "the 40 training examples"),
+    "more prompts than there are": (["--data.prompts_per_step=41"], "exceeds the 40 prompts"),
     "more problems than there are": (
         ["--data.arithmetic.num_held_out=9999"],
         "data.arithmetic.num_held_out asks for 9999 problems",
@@ -92,7 +92,10 @@ CASES = {
     "negative seed": (["--seed=-1"], "seed = -1 is not at least 0"),
     "negative rate": (["--training.optimizer.learning_rate=-1"], "learning_rate = -1.0 is not at"),
     "impossible moment": (["--training.optimizer.b2=1"], "b2 = 1.0 is not in [0, 1)"),
-    "no time to verify": (["--rewards.timeout_seconds=0"], "0.0 s; both must be above 0"),
+    "no time to verify": (
+        ["--rewards.timeout_seconds=0"],
+        "rewards.timeout_seconds = 0.0 is not above 0",
+    ),
     "checkpoints is a file": (["--run_dir={dir}/file_run"], "checkpoints cannot be made"),
     "checkpoints holds other things": (["--run_dir={dir}/other_run"], "holds no checkpoint, but 1"),
     "run_dir is a file": (["--run_dir={dir}/malformed.jsonl"], "cannot be made"),
