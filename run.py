@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Sequence
 
-from srft_jax.config import UsageError, parse
+from srft_jax.config import RunError, UsageError, parse
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code: 0, 2 for a user's mistake, 130 for a run that was stopped and saved."""
+    """Exit code: 0; 2 for a user's mistake, 1 for a run that cannot go on, 130 for one stopped."""
     try:
         verb, config = parse(argv)
         # After parsing, so that --help and a misspelled key need not wait for jax.
@@ -21,9 +21,9 @@ def main(argv: Sequence[str]) -> int:
             "report": report.report,
         }
         return verbs[verb](config)
-    except UsageError as error:
+    except (UsageError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UsageError) else 1
 
 
 if __name__ == "__main__":

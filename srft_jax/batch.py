@@ -1,8 +1,7 @@
 """The pytrees that rooms hand to each other.
 
 Dimension key: B rows, P prompts, G completions per prompt, T query length, S key length, L layers,
-D model,
-F mlp, N query heads, K kv heads, H head dim, V vocabulary, M microbatches.
+D model, F mlp, N query heads, K kv heads, H head dim, V vocabulary, M microbatches.
 """
 
 import dataclasses
@@ -24,8 +23,7 @@ class Role(enum.IntEnum):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Packed tokens, the same leading shape on every field: [M, B, T] in a batch, [B, T] in a
-    microbatch.
+    """Packed tokens: every field is [M, B, T] in a batch and [B, T] in a microbatch.
 
     A row holds several sequences one after the other. For the prompt `1+1=` and the completion
     `2$`, then padding:
@@ -42,9 +40,8 @@ class Rows:
     role: Int[Array, "*lead"]
     loss_mask: Bool[Array, "*lead"]
     advantage: Float[Array, "*lead"]
-    correct: Bool[
-        Array, "*lead"
-    ]  # the verifier's reward of the whole sequence reached the threshold
+    # The verifier's reward of the whole sequence reached the threshold.
+    correct: Bool[Array, "*lead"]
     old_logprobs: Float[Array, "*lead"]  # of the policy that sampled; 0 on demonstrations
     inverse_length: Float[Array, "*lead"]  # 1 / trained tokens of the sequence
 
@@ -52,13 +49,12 @@ class Rows:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Normalisers:
-    """Denominators counted from the masks of the whole step, over microbatches and devices. 0
-    means: no such tokens."""
+    """Denominators of a whole step, over microbatches and devices; 0 where nothing is counted."""
 
     demonstration: Float[Array, ""]  # of the demonstration NLL
-    policy: Float[
-        Array, ""
-    ]  # of the terms over rollouts and of the demonstrations' policy gradient
+    entropy: Float[Array, ""]  # of the entropy bonus, over all trained tokens
+    # Of the terms over rollouts, and of the demonstrations' policy gradient.
+    policy: Float[Array, ""]
     self_tokens: Float[Array, ""]  # trained tokens, for metrics
     demonstration_tokens: Float[Array, ""]
 
@@ -66,8 +62,7 @@ class Normalisers:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One optimizer step. Static in shape; only the first `num_microbatches` microbatches are
-    computed."""
+    """One optimizer step, static in shape; only the first `num_microbatches` are computed."""
 
     rows: Rows  # [M, B, T]
     normalisers: Normalisers

@@ -15,8 +15,11 @@ Verb = Literal["train", "evaluate", "generate", "export", "report"]
 
 
 class UsageError(ValueError):
-    """The user asked for something that cannot be run; its text is all that is shown. Exit code
-    2."""
+    """The user asked for something that cannot be run. Only the text is shown; exit code 2."""
+
+
+class RunError(RuntimeError):
+    """A run cannot go on. Only the text is shown; exit code 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +196,8 @@ class ObjectiveConfig:
 
     Args:
         preset: Row of the table of methods.
+        expanded_from: Written by a run beside the coefficients of its preset: naming another preset
+            on top of a stored configuration is refused, as it would change nothing.
         demo_nll: Weight a of the demonstrations' negative log-likelihood.
         demo_nll_entropy: Sign s in a * exp(s * H); 0 leaves the entropy out.
         demo_policy: Weight of the demonstrations' policy gradient.
@@ -214,6 +219,7 @@ class ObjectiveConfig:
     """
 
     preset: Literal["srft", "srft_paper", "srft_official", "srft_hpt", "sft", "grpo"] = "srft"
+    expanded_from: str | None = None
     demo_nll: float | None = None
     demo_nll_entropy: Literal[-1, 0, 1] | None = None
     demo_policy: float | None = None

@@ -41,11 +41,10 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 
 def sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
-    """Where an array with these logical axes lives. An axis that its mesh axes do not divide is
-    replicated.
+    """Where an array with these logical axes lives; an axis that does not divide is replicated.
 
-    In: ("layers", "model", "mlp"), (28, 3584, 18944) on fsdp=4, tensor=2.  Out: PartitionSpec(None,
-        "fsdp", "tensor").
+    In: ("layers", "model", "mlp"), (28, 3584, 18944) on fsdp=4, tensor=2.
+    Out: PartitionSpec(None, "fsdp", "tensor").
     """
     spec = []
     for axis, size in zip(logical_axes, shape, strict=True):

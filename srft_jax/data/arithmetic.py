@@ -35,7 +35,7 @@ def make_sets(config: ArithmeticConfig) -> ExampleSets:
     ood_terms = (config.ood_min_terms, config.ood_max_terms)
     train = _take("train", config, terms, config.num_train, lambda prompt: not is_held_out(prompt))
     held_out = _take("held_out", config, terms, config.num_held_out, is_held_out)
-    ood = _take("ood", config, ood_terms, config.num_ood, lambda prompt: True)
+    ood = _take("ood", config, ood_terms, config.num_ood, is_held_out)
     return ExampleSets(
         train=tuple(
             make_example(prompt, (_demonstrate(prompt, config),))

@@ -1,8 +1,7 @@
 """Greedy pass@1: complete, verify, average."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,76 +9,14 @@ import numpy as np
 from srft_jax.config import EvaluationConfig, ModelConfig
 from srft_jax.data.encoding import EncodedExample
 from srft_jax.data.examples import Example
+from srft_jax.evaluation.verdicts import Decoder, verify_groups
 from srft_jax.models.decoder import Params
-from srft_jax.rewards import RewardPool, RewardRequest, RewardResult
-from srft_jax.rollout.requests import Completion, Request, SamplingConfig
+from srft_jax.rewards import RewardPool
+from srft_jax.rollout.requests import Request, SamplingConfig
 from srft_jax.rollout.scheduler import sample
 
 # Of each set, the first so many completions are kept for the report.
 SAMPLES_PER_SET = 16
-
-
-class Decoder(Protocol):
-    """What is used of a tokenizer."""
-
-    @property
-    def eos_id(self) -> int: ...
-
-    @property
-    def think_prefix(self) -> str: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """One verified completion."""
-
-    example: Example
-    text: str
-    reward: float
-    verdict: str
-
-    def row(self, set_name: str) -> dict[str, Any]:
-        """As a line of samples.jsonl."""
-        return dict(
-            set=set_name,
-            prompt=self.example.prompt,
-            completion=self.text,
-            answer=self.example.answer,
-            reward=self.reward,
-            verdict=self.verdict,
-        )
-
-
-def verify(pool: RewardPool, examples: Sequence[Example], texts: Sequence[str]) -> list[Scored]:
-    """Verdicts on `texts[i]` as an answer to `examples[i]`."""
-    requests = [
-        RewardRequest(example.kind, text, example.answer)
-        for example, text in zip(examples, texts, strict=True)
-    ]
-    results: list[RewardResult] = pool.score(requests)
-    return [
-        Scored(example, text, result.reward, result.verdict)
-        for example, text, result in zip(examples, texts, results, strict=True)
-    ]
-
-
-def verify_groups(
-    pool: RewardPool,
-    examples: Sequence[Example],
-    groups: Sequence[Sequence[Completion]],
-    tokenizer: Decoder,
-) -> list[list[Scored]]:
-    """Verdicts on each example's completions: on their text, with what the template began of it."""
-    owners = [example for example, group in zip(examples, groups, strict=True) for _ in group]
-    texts = [
-        tokenizer.think_prefix + tokenizer.decode(completion.tokens.tolist())
-        for group in groups
-        for completion in group
-    ]
-    scored = iter(verify(pool, owners, texts))
-    return [[next(scored) for _ in group] for group in groups]
 
 
 def evaluate(

@@ -164,7 +164,7 @@ def _read_parameter(
     dtype: np.dtype,
 ) -> jax.Array:
     names = _hf_names(row, config)
-    shape, axes = _stacked_shape(row, config), (None,) * row.stacked + row.axes
+    shape = families.stacked_shape(row, config)
 
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
         """One block of the parameter, from the same block of each layer's tensor."""
@@ -178,11 +178,7 @@ def _read_parameter(
 
     if mesh is None:
         return jnp.asarray(read(None))
-    return jax.make_array_from_callback(shape, sharding(mesh, axes, shape), read)
-
-
-def _stacked_shape(row: families.Parameter, config: ModelConfig) -> tuple[int, ...]:
-    return (config.num_layers,) * row.stacked + families.shape(row, config)
+    return jax.make_array_from_callback(shape, sharding(mesh, row.stacked_axes, shape), read)
 
 
 # Tensors out.
@@ -192,7 +188,9 @@ def _check_params(config: ModelConfig, params: Params) -> None:
     """A head that config calls tied would be dropped in silence."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     found = {path: leaf.shape for path, leaf in flat.items()}
-    expected = {row.path: _stacked_shape(row, config) for row in families.parameters(config)}
+    expected = {
+        row.path: families.stacked_shape(row, config) for row in families.parameters(config)
+    }
     if found != expected:
         wrong = {path: (found.get(path), expected.get(path)) for path in sorted(found | expected)}
         wrong = {path: pair for path, pair in wrong.items() if pair[0] != pair[1]}

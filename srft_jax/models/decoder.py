@@ -1,11 +1,9 @@
-"""The decoder: a Flax Linen block, used purely. The rest of the house sees `init_params`,
-`forward`, `output_head`.
+"""The decoder: a Flax Linen block, used purely, behind `init_params`, `forward`, `output_head`.
 
 Parameters are a nested dict with layers stacked on axis 0. Training scans the block over the
-layers, so compile time
-does not grow with depth; with a KV cache the layers are unrolled, so that each layer's cache is a
-buffer of its own
-that XLA updates in place (a scan would copy the whole cache once a token).
+layers, so compile time does not grow with depth. With a KV cache the layers are unrolled, so that
+each layer's cache is a buffer of its own that XLA updates in place; a scan would copy the whole
+cache once a token.
 """
 
 import dataclasses
@@ -42,12 +40,11 @@ class Runtime:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ForwardOutput:
-    """hidden: after the final norm, ready for the head; cache: with the new tokens; aux: extra loss
-    terms by name."""
+    """What a forward pass gives."""
 
-    hidden: Float[Array, "B T D"]
-    cache: KVCache | None
-    aux: dict[str, Array]
+    hidden: Float[Array, "B T D"]  # after the final norm, ready for the head
+    cache: KVCache | None  # with the new tokens
+    aux: dict[str, Array]  # extra loss terms by name
 
 
 def _initializer(parameter: families.Parameter, config: ModelConfig) -> nn.initializers.Initializer:
@@ -123,14 +120,14 @@ class Block(nn.Module):
 
 
 def init_params(model_config: ModelConfig, key: Array) -> Params:
-    """Random float32 parameters: a nested dict shaped by the family's table, layers stacked on axis
-    0."""
+    """Random float32 parameters, shaped by the family's table, layers stacked on axis 0."""
     flat = {}
     for number, row in enumerate(families.parameters(model_config)):
-        shape = families.shape(row, model_config)
-        lead = (model_config.num_layers,) if row.stacked else ()
-        initializer = _initializer(row, model_config)
-        flat[row.path] = initializer(jax.random.fold_in(key, number), lead + shape, jnp.float32)
+        shape, initializer = (
+            families.stacked_shape(row, model_config),
+            _initializer(row, model_config),
+        )
+        flat[row.path] = initializer(jax.random.fold_in(key, number), shape, jnp.float32)
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -165,8 +162,8 @@ def forward(
     """Hidden states after the final norm.
 
     Without a cache a token attends to the earlier tokens of its segment in its row. With one, the
-    tokens are written
-    to slots [length, length + T) and attend to all slots of their segment up to their own.
+    tokens are written to slots [length, length + T) and attend to all slots of their segment up to
+    their own.
 
     Args:
         params: As made by `init_params`.

@@ -1,5 +1,4 @@
-"""One table per family: parameter -> logical axes (hence shape and sharding), Hugging Face name,
-transpose, initialiser.
+"""One table per family: logical axes (hence shape and sharding), Hugging Face name, initialiser.
 
 The Linen modules, sharding, import and export all read these rows; a new family is a new table.
 """
@@ -12,8 +11,7 @@ from srft_jax.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One row. Logical axes give the shape: ("model", "mlp") is [D, F]; a parameter under `layers/`
-    gains [L, ...]."""
+    """One row. Axes ("model", "mlp") mean shape [D, F], and [L, D, F] under `layers/`."""
 
     path: str  # in the nested dict, "/" between keys
     axes: tuple[str, ...]
@@ -25,6 +23,10 @@ class Parameter:
     @property
     def stacked(self) -> bool:
         return self.path.startswith("layers/")
+
+    @property
+    def stacked_axes(self) -> tuple[str, ...]:
+        return ("layers", *self.axes) if self.stacked else self.axes
 
 
 _BLOCK = "model.layers.{layer}."
@@ -75,3 +77,8 @@ def shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
         "mlp": config.mlp_dim,
     }
     return tuple(sizes[axis] for axis in parameter.axes)
+
+
+def stacked_shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
+    """Shape in the nested dict: with the leading [L] where there is one per layer."""
+    return (config.num_layers,) * parameter.stacked + shape(parameter, config)

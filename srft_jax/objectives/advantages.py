@@ -12,10 +12,10 @@ def group_advantages(
     augmented: bool,
     divide_by_std: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A = (R - mean) / std, both over the completions, or over completions and demonstrations if
-    `augmented`.
+    """A = (R - mean) / std over the completions, or if `augmented` over demonstrations as well.
 
-    std has ddof = 1 and 1e-6 added; a group whose rewards are all equal has A = 0.
+    std has ddof = 1 and 1e-6 added. Where the rewards that count are all equal, every A is 0, also
+    that of a right demonstration beside wrong completions if not `augmented`.
     In: rewards [1, 0, 0], demonstration [1], augmented, no std.  Out: [.5, -.5, -.5], [.5].
 
     Returns:

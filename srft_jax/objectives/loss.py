@@ -2,7 +2,7 @@
 
     L = sum over demonstration tokens   a (-logp) / Z_demo  +  demo_policy (-rho A) / Z_policy
       + sum over completion tokens      w S / Z_policy
-      - sum over all trained tokens     entropy_bonus H / Z_policy
+      - sum over all trained tokens     entropy_bonus H / Z_entropy
 
 with a = demo_nll exp(+-H), w = self_positive exp(+-H) for good completions and self_negative for
 the others, and S = -min(r A, clip(r) A), or -logp (up) and +logp (down). Weights take no gradient.
@@ -39,8 +39,7 @@ def _per_count(values: Array, count: Array) -> Array:
 
 
 def scoped_entropy(stats: TokenStats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
-    """H of each token in the objective's scope: its own, its sequence's mean over trained tokens,
-    or the last step's."""
+    """H in the objective's scope: the token's, its sequence's mean, or the previous step's mean."""
     entropy = jax.lax.stop_gradient(stats.entropy)
     scope = context.objective.entropy_scope
     if scope == "token":
@@ -101,8 +100,7 @@ def _demonstration_ratio(stats: TokenStats, objective: Objective) -> Array:
 def loss_terms(
     stats: TokenStats, rows: Rows, context: LossContext
 ) -> dict[str, Float[Array, " N"]]:
-    """Per-token loss by term, weighted, normalised, zero where it does not apply; a term of weight
-    0 is absent."""
+    """Per-token loss by term, weighted and normalised; a term whose weight is 0 is absent."""
     objective = context.objective
     entropy = scoped_entropy(stats, rows, context)
     is_self = rows.loss_mask & (rows.role == Role.SELF)
@@ -129,7 +127,7 @@ def loss_terms(
     if objective.entropy_bonus:
         bonus = -objective.entropy_bonus * stats.entropy * policy_share
         terms["entropy_bonus"] = _per_count(
-            jnp.where(is_self | is_demo, bonus, 0.0), normalisers.policy
+            jnp.where(is_self | is_demo, bonus, 0.0), normalisers.entropy
         )
     return terms
 

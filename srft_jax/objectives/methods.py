@@ -97,7 +97,14 @@ def expand(config: ObjectiveConfig) -> Objective:
     Raises:
         UsageError: the coefficients make no sense.
     """
-    own: dict[str, Any] = {k: v for k, v in vars(config).items() if k != "preset" and v is not None}
+    if config.expanded_from not in (None, config.preset):
+        raise UsageError(
+            f"objective.preset = {config.preset}, but the file holds all coefficients of "
+            f"{config.expanded_from}; start from a configuration that names only the preset"
+        )
+    coefficients = vars(config).keys() - {"preset", "expanded_from"}
+    own: dict[str, Any] = {k: v for k, v in vars(config).items() if k in coefficients}
+    own = {name: value for name, value in own.items() if value is not None}
     objective = dataclasses.replace(PRESETS[config.preset], **own)
     if not 0 <= objective.clip_low <= 1 or objective.clip_high < 0:
         raise UsageError(

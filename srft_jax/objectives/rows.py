@@ -1,5 +1,4 @@
-"""Sequences to a batch: roles, masks, packing, normalisers. NumPy only; everything here is known
-before the forward pass."""
+"""Sequences to a batch: roles, masks, packing, normalisers; all known before the forward pass."""
 
 import dataclasses
 import functools
@@ -40,11 +39,9 @@ class TrainingSequence:
 
 
 def max_microbatches(num_sequences: int, longest: int, training: TrainingConfig) -> int:
-    """Microbatches that hold `num_sequences` sequences of up to `longest` tokens, however they
-    fall.
+    """Microbatches that hold so many sequences of up to `longest` tokens, however they fall.
 
-    In: 256 sequences of up to 60, rows of 128, 64 rows. Out: 2, since a row holds at least two
-        sequences.
+    In: 256 sequences of up to 60, rows of 128, 64 rows.  Out: 2, as a row holds at least two.
     """
     per_row = training.row_length // longest
     return -(-num_sequences // (per_row * training.rows_per_microbatch))
@@ -77,8 +74,7 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def _normaliser(aggregation: str, num_tokens: int, num_sequences: int, length_cap: int) -> float:
-    """Z: trained tokens; sequences, for a mean of per-sequence means; or the length cap alone, as
-    LUFFY's code has it."""
+    """Z: tokens; sequences, for a mean of their means; or the length cap alone, as LUFFY has it."""
     if num_tokens == 0:
         return 0.0
     return {"tokens": num_tokens, "sequences": num_sequences, "length_cap": length_cap}[aggregation]
@@ -93,19 +89,18 @@ def normalisers(
         tokens, number = counts[sequence.role]
         counts[sequence.role] = (tokens + len(sequence.completion), number + 1)
     demo, own = counts[Role.DEMONSTRATION], counts[Role.SELF]
-    # Demonstrations count in the policy terms only where they have one.
-    policy = [own, demo] if objective.demo_policy else [own]
-    if objective.self_form == "none" and not objective.demo_policy:
-        policy = [demo]  # the entropy bonus of a purely supervised objective
-    policy_tokens, policy_sequences = (sum(count[i] for count in policy) for i in range(2))
-    count: Callable[[Any], Any] = np.float32
+    both = (demo[0] + own[0], demo[1] + own[1])
+
+    def z(aggregation: str, tokens_and_sequences: tuple[int, int]) -> Any:
+        return np.float32(_normaliser(aggregation, *tokens_and_sequences, length_cap))
+
     return Normalisers(
-        demonstration=count(_normaliser(objective.demo_aggregation, *demo, length_cap)),
-        policy=count(
-            _normaliser(objective.policy_aggregation, policy_tokens, policy_sequences, length_cap)
-        ),
-        self_tokens=count(own[0]),
-        demonstration_tokens=count(demo[0]),
+        demonstration=z(objective.demo_aggregation, demo),
+        entropy=z(objective.policy_aggregation, both),
+        # Demonstrations count in the policy terms only where they have one.
+        policy=z(objective.policy_aggregation, both if objective.demo_policy else own),
+        self_tokens=z("tokens", own),
+        demonstration_tokens=z("tokens", demo),
     )
 
 

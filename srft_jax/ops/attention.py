@@ -25,8 +25,7 @@ def attention(
     value: Float[Array, "B K S H"],
     mask: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
-    """softmax(q k^T / sqrt(H)) v; query head n reads kv head n // (N / K). Scores and softmax are
-    float32."""
+    """softmax(q k^T / sqrt(H)) v in float32; query head n reads kv head n // (N / K)."""
     batch, length, num_heads, head_dim = query.shape
     num_kv_heads = key.shape[1]
     per_kv = num_heads // num_kv_heads

@@ -1,8 +1,7 @@
 """Log-probability and entropy of next tokens, from hidden states.
 
-The logits [N, V] are never stored: rows go through in chunks of [C, V] such that one chunk fits
-`LOGITS_BYTES`, forward
-and backward. With z = logits / temperature, per row:
+The logits [N, V] are never stored: forward and backward, rows go through in chunks of [C, V] such
+that one chunk fits `LOGITS_BYTES`. With z = logits / temperature, per row:
 
     logprob = z[target] - logsumexp(z)            entropy = logsumexp(z) - sum_v p_v z_v
     d logprob / dz_v = [v = target] - p_v         d entropy / dz_v = -p_v (log p_v + entropy)

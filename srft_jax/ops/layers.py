@@ -24,7 +24,7 @@ def rope(
     Angles are float32: in bfloat16 position 257 would already equal 256.
     """
     half = x.shape[-1] // 2
-    # On the host and rounded once: an ulp of a frequency is 2e-3 rad at position 30,000.
+    # On the host, rounded where transformers rounds: an ulp of a frequency is 2e-3 rad at 30,000.
     exponents = (np.arange(half, dtype=np.float32) / np.float32(half)).astype(np.float64)
     frequencies = np.float32(1) / (np.float64(np.float32(theta)) ** exponents).astype(np.float32)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies

@@ -1,10 +1,8 @@
 """Device side of the sampler: prefill, and a segment of decode steps.
 
 Rows are padded on the left, so every row writes its next key to the same cache slot. A prompt is
-prefilled once and
-its cache copied to the completions of its group. What a row draws depends on its own key and step
-alone: neither on
-its slot nor on its neighbours.
+prefilled once and its cache copied to the completions of its group. What a row draws depends on its
+own key and step alone, neither on its slot nor on its neighbours.
 """
 
 import dataclasses
@@ -23,8 +21,7 @@ from srft_jax.rollout.sampling import draw
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Wave:
-    """What is fixed for the rows of one wave: B rows, F forced tokens at most, E stop ids at
-    most."""
+    """What is fixed for a wave of B rows, with at most F forced tokens and E stop ids each."""
 
     keys: Array  # [B] one PRNG key a row
     forced: Int[Array, "B F"]  # -1 where nothing is forced
@@ -148,8 +145,7 @@ def _step(
     runtime: Runtime,
     temperature: float,
 ) -> DecodeState:
-    """Draws the next token of every row, records it in rows that are not done, and runs the decoder
-    on it."""
+    """Draws the next token of every row and runs the decoder on it; rows that are done idle."""
     uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, state.step)))(
         wave.keys
     )

@@ -41,7 +41,9 @@ def draw(
     if temperature == 0.0:
         token = jnp.argmax(logp, axis=-1)
     else:
-        cumulative = jnp.cumsum(p, axis=-1)
+        # Over a large vocabulary a float32 cumsum may step down by rounding. Made monotone, the
+        # first entry above the threshold has p > 0.
+        cumulative = jax.lax.cummax(jnp.cumsum(p, axis=-1), axis=1)
         # The last entry stands for 1, so that rounding in the sum cannot push a draw past the end.
         token = jnp.sum(cumulative <= uniform[:, None] * cumulative[:, -1:], axis=-1)
     token = jnp.where(forced >= 0, forced, token).astype(jnp.int32)

@@ -1,9 +1,8 @@
 """Host side of the sampler: requests in, completions out.
 
 Requests are cut into waves of at most `slots` completions. A wave decodes in segments; after each,
-finished
-completions leave. Shapes are rounded up (prompt width to 16, prompts and rows to 8), so a run sees
-few of them.
+finished completions leave. Shapes are rounded up (prompt width to 16, prompts and rows to 8), so
+that a run sees few of them.
 """
 
 import dataclasses
@@ -38,8 +37,7 @@ def sample(
     *,
     tokenizer: Decoder | None = None,
 ) -> list[list[Completion]]:
-    """Completions of each request, in the order of requests and of group members. See
-    `sample_stream`."""
+    """What `sample_stream` yields, in the order of requests and of group members."""
     groups: list[list[Completion | None]] = [[None] * request.group_size for request in requests]
     for completion in sample_stream(
         params, model_config, requests, key, sampling_config, tokenizer=tokenizer
@@ -233,8 +231,7 @@ def _retire(
 def _stop_string_cuts(
     requests: Sequence[Request], waiting: dict[int, Member], state: DecodeState, tokenizer: Decoder
 ) -> dict[int, int]:
-    """Row -> how many tokens it keeps, for rows whose sampled text contains a stop string of
-    theirs."""
+    """Row -> how many tokens it keeps, where the sampled text contains a stop string of its."""
     rows = [row for row, (index, _) in waiting.items() if requests[index].stop_strings]
     if not rows:
         return {}

@@ -1,13 +1,11 @@
-"""Verb `evaluate`: greedy pass@1 of the newest checkpoint on the held-out and out-of-distribution
-sets."""
+"""Verb `evaluate`: greedy pass@1 of the newest checkpoint, held-out and out of distribution."""
 
 import json
 
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.evaluation import scores
 from srft_jax.report.terminal import table
-from srft_jax.rewards import RewardPool
-from srft_jax.tasks.setup import prepare
+from srft_jax.tasks.setup import prepare, reward_pool
 from srft_jax.tasks.states import trained_params
 
 
@@ -17,7 +15,7 @@ def evaluate(config: RunConfig) -> int:
     if not any(examples for examples, _ in setup.evaluation_sets.values()):
         raise UsageError("there is nothing to evaluate: the held-out and ood sets are both empty")
     params = trained_params(setup)
-    with RewardPool(config.rewards.workers, config.rewards.timeout_seconds) as pool:
+    with reward_pool(setup) as pool:
         values, _ = scores.evaluate(
             params,
             setup.model_config,

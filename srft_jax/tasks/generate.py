@@ -3,6 +3,7 @@
 import jax
 
 from srft_jax.config import RunConfig, UsageError
+from srft_jax.evaluation.verdicts import completion_text
 from srft_jax.rollout import Request, SamplingConfig, sample
 from srft_jax.tasks.setup import prepare
 from srft_jax.tasks.states import trained_params
@@ -33,7 +34,7 @@ def generate(config: RunConfig) -> int:
     for prompt, group in zip(prompts, groups, strict=True):
         print(prompt)
         for completion in group:
-            text = tokenizer.decode(completion.tokens.tolist())
+            text = completion_text(tokenizer, completion.tokens.tolist())
             cut = "" if completion.finished else " [cut]"
             print("    " + text.replace("\n", "\n    ") + cut)
     return 0

@@ -1,8 +1,9 @@
 """What a step leaves behind: a line of metrics, a few samples, a line on the terminal.
 
-Metrics are fetched from the device one step late, so that a step never waits for its own numbers.
+A step's records are written while the device computes the next step.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from srft_jax.batch import Metrics
-from srft_jax.config import ReportConfig
+from srft_jax.config import ReportConfig, RunError
 from srft_jax.report.terminal import Progress
 from srft_jax.report.writers import RunWriter
 
@@ -37,9 +38,7 @@ class Recorder:
         host: dict[str, float],
         samples: list[dict[str, Any]],
     ) -> None:
-        """Takes a step's metrics: one dict on the device for each optimizer step, one of the
-        host's."""
-        self.flush()
+        """Takes a step's metrics: the device's, a dict an optimizer step, and the host's."""
         self._pending = (step, updates, host, samples)
 
     def flush(self) -> None:
@@ -53,6 +52,7 @@ class Recorder:
             for name in dict.fromkeys(name for update in updates for name in update)
         }
         self._writer.metrics(step, values)
+        _check_finite(step, values)
         self._writer.samples(
             [{"step": step} | row for row in samples[: self._config.samples_per_step]]
         )
@@ -72,6 +72,16 @@ class Recorder:
                 "and the prompts ask for the form that the verifier demands?"
             )
             self._rewards.clear()
+
+
+def _check_finite(step: int, values: dict[str, float]) -> None:
+    """Stops a run that has diverged, before its state is saved over a sound one."""
+    broken = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if broken:
+        raise RunError(
+            f"step {step}: {', '.join(f'{name} is {value}' for name, value in broken.items())}; "
+            "nothing was saved since the last checkpoint. Try a lower learning rate"
+        )
 
 
 def describe(sample: dict[str, Any]) -> str:

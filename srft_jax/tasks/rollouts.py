@@ -1,5 +1,4 @@
-"""One step's experience: prompts in, verified groups out, as sequences the objective can train
-on."""
+"""One step's experience: prompts in, verified groups out, ready to be trained on."""
 
 import dataclasses
 from collections import Counter
@@ -11,7 +10,7 @@ import numpy as np
 
 from srft_jax.batch import Role
 from srft_jax.data.pipeline import NO_DEMONSTRATION, PromptBatch
-from srft_jax.evaluation.scores import Scored, verify, verify_groups
+from srft_jax.evaluation.verdicts import Scored, completion_text, verify, verify_groups
 from srft_jax.models.decoder import Params
 from srft_jax.objectives.advantages import group_advantages
 from srft_jax.objectives.rows import TrainingSequence
@@ -42,16 +41,22 @@ class Group:
 
 
 def verify_demonstrations(setup: Setup, pool: RewardPool) -> dict[tuple[int, int], float]:
-    """Reward of every demonstration, by example and number within the example."""
-    keys, examples, texts = [], [], []
-    for index, example in enumerate(setup.sets.train):
-        for number, text in enumerate(example.demonstrations):
-            keys.append((index, number))
-            examples.append(example)
-            texts.append(text)
-    return {
-        key: scored.reward for key, scored in zip(keys, verify(pool, examples, texts), strict=True)
-    }
+    """Reward of every demonstration, by example and number within the example.
+
+    What is verified is what is trained on, decoded like a completion. Empty for an objective
+    without rollouts, where no reward is used.
+    """
+    if not (setup.objective.uses_rollouts and setup.objective.uses_demonstrations):
+        return {}
+    keys = [
+        (i, n) for i, one in enumerate(setup.encoded.train) for n in range(len(one.demonstrations))
+    ]
+    texts = [
+        completion_text(setup.tokenizer, setup.encoded.train[index].demonstrations[number])
+        for index, number in keys
+    ]
+    scored = verify(pool, [setup.sets.train[index] for index, _ in keys], texts)
+    return {key: one.reward for key, one in zip(keys, scored, strict=True)}
 
 
 def collect(
@@ -86,7 +91,7 @@ def collect(
                 completions=own,
                 scored=verdicts,
                 demonstration=setup.encoded.train[i].demonstrations[number] if given else None,
-                demonstration_reward=demonstration_rewards[int(i), int(number)] if given else 0.0,
+                demonstration_reward=demonstration_rewards.get((int(i), int(number)), 0.0),
             )
         )
     return groups

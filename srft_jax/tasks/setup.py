@@ -20,6 +20,8 @@ from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import Params, Runtime, init_params
 from srft_jax.models.tokenizer import Tokenizer, load_tokenizer
 from srft_jax.objectives.methods import Objective, expand
+from srft_jax.objectives.rows import max_microbatches
+from srft_jax.rewards import RewardPool
 from srft_jax.tasks.checks import check_config
 from srft_jax.training.state import param_shardings
 
@@ -62,6 +64,20 @@ class Setup:
         """Inputs of the longest prompt and completion; the last token is a target only."""
         return self.config.data.max_prompt_tokens + self.config.rollout.max_new_tokens - 1
 
+    @property
+    def sequences_per_update(self) -> int:
+        """Most sequences of an optimizer step: every prompt, completed, and with a demonstration."""
+        prompts = self.config.data.prompts_per_step // self.config.training.updates_per_rollout
+        own = self.config.rollout.completions_per_prompt if self.objective.uses_rollouts else 0
+        return prompts * (own + self.objective.uses_demonstrations)
+
+    @property
+    def num_microbatches(self) -> int:
+        """M, the static number of microbatches of a batch."""
+        return max_microbatches(
+            self.sequences_per_update, self.longest_sequence, self.config.training
+        )
+
 
 def prepare(config: RunConfig) -> Setup:
     """Checks the configuration and reads data, tokenizer and architecture.
@@ -70,7 +86,11 @@ def prepare(config: RunConfig) -> Setup:
         UsageError: naming the key or the row that cannot be run.
     """
     objective = expand(config.objective)
-    expanded = ObjectiveConfig(config.objective.preset, **dataclasses.asdict(objective))
+    expanded = ObjectiveConfig(
+        preset=config.objective.preset,
+        expanded_from=config.objective.preset,
+        **dataclasses.asdict(objective),
+    )
     config = dataclasses.replace(config, objective=expanded)
     check_config(config)
     tokenizer = load_tokenizer(_tokenizer_path(config))
@@ -97,6 +117,18 @@ def load_params(setup: Setup) -> Params:
     shardings = param_shardings(setup.mesh, setup.model_config)
     init = jax.jit(lambda key: init_params(setup.model_config, key), out_shardings=shardings)
     return init(jax.random.fold_in(jax.random.key(setup.config.seed), 0))
+
+
+def reward_pool(setup: Setup) -> RewardPool:
+    """The verifiers that the data asks for.
+
+    Raises:
+        UsageError: a kind that is neither ours nor an importable function.
+    """
+    sets = (setup.sets.train, setup.sets.held_out, setup.sets.ood)
+    kinds = sorted({example.kind for examples in sets for example in examples})
+    rewards = setup.config.rewards
+    return RewardPool(rewards.workers, rewards.timeout_seconds, kinds=kinds)
 
 
 def _tokenizer_path(config: RunConfig) -> str:

@@ -26,7 +26,11 @@ def _shardings(setup: Setup) -> TrainState:
 def fresh_state(setup: Setup) -> TrainState:
     """Step 0, from `model.path` or random, every leaf made on its shards."""
     optimizer = optimizer_of(setup)
-    make = jax.jit(lambda params: new_state(params, optimizer), out_shardings=_shardings(setup))
+    make = jax.jit(
+        lambda params: new_state(params, optimizer),
+        out_shardings=_shardings(setup),
+        donate_argnums=0,
+    )
     return make(load_params(setup))
 
 

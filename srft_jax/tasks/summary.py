@@ -1,24 +1,8 @@
 """What a run says in plain text: its batch arithmetic at the start, before and after at the end."""
 
-from srft_jax.objectives.rows import max_microbatches
 from srft_jax.report.terminal import table
 from srft_jax.report.writers import read_metrics
 from srft_jax.tasks.setup import Setup
-
-
-def sequences_per_update(setup: Setup) -> int:
-    """Most sequences of one optimizer step: every prompt with its completions and a
-    demonstration."""
-    objective, config = setup.objective, setup.config
-    prompts = config.data.prompts_per_step // config.training.updates_per_rollout
-    completions = config.rollout.completions_per_prompt if objective.uses_rollouts else 0
-    return prompts * (completions + objective.uses_demonstrations)
-
-
-def num_microbatches(setup: Setup) -> int:
-    """M, the static number of microbatches of a batch."""
-    sequences = sequences_per_update(setup)
-    return max_microbatches(sequences, setup.longest_sequence, setup.config.training)
 
 
 def batch_arithmetic(setup: Setup, num_params: int) -> str:
@@ -27,7 +11,7 @@ def batch_arithmetic(setup: Setup, num_params: int) -> str:
     completions = config.rollout.completions_per_prompt if setup.objective.uses_rollouts else 0
     demonstrated = sum(bool(example.demonstrations) for example in sets.train)
     updates = config.training.updates_per_rollout
-    most_tokens = sequences_per_update(setup) * updates * setup.longest_sequence
+    most_tokens = setup.sequences_per_update * updates * setup.longest_sequence
     capacity = config.training.rows_per_microbatch * config.training.row_length
     rows = [
         ["parameters", f"{num_params:,}"],
@@ -42,7 +26,7 @@ def batch_arithmetic(setup: Setup, num_params: int) -> str:
         ],
         ["optimizer steps per rollout", f"{updates}"],
         ["tokens per step, at most", f"{most_tokens:,}"],
-        ["microbatches per update, at most", f"{num_microbatches(setup)} of {capacity:,} tokens"],
+        ["microbatches per update, at most", f"{setup.num_microbatches} of {capacity:,} tokens"],
         ["steps", f"{config.training.num_steps:,}"],
         ["devices", " x ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())],
     ]

@@ -5,6 +5,7 @@ prompts -> groups (rollout, rewards) -> sequences -> packed batches -> train_ste
 
 import contextlib
 import dataclasses
+import hashlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -29,18 +30,17 @@ from srft_jax.rewards import RewardPool
 from srft_jax.tasks import rollouts, summary
 from srft_jax.tasks.interrupt import stop_requests
 from srft_jax.tasks.records import Recorder
-from srft_jax.tasks.setup import Setup, prepare
+from srft_jax.tasks.setup import Setup, prepare, reward_pool
 from srft_jax.tasks.states import abstract_state, fresh_state, optimizer_of
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.step import make_train_step, present
 
-# What may differ when a run is continued; anything else would make it another run.
-MAY_CHANGE = ("run_dir", "training.num_steps", "evaluation", "generate", "report")
+# Sections that may differ when a run is continued; anything else would make it another run.
+MAY_CHANGE = ("run_dir", "evaluation", "generate", "report")
 
 
 def train(config: RunConfig) -> int:
-    """Trains to `training.num_steps`, from the newest checkpoint of the run directory if it has
-    one.
+    """Trains to `training.num_steps`, from the newest checkpoint of the run directory if any.
 
     Returns:
         Exit code: 0, or 130 where a signal stopped the run, which has then saved.
@@ -49,16 +49,14 @@ def train(config: RunConfig) -> int:
     config, run_dir = setup.config, setup.config.run_dir
     _check_same_run(config)
     with contextlib.ExitStack() as stack:
+        stop_requested = stack.enter_context(stop_requests())
         checkpoints = stack.enter_context(Checkpoints(run_dir, config.training.keep_checkpoints))
-        pool = stack.enter_context(
-            RewardPool(config.rewards.workers, config.rewards.timeout_seconds)
-        )
+        pool = stack.enter_context(reward_pool(setup))
         prompts = prompt_batches(setup.sets.train, config.data.prompts_per_step, config.seed)
         state, start = _fresh_or_resumed(setup, checkpoints, prompts)
         _open_run_dir(config, start)
         writer = stack.enter_context(RunWriter(run_dir))
         progress = stack.enter_context(Progress(config.training.num_steps))
-        stop_requested = stack.enter_context(stop_requests())
         recorder = Recorder(writer, progress, config.report)
         progress.message(to_yaml(config))
         progress.message(summary.batch_arithmetic(setup, num_params(state.params)))
@@ -98,8 +96,9 @@ def train(config: RunConfig) -> int:
                 _evaluate(setup, state, pool, step, writer, progress)
             if last or stopping or _due(step, config.training.checkpoint_every):
                 recorder.flush()  # resume cuts the metrics back to the checkpoint: they come first
-                checkpoints.save(step, state, prompts.get_state())
+                checkpoints.save(step, state, _data_state(setup, prompts))
             if stopping and not last:
+                checkpoints.wait()
                 progress.message(
                     f"stopped after step {step} and saved; continue with\n"
                     f"  python run.py --config {run_dir}/config.yaml"
@@ -114,19 +113,24 @@ def _check_same_run(config: RunConfig) -> None:
     stored = epath.Path(config.run_dir) / "config.yaml"
     if not stored.exists():
         return
-    before, now = (
-        _leaves(dataclasses.asdict(c)) for c in (parse(["--config", str(stored)])[1], config)
-    )
+    _, stored_config = parse(["--config", str(stored)])
+    before, now = _leaves(dataclasses.asdict(stored_config)), _leaves(dataclasses.asdict(config))
     changed = [
         f"{key} = {now.get(key)} (was {before.get(key)})"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+        if before.get(key) != now.get(key) and not _may_change(key, config)
     ]
     if changed:
         raise UsageError(
             f"{config.run_dir} holds a run with another configuration: {', '.join(changed)}; "
             "choose another run_dir, or delete this one"
         )
+
+
+def _may_change(key: str, config: RunConfig) -> bool:
+    if key == "training.num_steps":  # a cosine's length is the run's, so its past would differ
+        return config.training.optimizer.schedule == "constant"
+    return key.split(".")[0] in MAY_CHANGE
 
 
 def _leaves(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -143,12 +147,31 @@ def _fresh_or_resumed(
     setup: Setup, checkpoints: Checkpoints, prompts: grain.DatasetIterator[PromptBatch]
 ) -> tuple[TrainState, int]:
     """The state to start from and its step; `prompts` is moved to where it was then."""
-    start = checkpoints.newest()
+    start, run_dir = checkpoints.newest(), setup.config.run_dir
     if start is None:
         return fresh_state(setup), 0
+    if start > setup.config.training.num_steps:
+        raise UsageError(
+            f"{run_dir} has a checkpoint of step {start}, beyond "
+            f"training.num_steps = {setup.config.training.num_steps}"
+        )
     state, data_state = checkpoints.restore(start, abstract_state(setup))
-    prompts.set_state(data_state)
+    if data_state["examples"] != _digest(setup):
+        raise UsageError(
+            f"the training set is not the one that {run_dir} was started with: the same "
+            "configuration now reads other rows"
+        )
+    prompts.set_state(data_state["iterator"])
     return state, start
+
+
+def _data_state(setup: Setup, prompts: grain.DatasetIterator[PromptBatch]) -> dict[str, Any]:
+    return {"iterator": prompts.get_state(), "examples": _digest(setup)}
+
+
+def _digest(setup: Setup) -> str:
+    """Of the training set: the iterator's state is a position in it and means nothing elsewhere."""
+    return hashlib.blake2b(repr(setup.sets.train).encode(), digest_size=16).hexdigest()
 
 
 def _open_run_dir(config: RunConfig, start: int) -> None:
@@ -179,7 +202,7 @@ def _make_batches(setup: Setup, groups: Sequence[rollouts.Group]) -> list[Batch]
                 sequences,
                 setup.objective,
                 training,
-                num_microbatches=summary.num_microbatches(setup),
+                num_microbatches=setup.num_microbatches,
                 length_cap=setup.config.rollout.max_new_tokens,
             )
         )

@@ -1,5 +1,4 @@
-"""Checkpoints by Orbax: the train state and the data iterator's position, saved while training goes
-on."""
+"""Checkpoints by Orbax: train state and data position, written while training goes on."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -12,8 +11,7 @@ from srft_jax.config import UsageError
 
 
 class Checkpoints:
-    """The checkpoints of one run directory, by step. Leaving the context waits for the last
-    save."""
+    """The checkpoints of one run directory, by step; leaving the context waits for the last."""
 
     def __init__(self, run_dir: str, keep: int) -> None:
         path = epath.Path(run_dir).resolve() / "checkpoints"
@@ -26,6 +24,7 @@ class Checkpoints:
         entries = [entry for entry in path.iterdir() if not ocp.utils.is_tmp_checkpoint(entry)]
         found = sorted(entry.name for entry in entries)
         self._manager = ocp.CheckpointManager(path, options=options)
+        self._path = path
         if found and self._manager.latest_step() is None:
             raise UsageError(
                 f"{path} holds no checkpoint, but {len(found)} other things ({found[0]}, ...)"
@@ -42,9 +41,18 @@ class Checkpoints:
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """State and data position of a step; `like` has its shapes and shardings."""
+        missing = [
+            name for name in ("state", "data") if not (self._path / str(step) / name).exists()
+        ]
+        if missing:
+            raise UsageError(f"{self._path / str(step)} is no checkpoint: it lacks {missing}")
         items = dict(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         return restored["state"], restored["data"]
+
+    def wait(self) -> None:
+        """Returns once the last save is complete."""
+        self._manager.wait_until_finished()
 
     def __enter__(self) -> Self:
         return self
@@ -55,5 +63,5 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()

@@ -28,13 +28,10 @@ def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainS
 
 def param_shardings(mesh: Mesh, config: ModelConfig) -> Params:
     """Of each parameter, by the family's logical axes; layers are never split."""
-    flat = {}
-    for row in families.parameters(config):
-        shape: tuple[int, ...] = families.shape(row, config)
-        axes: tuple[str | None, ...] = row.axes
-        if row.stacked:
-            shape, axes = (config.num_layers, *shape), (None, *axes)
-        flat[row.path] = sharding(mesh, axes, shape)
+    flat = {
+        row.path: sharding(mesh, row.stacked_axes, families.stacked_shape(row, config))
+        for row in families.parameters(config)
+    }
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 

@@ -1,5 +1,4 @@
-"""The train step: one forward, the head, one backward for each microbatch, then one optimizer
-update."""
+"""The train step: forward, head and backward of each microbatch, then one optimizer update."""
 
 import dataclasses
 from collections.abc import Callable
@@ -157,7 +156,7 @@ def make_train_step(
             state,
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            optimizer_states={"policy": optimizer_state},
+            optimizer_states=state.optimizer_states | {"policy": optimizer_state},
             # A step without tokens of a role says nothing about their entropy.
             entropy_self=jnp.where(
                 counts.self_tokens > 0, metrics["policy/entropy_self"], state.entropy_self

@@ -161,3 +161,10 @@ def test_a_ratio_of_one_keeps_its_whole_gradient(bounds, advantage):
     objective = expand(ObjectiveConfig(preset="grpo", **bounds))
     slope = jax.grad(lambda log_r: clipped(jnp.exp(log_r), jnp.float32(advantage), objective))(0.0)
     assert slope == advantage
+
+
+def test_another_preset_on_top_of_stored_coefficients_is_refused():
+    stored = ObjectiveConfig(preset="grpo", expanded_from="srft")
+    with pytest.raises(UsageError, match="holds all coefficients of srft"):
+        expand(stored)
+    assert expand(ObjectiveConfig(preset="srft", expanded_from="srft")) == PRESETS["srft"]

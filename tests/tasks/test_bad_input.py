@@ -18,6 +18,7 @@ FILES = {
     "answerless": '{"prompt": "1+1"}',
     "misspelt": '{"prompt": "1+1", "answer": "2", "demonstratoins": []}',
     "long": f'{{"prompt": "1+1", "answer": "2", "demonstration": "{"1" * 16}"}}',
+    "kind": '{"prompt": "1+1", "answer": "2", "kind": "final_anwser"}',
     "long_prompt": f'{{"prompt": "{"1" * 30}", "answer": "2"}}',
 }
 
@@ -56,6 +57,7 @@ CASES = {
     "row without prompt": (jsonl("promptless"), "{dir}/promptless.jsonl, row 2: 'prompt' is"),
     "row without answer": (jsonl("answerless"), "{dir}/answerless.jsonl, row 2: 'answer' is"),
     "misspelt field": (jsonl("misspelt"), "row 2: unknown field 'demonstratoins'; did you mean"),
+    "misspelt verifier": (jsonl("kind"), "'final_anwser'"),
     "demonstration too long": (
         jsonl("long"),
         "train, row 2: demonstration 1 has 17 tokens, but rollout.max_new_tokens is 16",

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 
+import numpy as np
 import pytest
 from tiny_runs import (
     assert_same_run,
@@ -16,6 +17,7 @@ from tiny_runs import (
 )
 
 from srft_jax.tasks import rollouts
+from srft_jax.training.checkpoint import Checkpoints
 
 
 @pytest.fixture
@@ -89,12 +91,38 @@ def test_a_finished_run_trains_no_further(tmp_path, uninterrupted, monkeypatch):
     assert_same_run(run_dir, uninterrupted)
 
 
-def test_a_run_can_be_prolonged(tmp_path, uninterrupted):
+def test_a_prolonged_run_equals_a_longer_one(tmp_path):
+    """At a constant rate; a cosine's length is the run's, so there it is refused, see below."""
+    short, long = tmp_path / "short", tmp_path / "long"
+    constant = ("--training.optimizer.schedule=constant", "--evaluation.every=0")
+    assert run_in_process(short, *constant, "--training.num_steps=2") == 0
+    assert run_in_process(short, *constant, "--training.num_steps=4") == 0
+    assert run_in_process(long, *constant, "--training.num_steps=4") == 0
+    (step, state, data), (other_step, other_state, other_data) = map(
+        newest_checkpoint, (short, long)
+    )
+    assert (step, data) == (other_step, other_data)
+    for name, array in state.items():
+        np.testing.assert_array_equal(array, other_state[name], err_msg=name)
+
+
+def test_other_rows_behind_the_same_configuration_are_refused(tmp_path, capsys):
+    rows = [{"prompt": f"{i}+1", "answer": str(i + 1), "demonstration": "2"} for i in range(8)]
+    file, run_dir = tmp_path / "rows.jsonl", tmp_path / "run"
+    arguments = ("--data.arithmetic=null", f"--data.jsonl.train={file}")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run_in_process(run_dir, *arguments) == 0
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    assert run_in_process(run_dir, *arguments) == 2
+    assert "now reads other rows" in capsys.readouterr().err
+
+
+def test_a_diverged_run_stops_before_it_saves(tmp_path, capsys):
     run_dir = tmp_path / "run"
-    shutil.copytree(uninterrupted, run_dir)
-    assert run_in_process(run_dir, "--training.num_steps=7", "--evaluation.every=0") == 0
-    assert newest_checkpoint(run_dir)[0] == 7
-    assert metrics_lines(run_dir)[:9] == metrics_lines(uninterrupted)
+    assert run_in_process(run_dir, "--training.optimizer.learning_rate=1e30") == 1
+    assert " is nan" in capsys.readouterr().err
+    with Checkpoints(str(run_dir), keep=1) as checkpoints:
+        assert checkpoints.newest() is None
 
 
 @pytest.mark.parametrize(
@@ -104,6 +132,7 @@ def test_a_run_can_be_prolonged(tmp_path, uninterrupted):
         ("--training.optimizer.learning_rate=0.5", "learning_rate = 0.5 (was 0.01)"),
         ("--objective.clip_low=0.1", "objective.clip_low = 0.1 (was 0.2)"),
         ("--data.arithmetic.num_train=41", "data.arithmetic.num_train = 41 (was 40)"),
+        ("--training.num_steps=7", "training.num_steps = 7 (was 6)"),
     ],
 )
 def test_another_configuration_is_refused(argument, message, uninterrupted, capsys):

@@ -1,0 +1,27 @@
+"""The quickstart itself, shortened: the shipped base model learns to think, and gets better."""
+
+import json
+
+from tiny_runs import ROOT
+
+
+def test_the_reward_rises(tmp_path, command):
+    run_dir = tmp_path / "run"
+    code, out, err = command(
+        "train",
+        f"--config={ROOT}/configs/quickstart.yaml",
+        f"--run_dir={run_dir}",
+        "--training.num_steps=16",
+        "--data.arithmetic.num_held_out=64",
+        "--data.arithmetic.num_ood=32",
+    )
+    assert (code, err) == (0, "")
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rewards = [row["rollout/reward"] for row in rows if "rollout/reward" in row]
+    assert len(rewards) == 16
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.1
+    before, after = (row["eval/held_out/pass@1"] for row in rows if "eval/held_out/pass@1" in row)
+    assert 0.15 <= before <= 0.5
+    assert after > before + 0.3
+    assert (run_dir / "hf" / "model.safetensors").is_file()
+    assert "held_out" in out.split("pass@1")[-1]
