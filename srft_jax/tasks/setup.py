@@ -66,7 +66,7 @@ class Setup:
 
     @property
     def sequences_per_update(self) -> int:
-        """Most sequences of an optimizer step: every prompt, completed, and with a demonstration."""
+        """At most: every prompt with all its completions and a demonstration."""
         prompts = self.config.data.prompts_per_step // self.config.training.updates_per_rollout
         own = self.config.rollout.completions_per_prompt if self.objective.uses_rollouts else 0
         return prompts * (own + self.objective.uses_demonstrations)
