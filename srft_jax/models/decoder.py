@@ -123,10 +123,8 @@ def init_params(model_config: ModelConfig, key: Array) -> Params:
     """Random float32 parameters, shaped by the family's table, layers stacked on axis 0."""
     flat = {}
     for number, row in enumerate(families.parameters(model_config)):
-        shape, initializer = (
-            families.stacked_shape(row, model_config),
-            _initializer(row, model_config),
-        )
+        shape = families.stacked_shape(row, model_config)
+        initializer = _initializer(row, model_config)
         flat[row.path] = initializer(jax.random.fold_in(key, number), shape, jnp.float32)
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 

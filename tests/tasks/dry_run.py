@@ -24,6 +24,7 @@ from srft_jax.rewards import RewardResult
 from srft_jax.rollout import Completion
 from srft_jax.tasks import generate as generate_module
 from srft_jax.tasks import rollouts
+from srft_jax.tasks import setup as setup_module
 from srft_jax.tasks import train as train_module
 from srft_jax.tasks.states import optimizer_of
 
@@ -31,10 +32,11 @@ from srft_jax.tasks.states import optimizer_of
 def dry_run(config):
     """Everything that a run does with its configuration, as one string, and what it prints."""
     trace, out = Trace(), io.StringIO()
-    names = "fresh_state Checkpoints RewardPool make_train_step _put save_hf write_report".split()
+    names = "fresh_state Checkpoints make_train_step _put save_hf write_report".split()
     with contextlib.ExitStack() as stack:
         for name in names:
             stack.enter_context(mock.patch.object(train_module, name, getattr(trace, name)))
+        stack.enter_context(mock.patch.object(setup_module, "RewardPool", trace.RewardPool))
         for module in (rollouts, scores):
             stack.enter_context(mock.patch.object(module, "sample", trace.sample))
         stack.enter_context(contextlib.redirect_stdout(out))
@@ -85,9 +87,9 @@ class Trace:
             }
         )
 
-    def RewardPool(self, *args):
+    def RewardPool(self, *args, kinds):
         """Every other completion is right."""
-        self.add("pool", *args)
+        self.add("pool", *args, kinds)
 
         def score(requests):
             self.add("score", [(r.kind, r.completion, r.gold) for r in requests])

@@ -131,6 +131,7 @@ TABLE = {
     "rewards.timeout_seconds": Change("1"),
     "rewards.correct_threshold": Change("0", base=("--objective.self_form=likelihood",)),
     "objective.preset": Change("grpo"),
+    "objective.expanded_from": Change("grpo", Refused("holds all coefficients of grpo")),
     "objective.demo_nll": Change("0.25"),
     "objective.demo_nll_entropy": Change("1"),
     "objective.demo_policy": Change("0.5"),
