@@ -181,6 +181,7 @@ def _check_together(setup: Setup) -> None:
             f"{len(setup.sets.train)} prompts that objective.preset = {config.objective.preset} "
             "can train on"
         )
+    reward_pool(setup)  # raises on a kind that does not exist; starts nothing
     ways = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
     if config.training.rows_per_microbatch % ways:
         raise UsageError(

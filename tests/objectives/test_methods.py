@@ -27,7 +27,7 @@ def test_every_preset_is_a_choice_of_the_configuration_and_expands_to_its_row():
 
 def test_every_coefficient_can_be_overridden():
     names = [field.name for field in dataclasses.fields(Objective)]
-    assert names == [field.name for field in dataclasses.fields(ObjectiveConfig)][1:]
+    assert names == [field.name for field in dataclasses.fields(ObjectiveConfig)][2:]
     other = dict(
         demo_nll=0.3, demo_nll_entropy=0, demo_policy=0.9, demo_ratio_gamma=0.2, self_form="none",
         self_positive=0.4, self_positive_entropy=-1, self_negative=0.6, entropy_scope="batch",
@@ -86,7 +86,7 @@ def one_token_loss(preset, role, advantage, correct, old):
         old_logprobs=one * jnp.float32(old),
         inverse_length=one * jnp.float32(1.0),
     )
-    context = LossContext(Normalisers(1.0, 1.0, 1.0, 1.0), 0.0, 0.0, objective, False)
+    context = LossContext(Normalisers(1.0, 1.0, 1.0, 1.0, 1.0), 0.0, 0.0, objective, False)
 
     def loss(logp, entropy):
         stats = TokenStats(jnp.reshape(logp, 1), jnp.reshape(entropy, 1))

@@ -182,11 +182,11 @@ COUNTED = [(2, SELF), (4, SELF), (3, DEMO), (1, DEMO), (1, DEMO)]
 
 
 def denominators(**coefficients):
-    """(demonstration, policy) for an objective of these coefficients."""
+    """(demonstration, policy, entropy) for an objective of these coefficients."""
     sequences = [sequence(2, length, role, n) for n, (length, role) in enumerate(COUNTED)]
     found = normalisers(sequences, Objective(**coefficients), length_cap=8)
     assert (found.self_tokens, found.demonstration_tokens) == (6, 5)
-    return float(found.demonstration), float(found.policy)
+    return float(found.demonstration), float(found.policy), float(found.entropy)
 
 
 @pytest.mark.parametrize(
@@ -196,13 +196,12 @@ def denominators(**coefficients):
 def test_normalisers_of_each_aggregation(aggregation, demo, both, own):
     ways = dict(demo_nll=1.0, demo_aggregation=aggregation, policy_aggregation=aggregation)
     policy = dict(self_form="policy_gradient")
-    assert denominators(**ways, **policy, demo_policy=1.0) == (demo, both)
-    assert denominators(**ways, **policy) == (demo, own)
-    assert denominators(**ways) == (demo, demo)  # only the entropy bonus could use the second
+    assert denominators(**ways, **policy, demo_policy=1.0) == (demo, both, both)
+    assert denominators(**ways, **policy) == (demo, own, both)
 
 
 def test_nothing_counts_as_zero():
     found = normalisers([], SRFT, length_cap=8)
-    assert dataclasses.astuple(found) == (0, 0, 0, 0)
+    assert dataclasses.astuple(found) == (0, 0, 0, 0, 0)
     capped = Objective(self_form="likelihood", policy_aggregation="length_cap")
     assert normalisers([sequence(2, 3, DEMO)], capped, length_cap=8).policy == 0

@@ -57,7 +57,7 @@ CASES = {
     "row without prompt": (jsonl("promptless"), "{dir}/promptless.jsonl, row 2: 'prompt' is"),
     "row without answer": (jsonl("answerless"), "{dir}/answerless.jsonl, row 2: 'answer' is"),
     "misspelt field": (jsonl("misspelt"), "row 2: unknown field 'demonstratoins'; did you mean"),
-    "misspelt verifier": (jsonl("kind"), "'final_anwser'"),
+    "misspelt verifier": ([*jsonl("kind"), "--data.prompts_per_step=1"], "'final_anwser'"),
     "demonstration too long": (
         jsonl("long"),
         "train, row 2: demonstration 1 has 17 tokens, but rollout.max_new_tokens is 16",

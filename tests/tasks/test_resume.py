@@ -55,7 +55,7 @@ def test_a_stopped_run_continues_bit_for_bit(
 def test_checkpoints_hold_what_the_comparison_is_about(uninterrupted):
     """Moments, running entropies and the data position are there, and moved."""
     step, arrays, data = newest_checkpoint(uninterrupted)
-    assert (step, arrays[".step"], data) == (6, 6, {"next_index": 6} | data)
+    assert (step, arrays[".step"], data) == (6, 6, {"iterator": {"next_index": 6}} | data)
     assert arrays[".entropy_self"] > 0 and arrays[".entropy_demonstration"] > 0
     moments = [name for name in arrays if ".mu" in name or ".nu" in name]
     assert len(moments) == 2 * sum(name.startswith(".params") for name in arrays)
