@@ -212,7 +212,9 @@ def _write_tensors(directory: Path, tensors: Iterable[tuple[str, np.ndarray]]) -
     sizes: list[dict[str, int]] = []  # of each shard: name -> bytes
     for number, shard in enumerate(_shards(tensors)):
         # "pt": the layout is PyTorch's; transformers refuses files that do not say so.
-        safetensors.numpy.save_file(shard, directory / f"shard-{number}", metadata={"format": "pt"})
+        part = directory / f"shard-{number}"
+        safetensors.numpy.save_file(shard, part, metadata={"format": "pt"})
+        part.chmod(0o644)  # safetensors makes files for their owner alone
         sizes.append({name: tensor.nbytes for name, tensor in shard.items()})
     if len(sizes) == 1:
         (directory / "shard-0").rename(directory / "model.safetensors")

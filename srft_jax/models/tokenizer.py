@@ -99,6 +99,11 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
             think tags that are special.
     """
     source = Path(path).resolve()
+    if not source.is_dir():
+        raise UsageError(
+            f"{path} is not a directory (seen from {Path.cwd()}); models are read from "
+            "local directories, names on the hub are not downloaded"
+        )
     if not (source / "tokenizer.json").is_file():
         raise UsageError(f"{path} holds no tokenizer.json, so it is not a Hugging Face tokenizer")
     backend = PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)

@@ -18,6 +18,7 @@ _FIELDS = (
     ("weight rl ", "weights/rl", "{:.3f}"),
     ("", "perf/tokens_per_second", "{:,.0f} tokens/s"),
 )
+_GAP = "  "  # between the fields of the line
 _CLEAR = "\r\x1b[K"  # back to the first column, erase to the end of the line
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?%?|-?|nan", re.IGNORECASE)
 
@@ -90,7 +91,7 @@ class Progress:
         if left is not None:
             minutes, seconds = divmod(round(left), 60)
             parts.insert(1, f"ETA {minutes // 60}:{minutes % 60:02}:{seconds:02}")
-        return "  ".join(parts)
+        return _GAP.join(parts)
 
     def _seconds_left(self, step: int) -> float | None:
         """At the mean pace since the first update: compilation and resumed steps do not count."""
@@ -105,7 +106,12 @@ class Progress:
     def _draw(self) -> None:
         # A line as wide as the terminal would wrap, and \r would no longer reach its beginning.
         width = shutil.get_terminal_size().columns - 1
-        self._write(_CLEAR + self._line[:width])
+        shown, *fields = self._line.split(_GAP)
+        for field in fields:  # whole ones only: a number cut in two is another number
+            if len(shown) + len(_GAP) + len(field) > width:
+                break
+            shown += _GAP + field
+        self._write(_CLEAR + shown[:width])
 
     def _write(self, text: str) -> None:
         self._stream.write(text)

@@ -59,6 +59,20 @@ def verify_demonstrations(setup: Setup, pool: RewardPool) -> dict[tuple[int, int
     return {key: one.reward for key, one in zip(keys, scored, strict=True)}
 
 
+def describe_demonstrations(setup: Setup, rewards: dict[tuple[int, int], float]) -> list[str]:
+    """How many demonstrations are right, and which one is not; it is trained on all the same."""
+    threshold = setup.config.rewards.correct_threshold
+    wrong = [key for key, reward in rewards.items() if reward < threshold]
+    lines = [f"demonstrations verified right: {len(rewards) - len(wrong)} of {len(rewards)}"]
+    if wrong:
+        index, number = wrong[0]
+        lines.append(
+            f"WARNING: train, row {index + 1}: the verifier calls demonstration {number + 1} wrong "
+            f"(answer {setup.sets.train[index].answer!r}); such rows are trained on all the same"
+        )
+    return lines if rewards else []
+
+
 def collect(
     setup: Setup,
     params: Params,

@@ -134,7 +134,10 @@ def reward_pool(setup: Setup) -> RewardPool:
 def _tokenizer_path(config: RunConfig) -> str:
     path = config.model.tokenizer or config.model.path
     if path is None:
-        raise UsageError("model.tokenizer is not set, and there is no model.path to take it from")
+        raise UsageError(
+            "no model: set model.path, or model.architecture and model.tokenizer, or start from "
+            "a file in configs/ with --config"
+        )
     return path
 
 

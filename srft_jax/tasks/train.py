@@ -61,7 +61,11 @@ def train(config: RunConfig) -> int:
         progress.message(to_yaml(config))
         progress.message(summary.batch_arithmetic(setup, num_params(state.params)))
 
+        if start == config.training.num_steps:
+            progress.message(f"already at step {start} of {start}: nothing to train")
         demonstration_rewards = rollouts.verify_demonstrations(setup, pool)
+        for line in rollouts.describe_demonstrations(setup, demonstration_rewards):
+            progress.message(line)
         train_step = make_train_step(
             setup.model_config,
             setup.objective,
@@ -72,6 +76,7 @@ def train(config: RunConfig) -> int:
         )
         seed = jax.random.fold_in(jax.random.key(config.seed), 1)
         if start == 0:
+            progress.message("evaluating before the first step; the sampler compiles first")
             _evaluate(setup, state, pool, 0, writer, progress)
         for step in range(start + 1, config.training.num_steps + 1):
             began = time.monotonic()

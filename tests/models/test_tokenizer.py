@@ -99,6 +99,8 @@ def test_eos_stands_in_for_padding(tmp_path):
 def test_unfit_tokenizers(tmp_path):
     with pytest.raises(UsageError, match="holds no tokenizer.json"):
         load_tokenizer(tmp_path)
+    with pytest.raises(UsageError, match="is not a directory"):
+        load_tokenizer(tmp_path / "none")
     with pytest.raises(UsageError, match="no EOS token"):
         load_tokenizer(changed(tmp_path / "1", eos_token=None))
     with pytest.raises(UsageError, match="no chat template"):

@@ -72,10 +72,15 @@ def test_a_terminal_shows_one_line_rewritten_below_messages():
 
 
 def test_a_line_never_wraps(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "20")
+    """A field that does not fit is left out whole: half a number is another number."""
+    monkeypatch.setenv("COLUMNS", "26")
     stream = Terminal()
     Progress(3, stream).update(1, VALUES)
-    assert stream.screen() == ["step 1/3  reward 0."]
+    (line,) = stream.screen()
+    assert line.startswith("step 1/3  reward 0.") and "accuracy" not in line
+    monkeypatch.setenv("COLUMNS", "20")
+    Progress(3, narrow := Terminal()).update(1, VALUES)
+    assert narrow.screen() == ["step 1/3"]
 
 
 def test_table_aligns_numbers_right():

@@ -40,7 +40,7 @@ CASES = {
         "{dir}/none is not a directory",
     ),
     "no model": (["--model.architecture=null"], "exactly one of model.path and model.architecture"),
-    "missing tokenizer": (["--model.tokenizer={dir}/none"], "{dir}/none holds no tokenizer.json"),
+    "missing tokenizer": (["--model.tokenizer={dir}/none"], "{dir}/none is not a directory"),
     "tokenizer above the vocabulary": (
         ["--model.architecture.vocab_size=100"],
         "tokenizer has 262 tokens, but the model's vocabulary only 100",
