@@ -1,6 +1,5 @@
 """Checkpoints by Orbax: train state and data position, written while training goes on."""
 
-from types import TracebackType
 from typing import Any, Self
 
 import orbax.checkpoint as ocp
@@ -57,11 +56,6 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.wait()
         self._manager.close()
