@@ -142,10 +142,12 @@ def _tokenizer_path(config: RunConfig) -> str:
 
 
 def _architecture(config: RunConfig) -> ModelConfig:
-    model = config.model
-    if (model.path is None) == (model.architecture is None):
-        raise UsageError("exactly one of model.path and model.architecture must be set")
-    return read_config(Path(model.path)) if model.path is not None else model.architecture  # type: ignore[return-value]
+    path, architecture = config.model.path, config.model.architecture
+    if path is not None and architecture is None:
+        return read_config(Path(path))
+    if architecture is not None and path is None:
+        return architecture
+    raise UsageError("exactly one of model.path and model.architecture must be set")
 
 
 def _check_together(setup: Setup) -> None:
