@@ -1,4 +1,4 @@
-"""python run.py [train|evaluate|generate|export|report] --config configs/NAME.yaml [--key VALUE]"""
+"""python run.py [train|evaluate|generate|export|report|replay] --config NAME.yaml [--key VALUE]"""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         verb, config = parse(argv)
         # After parsing, so that --help and a misspelled key need not wait for jax.
-        from srft_jax.tasks import evaluate, export, generate, report, train
+        from srft_jax.tasks import evaluate, export, generate, replay, report, train
 
         verbs = {
             "train": train.train,
@@ -19,6 +19,7 @@ def main(argv: Sequence[str]) -> int:
             "generate": generate.generate,
             "export": export.export,
             "report": report.report,
+            "replay": replay.replay,
         }
         return verbs[verb](config)
     except (UsageError, RunError) as error:

@@ -18,6 +18,8 @@ class Role(enum.IntEnum):
     NONE = 0
     SELF = 1  # sampled by the policy itself
     DEMONSTRATION = 2  # written by somebody else
+    HINT = 3  # start of a completion taken from a demonstration, learned by likelihood
+    PREFIX = 4  # start of a completion taken from a demonstration, learned by policy gradient
 
 
 @jax.tree_util.register_dataclass
@@ -42,7 +44,11 @@ class Rows:
     advantage: Float[Array, "*lead"]
     # The verifier's reward of the whole sequence reached the threshold.
     correct: Bool[Array, "*lead"]
-    old_logprobs: Float[Array, "*lead"]  # of the policy that sampled; 0 on demonstrations
+    weight: Float[Array, "*lead"]  # of likelihood and policy gradient, e.g. CHORD's mu
+    # Of the policy that the ratio is taken to. On demonstrations: of whoever wrote them, 0 (p = 1)
+    # where that is not known.
+    old_logprobs: Float[Array, "*lead"]
+    sampler_logprobs: Float[Array, "*lead"]  # as returned with the rollouts; 0 on demonstrations
     inverse_length: Float[Array, "*lead"]  # 1 / trained tokens of the sequence
 
 
@@ -51,11 +57,14 @@ class Rows:
 class Normalisers:
     """Denominators of a whole step, over microbatches and devices; 0 where nothing is counted."""
 
-    demonstration: Float[Array, ""]  # of the demonstration NLL
-    entropy: Float[Array, ""]  # of the entropy bonus, over all trained tokens
-    # Of the terms over rollouts, and of the demonstrations' policy gradient.
+    demonstration: Float[Array, ""]  # of the NLL of demonstrations and hints
+    # Of the terms over completions, and of the policy gradient of demonstrations and prefixes.
     policy: Float[Array, ""]
-    self_tokens: Float[Array, ""]  # trained tokens, for metrics
+    kl: Float[Array, ""]  # of the KL, over the tokens of its role
+    entropy: Float[Array, ""]  # of the entropy bonus, over all trained tokens
+    # Trained tokens, for metrics.
+    self_tokens: Float[Array, ""]
+    positive_tokens: Float[Array, ""]  # completions' tokens that `self_positive` weighs
     demonstration_tokens: Float[Array, ""]
 
 
@@ -97,7 +106,7 @@ class TrainState:
 
     step: Int[Array, ""]
     params: Any
-    optimizer_states: dict[str, Any]  # by name; the main one is "policy"
+    optimizer_states: dict[str, Any]  # "policy", and "demonstration" where steps are on those alone
     entropy_self: Float[Array, ""]  # token mean of the previous step, for batch-scoped weights
     entropy_demonstration: Float[Array, ""]
 

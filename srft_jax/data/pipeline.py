@@ -30,9 +30,13 @@ class PromptBatch:
     example: Int[np.ndarray, "P"]
     demonstration: Int[np.ndarray, "P"]
 
+    def pairs(self) -> list[tuple[int, int]]:
+        """(example, demonstration) of each prompt."""
+        return list(zip(self.example.tolist(), self.demonstration.tolist(), strict=True))
+
 
 def prompt_batches(
-    examples: Sequence[Example], prompts_per_step: int, seed: int
+    examples: Sequence[Example], prompts_per_step: int, seed: int, *, demonstrated: bool = False
 ) -> grain.DatasetIterator[PromptBatch]:
     """One batch a step, without end.
 
@@ -44,24 +48,27 @@ def prompt_batches(
         examples: The training set.
         prompts_per_step: P.
         seed: Of shuffles and draws, at least 0.
+        demonstrated: Only of examples that have a demonstration.
 
     Raises:
-        UsageError: There are fewer than `prompts_per_step` examples, or the seed is negative.
+        UsageError: There are fewer than `prompts_per_step` such examples, or the seed is negative.
     """
-    if not 1 <= prompts_per_step <= len(examples):
+    counts = [len(example.demonstrations) for example in examples]
+    chosen = [index for index, count in enumerate(counts) if count or not demonstrated]
+    if not 1 <= prompts_per_step <= len(chosen):
         raise UsageError(
-            f"data.prompts_per_step is between 1 and the {len(examples)} training examples, "
-            f"got {prompts_per_step}."
+            f"a batch is between 1 and the {len(chosen)} training examples"
+            f"{' with a demonstration' if demonstrated else ''}, got {prompts_per_step}."
         )
     if seed < 0:
         raise UsageError(f"seed is at least 0, got {seed}.")
-    counts = [len(example.demonstrations) for example in examples]
 
-    def draw(index: int, rng: np.random.Generator) -> tuple[int, int]:
+    def draw(number: int, rng: np.random.Generator) -> tuple[int, int]:
+        index = chosen[number]
         count = counts[index]
         return index, int(rng.integers(count)) if count else NO_DEMONSTRATION
 
-    dataset = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat().random_map(draw)
+    dataset = grain.MapDataset.range(len(chosen)).seed(seed).shuffle().repeat().random_map(draw)
     # Endless, so nothing is dropped; without it Grain's count of batches overflows at size 1.
     steps = dataset.batch(prompts_per_step, drop_remainder=True, batch_fn=_make_batch)
     # No threads: an element costs microseconds, and starting sixteen threads does not.

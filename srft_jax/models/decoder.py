@@ -7,21 +7,29 @@ cache once a token.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
 
 from srft_jax.batch import KVCache
 from srft_jax.config import ModelConfig
 from srft_jax.models import families
-from srft_jax.ops.attention import attention, packed_mask
-from srft_jax.ops.layers import rms_norm, rope
+from srft_jax.ops.attention import attention, packed_attention
+from srft_jax.ops.layers import rms_norm, rope, rope_tables
 
 Params = dict[str, Any]
+
+# (query [B, T, N, H], key, value [B, K, T, H]) of new tokens -> mixed values [B, T, N, H].
+Attend = Callable[[Array, Array, Array], Array]
+
+# What `remat="dots"` keeps of a block: all that costs a matmul to compute again.
+_DOTS = ("query", "key", "value", "attention", "attention_lse", "middle", "gate", "up")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +38,12 @@ class Runtime:
 
     Attributes:
         dtype: Of activations and matmul inputs.
-        remat: Recompute each block in the backward pass.
+        remat: What of a block the backward pass computes again: none of it, all but the matmuls
+            (dots), or the whole block.
     """
 
     dtype: str = "float32"
-    remat: bool = False
+    remat: Literal["none", "dots", "block"] = "none"
 
 
 @jax.tree_util.register_dataclass
@@ -69,54 +78,45 @@ class Block(nn.Module):
                 shape = families.shape(row, self.config)
                 setattr(self, name, self.param(name, _initializer(row, self.config), shape))
 
-    def keys_values(
-        self, x: Float[Array, "BT D"], positions: Int[Array, "B T"]
-    ) -> tuple[Array, Array]:
-        """Rotated keys and values of new tokens, each [B, K, T, H]."""
-        batch, length = positions.shape
-        heads = (batch, length, self.config.num_kv_heads, self.config.head_dim)
-        key = (x @ self.key.astype(x.dtype) + self.key_bias.astype(x.dtype)).reshape(heads)
-        value = (x @ self.value.astype(x.dtype) + self.value_bias.astype(x.dtype)).reshape(heads)
-        key = rope(key, positions, self.config.rope_theta)
-        return key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-
     def __call__(
-        self,
-        x: Float[Array, "BT D"],
-        positions: Int[Array, "B T"],
-        mask: Bool[Array, "B T S"],
-        cached: tuple[Array, Array, Int[Array, ""]] | None,
-    ) -> tuple[Float[Array, "BT D"], tuple[Array, Array]]:
-        """Returns x after the block, and the keys and values that were attended to.
+        self, x: Float[Array, "BT D"], cos_sin: tuple[Array, Array], attend: Attend
+    ) -> Float[Array, "BT D"]:
+        """x after the block.
 
         Args:
             x: Residual stream.
-            positions: Of the new tokens.
-            mask: Which keys a query sees.
-            cached: Keys, values [B, K, S, H] and the slot of the first new token; None without.
+            cos_sin: Rotary tables of the new tokens, [B, T, H / 2] each.
+            attend: From new queries, keys and values to mixed values.
         """
-        config, dtype = self.config, x.dtype
+        dtype = x.dtype
         with jax.named_scope("attention"):
-            normed = rms_norm(x, self.attention_norm, config.norm_epsilon)
-            key, value = self.keys_values(normed, positions)
-            if cached is not None:
-                cached_key, cached_value, length = cached
-                key = jax.lax.dynamic_update_slice_in_dim(
-                    cached_key, key.astype(cached_key.dtype), length, axis=2
-                )
-                value = jax.lax.dynamic_update_slice_in_dim(
-                    cached_value, value.astype(cached_value.dtype), length, axis=2
-                )
-            query = normed @ self.query.astype(dtype) + self.query_bias.astype(dtype)
-            query = rope(
-                query.reshape(*positions.shape, config.num_heads, -1), positions, config.rope_theta
-            )
-            mixed = attention(query, key, value, mask).reshape(x.shape[0], -1)
-            x = x + mixed @ self.output.astype(dtype)
+            normed = rms_norm(x, self.attention_norm, self.config.norm_epsilon)
+            mixed = attend(*self._query_key_value(normed, cos_sin))
+            x = x + mixed.reshape(x.shape[0], -1) @ self.output.astype(dtype)
+            x = checkpoint_name(x, "middle")
         with jax.named_scope("mlp"):
-            normed = rms_norm(x, self.mlp_norm, config.norm_epsilon)
-            hidden = nn.silu(normed @ self.gate.astype(dtype)) * (normed @ self.up.astype(dtype))
-            return x + hidden @ self.down.astype(dtype), (key, value)
+            normed = rms_norm(x, self.mlp_norm, self.config.norm_epsilon)
+            gate = checkpoint_name(normed @ self.gate.astype(dtype), "gate")
+            up = checkpoint_name(normed @ self.up.astype(dtype), "up")
+            return x + (nn.silu(gate) * up) @ self.down.astype(dtype)
+
+    def _query_key_value(
+        self, x: Float[Array, "BT D"], cos_sin: tuple[Array, Array]
+    ) -> tuple[Array, Array, Array]:
+        """[B, T, N, H] and, rotated as well, keys [B, K, T, H]; values [B, K, T, H]."""
+        heads = (*cos_sin[0].shape[:2], -1, self.config.head_dim)
+
+        def project(weight: Array, bias: Array) -> Float[Array, "B T heads H"]:
+            return (x @ weight.astype(x.dtype) + bias.astype(x.dtype)).reshape(heads)
+
+        query = rope(project(self.query, self.query_bias), *cos_sin)
+        key = rope(project(self.key, self.key_bias), *cos_sin).transpose(0, 2, 1, 3)
+        value = project(self.value, self.value_bias).transpose(0, 2, 1, 3)
+        return (
+            checkpoint_name(query, "query"),
+            checkpoint_name(key, "key"),
+            checkpoint_name(value, "value"),
+        )
 
 
 def init_params(model_config: ModelConfig, key: Array) -> Params:
@@ -173,31 +173,44 @@ def forward(
         runtime: Precision and rematerialisation.
     """
     x = params["embedding"].astype(runtime.dtype)[tokens.reshape(-1)]
+    cos_sin = rope_tables(positions, model_config.head_dim, model_config.rope_theta)
     if cache is None:
-        x = _forward_scanned(params, model_config, x, positions, packed_mask(segment_ids), runtime)
+        x = _forward_scanned(params, model_config, x, cos_sin, segment_ids, runtime)
     else:
-        x, cache = _forward_cached(params, model_config, x, positions, segment_ids, cache)
+        x, cache = _forward_cached(params, model_config, x, cos_sin, segment_ids, cache)
     hidden = rms_norm(x, params["final_norm"], model_config.norm_epsilon)
     return ForwardOutput(hidden=hidden.reshape(*tokens.shape, -1), cache=cache, aux={})
 
 
 def _forward_scanned(
-    params: Params, config: ModelConfig, x: Array, positions: Array, mask: Array, runtime: Runtime
+    params: Params,
+    config: ModelConfig,
+    x: Array,
+    cos_sin: tuple[Array, Array],
+    segment_ids: Array,
+    runtime: Runtime,
 ) -> Array:
     block = Block(config)
 
-    def layer(x: Array, weights: Params) -> tuple[Array, None]:
-        return block.apply({"params": weights}, x, positions, mask, None)[0], None
+    def attend(query: Array, key: Array, value: Array) -> Array:
+        return packed_attention(query, key, value, segment_ids)
 
-    x, _ = jax.lax.scan(jax.checkpoint(layer) if runtime.remat else layer, x, params["layers"])
-    return x
+    def layer(x: Array, weights: Params) -> tuple[Any, None]:
+        return block.apply({"params": weights}, x, cos_sin, attend), None
+
+    if runtime.remat != "none":
+        names = _DOTS if runtime.remat == "dots" else ()
+        # In a scan nothing else stops XLA from keeping what should be computed again.
+        policy = jax.checkpoint_policies.save_only_these_names(*names)
+        layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+    return jax.lax.scan(layer, x, params["layers"])[0]
 
 
 def _forward_cached(
     params: Params,
     config: ModelConfig,
     x: Array,
-    positions: Array,
+    cos_sin: tuple[Array, Array],
     segment_ids: Array,
     cache: KVCache,
 ) -> tuple[Array, KVCache]:
@@ -208,13 +221,22 @@ def _forward_cached(
     mask = causal & (segment_ids[:, :, None] == seen[:, None, :])
     keys: list[Array] = []
     values: list[Array] = []
-    for number in range(config.num_layers):
-        weights = jax.tree.map(lambda stacked: stacked[number], params["layers"])  # noqa: B023
-        cached = (cache.keys[number], cache.values[number], cache.length)
-        out: Any = Block(config).apply({"params": weights}, x, positions, mask, cached)
-        x, (key, value) = out
-        keys.append(key)
-        values.append(value)
+
+    def attend(query: Array, key: Array, value: Array) -> Array:
+        def write(slots: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(
+                slots, new.astype(slots.dtype), cache.length, axis=2
+            )
+
+        layer = len(keys)
+        keys.append(write(cache.keys[layer], key))
+        values.append(write(cache.values[layer], value))
+        return attention(query, keys[layer], values[layer], mask)
+
+    for layer in range(config.num_layers):
+        weights = jax.tree.map(lambda stacked: stacked[layer], params["layers"])  # noqa: B023
+        out: Any = Block(config).apply({"params": weights}, x, cos_sin, attend)
+        x = out
     return x, KVCache(tuple(keys), tuple(values), seen, cache.length + num_new)
 
 

@@ -1,22 +1,33 @@
-"""The general form of the loss: elementwise in a token's log-prob and entropy, and in data.
+"""The general form of the loss: of a token's log-prob and entropy, and of data known beforehand.
 
-    L = sum over demonstration tokens   a (-logp) / Z_demo  +  demo_policy (-rho A) / Z_policy
-      + sum over completion tokens      w S / Z_policy
-      - sum over all trained tokens     entropy_bonus H / Z_entropy
+    L = sum over DEMONSTRATION tokens   a (-logp) / Z_demo - demo_policy rho A / Z_policy
+      + sum over HINT tokens            hint_nll (-logp) / Z_demo
+      + sum over PREFIX tokens          prefix_policy S / Z_policy
+      + sum over SELF tokens            w S / Z_policy
+      + sum over kl_role's tokens       kl KL / Z_kl
+      - sum over SELF, DEMONSTRATION    entropy_bonus H / Z_entropy
 
-with a = demo_nll exp(+-H), w = self_positive exp(+-H) for good completions and self_negative for
-the others, and S = -min(r A, clip(r) A), or -logp (up) and +logp (down). Weights take no gradient.
+with a = demo_nll exp(+-H) {1, p, p(1-p)}, w = self_positive exp(+-H) for good completions and
+self_negative for the others, rho = r / (r + gamma) with r = p / p_behavior, and S the surrogate of
+objectives/surrogates.py, or for completions -logp (up) and +logp (down). `rows.weight` multiplies
+likelihoods and policy gradients, not the KL nor the bonus. Weights take no gradient.
+
+Elementwise, but for the two that need the whole sequence: entropy_scope = sequence and gspo.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from srft_jax.batch import Normalisers, Role, Rows
-from srft_jax.objectives.methods import Objective
-from srft_jax.ops.head import TokenStats
+from srft_jax.objectives.objective import Objective
+from srft_jax.objectives.surrogates import bounded_exp, kl_estimate, surrogate_loss
+from srft_jax.ops.head import ReferencedStats, TokenStats
+
+Stats = TokenStats | ReferencedStats
 
 
 @jax.tree_util.register_dataclass
@@ -38,7 +49,19 @@ def _per_count(values: Array, count: Array) -> Array:
     return jnp.where(count > 0, values / jnp.maximum(count, 1e-9), 0.0)
 
 
-def scoped_entropy(stats: TokenStats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
+def _of_role(rows: Rows, *roles: Role) -> Bool[Array, " N"]:
+    return rows.loss_mask & jnp.isin(rows.role, jnp.array(roles))
+
+
+def _sequence_mean(values: Array, counted: Array, rows: Rows) -> Array:
+    """Each token gets the mean over its sequence's counted tokens; 0 where there are none."""
+    size = values.shape[0]  # no microbatch has more sequences than tokens
+    totals = jax.ops.segment_sum(jnp.where(counted, values, 0.0), rows.sequence_ids, size)
+    counts = jax.ops.segment_sum(counted.astype(jnp.float32), rows.sequence_ids, size)
+    return _per_count(totals, counts)[rows.sequence_ids]
+
+
+def _scoped_entropy(stats: Stats, rows: Rows, context: LossContext) -> Array:
     """H in the objective's scope: the token's, its sequence's mean, or the previous step's mean."""
     entropy = jax.lax.stop_gradient(stats.entropy)
     scope = context.objective.entropy_scope
@@ -48,90 +71,135 @@ def scoped_entropy(stats: TokenStats, rows: Rows, context: LossContext) -> Float
         return jnp.where(
             rows.role == Role.SELF, context.entropy_self, context.entropy_demonstration
         )
-    size = entropy.shape[0]  # no microbatch has more sequences than tokens
-    totals = jax.ops.segment_sum(jnp.where(rows.loss_mask, entropy, 0.0), rows.sequence_ids, size)
-    counts = jax.ops.segment_sum(rows.loss_mask.astype(jnp.float32), rows.sequence_ids, size)
-    return _per_count(totals, counts)[rows.sequence_ids]
+    return _sequence_mean(entropy, _of_role(rows, Role.SELF, Role.DEMONSTRATION), rows)
 
 
-def sft_weight(entropy: Array, objective: Objective) -> Array:
-    """a = demo_nll * exp(s H)."""
-    return objective.demo_nll * jnp.exp(objective.demo_nll_entropy * entropy)
+def sft_weight(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
+    """a of demonstrations = demo_nll exp(s H) {1, p, p(1-p)}, times `rows.weight`."""
+    objective = context.objective
+    entropy = _scoped_entropy(stats, rows, context)
+    p = jnp.exp(jax.lax.stop_gradient(stats.logprob))
+    factor = {"none": jnp.ones_like(p), "p": p, "p(1-p)": p * (1.0 - p)}
+    weight = objective.demo_nll * jnp.exp(objective.demo_nll_entropy * entropy)
+    return weight * factor[objective.demo_nll_probability] * rows.weight
 
 
-def rl_weight(entropy: Array, objective: Objective) -> Array:
-    """w of good completions = self_positive * exp(s H)."""
-    return objective.self_positive * jnp.exp(objective.self_positive_entropy * entropy)
+def rl_weight(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
+    """w of good completions = self_positive exp(s H), times `rows.weight`."""
+    objective = context.objective
+    entropy = _scoped_entropy(stats, rows, context)
+    weight = objective.self_positive * jnp.exp(objective.self_positive_entropy * entropy)
+    return weight * rows.weight
 
 
-def log_ratio(stats: TokenStats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
+def is_positive(rows: Rows, objective: Objective) -> Bool[Array, " N"]:
+    """Good completions: correct ones for a likelihood, those of A > 0 for a policy gradient."""
+    return rows.correct if objective.self_form == "likelihood" else rows.advantage > 0
+
+
+def _old_logprobs(stats: Stats, rows: Rows, context: LossContext) -> Array:
+    return jax.lax.stop_gradient(stats.logprob) if context.on_policy else rows.old_logprobs
+
+
+def log_ratio(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
     """log p - log p_old; on policy its value is 0 and its gradient that of log p."""
-    old = jax.lax.stop_gradient(stats.logprob) if context.on_policy else rows.old_logprobs
-    return stats.logprob - old
+    return stats.logprob - _old_logprobs(stats, rows, context)
 
 
-def is_clipped(ratio: Array, advantage: Array, objective: Objective) -> Array:
-    """Where the clipped branch is the smaller one, so that no gradient flows."""
-    too_high = (advantage > 0) & (ratio > 1.0 + objective.clip_high)
-    return too_high | ((advantage < 0) & (ratio < 1.0 - objective.clip_low))
+def ratio(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
+    """r = p / p_old that the surrogate clips, of SELF and PREFIX tokens.
+
+    GSPO: s = exp(mean of log r over the sequence's SELF tokens), as s_t = sg(s) p_t / sg(p_t), so
+    that every token has a gradient of its own.
+    """
+    log_r = log_ratio(stats, rows, context)
+    if context.objective.surrogate != "gspo":
+        return bounded_exp(log_r)
+    fixed = jax.lax.stop_gradient(log_r)
+    mean = _sequence_mean(fixed, _of_role(rows, Role.SELF), rows)
+    return bounded_exp(mean + (log_r - fixed))
 
 
-def clipped(ratio: Array, advantage: Array, objective: Objective) -> Array:
-    """min(r A, clip(r, 1 - low, 1 + high) A); a ratio on the bound itself keeps its gradient."""
-    bounded = jnp.clip(ratio, 1.0 - objective.clip_low, 1.0 + objective.clip_high)
-    return jnp.where(is_clipped(ratio, advantage, objective), bounded, ratio) * advantage
+def importance_weight(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
+    """min(p_old / p_sampler, importance_cap): what the sampler's other arithmetic is corrected by.
+
+    1 where old log-probs are the sampler's, as then the ratio itself holds the difference.
+    """
+    if context.objective.old_logprobs == "sampler":
+        return jnp.ones_like(stats.logprob)
+    difference = _old_logprobs(stats, rows, context) - rows.sampler_logprobs
+    cap = math.log(context.objective.importance_cap)
+    return jax.lax.stop_gradient(bounded_exp(jnp.minimum(difference, cap)))
 
 
-def _self_loss(stats: TokenStats, rows: Rows, context: LossContext, entropy: Array) -> Array:
+def _policy_gradient(stats: Stats, rows: Rows, context: LossContext) -> Array:
+    loss = surrogate_loss(
+        stats.logprob, ratio(stats, rows, context), rows.advantage, context.objective
+    )
+    return importance_weight(stats, rows, context) * loss
+
+
+def _self_loss(stats: Stats, rows: Rows, context: LossContext) -> Array:
     objective = context.objective
-    positive = rl_weight(entropy, objective)
+    positive = is_positive(rows, objective)
+    negative_weight = objective.self_negative * rows.weight
+    weight = jnp.where(positive, rl_weight(stats, rows, context), negative_weight)
     if objective.self_form == "likelihood":
-        return jnp.where(rows.correct, -positive, objective.self_negative) * stats.logprob
-    weight = jnp.where(rows.advantage > 0, positive, objective.self_negative)
-    return -weight * clipped(jnp.exp(log_ratio(stats, rows, context)), rows.advantage, objective)
+        return jnp.where(positive, -weight, weight) * stats.logprob
+    return weight * _policy_gradient(stats, rows, context)
 
 
-def _demonstration_ratio(stats: TokenStats, objective: Objective) -> Array:
-    """rho = p / (p + gamma), or p for gamma = 0."""
-    p = jnp.exp(stats.logprob)
-    return p / (p + objective.demo_ratio_gamma) if objective.demo_ratio_gamma else p
+def _demonstration_ratio(stats: Stats, rows: Rows, gamma: float) -> Array:
+    """rho = r / (r + gamma) with r = p / p_behavior, or r for gamma = 0."""
+    log_r = stats.logprob - rows.old_logprobs
+    return jax.nn.sigmoid(log_r - math.log(gamma)) if gamma else bounded_exp(log_r)
 
 
-def loss_terms(
-    stats: TokenStats, rows: Rows, context: LossContext
-) -> dict[str, Float[Array, " N"]]:
+def _kl(stats: Stats, objective: Objective) -> Array:
+    if not isinstance(stats, ReferencedStats):
+        raise TypeError("an objective with a KL needs the statistics of a reference")
+    return kl_estimate(stats, objective)
+
+
+def loss_terms(stats: Stats, rows: Rows, context: LossContext) -> dict[str, Float[Array, " N"]]:
     """Per-token loss by term, weighted and normalised; a term whose weight is 0 is absent."""
-    objective = context.objective
-    entropy = scoped_entropy(stats, rows, context)
-    is_self = rows.loss_mask & (rows.role == Role.SELF)
-    is_demo = rows.loss_mask & (rows.role == Role.DEMONSTRATION)
-    nll_share = rows.inverse_length if objective.demo_aggregation == "sequences" else 1.0
-    policy_share = rows.inverse_length if objective.policy_aggregation == "sequences" else 1.0
-    normalisers = context.normalisers
+    objective, z = context.objective, context.normalisers
+    by_sequence = {"sequences": rows.inverse_length}
+    nll_share = by_sequence.get(objective.demo_aggregation, 1.0)
+    policy_share = by_sequence.get(objective.policy_aggregation, 1.0)
+    own, demo = _of_role(rows, Role.SELF), _of_role(rows, Role.DEMONSTRATION)
+
+    def nll(where: Array, loss: Array) -> Array:
+        return _per_count(jnp.where(where, loss * nll_share, 0.0), z.demonstration)
+
+    def policy(where: Array, loss: Array, count: Array = z.policy) -> Array:
+        return _per_count(jnp.where(where, loss * policy_share, 0.0), count)
 
     terms = {}
     if objective.demo_nll:
-        nll = -sft_weight(entropy, objective) * stats.logprob * nll_share
-        terms["demo_nll"] = _per_count(jnp.where(is_demo, nll, 0.0), normalisers.demonstration)
+        terms["demo_nll"] = nll(demo, -sft_weight(stats, rows, context) * stats.logprob)
+    if objective.hint_nll:
+        hint = _of_role(rows, Role.HINT)
+        terms["hint_nll"] = nll(hint, -objective.hint_nll * rows.weight * stats.logprob)
     if objective.demo_policy:
-        gain = (
-            objective.demo_policy
-            * _demonstration_ratio(stats, objective)
-            * rows.advantage
-            * policy_share
-        )
-        terms["demo_policy"] = _per_count(jnp.where(is_demo, -gain, 0.0), normalisers.policy)
+        rho = _demonstration_ratio(stats, rows, objective.demo_ratio_gamma)
+        weight = objective.demo_policy * rows.weight
+        terms["demo_policy"] = policy(demo, -weight * rho * rows.advantage)
+    if objective.prefix_policy:
+        weight = objective.prefix_policy * rows.weight
+        prefix = _of_role(rows, Role.PREFIX)
+        terms["prefix_policy"] = policy(prefix, weight * _policy_gradient(stats, rows, context))
     if objective.self_form != "none":
-        loss = _self_loss(stats, rows, context, entropy) * policy_share
-        terms["self"] = _per_count(jnp.where(is_self, loss, 0.0), normalisers.policy)
+        terms["self"] = policy(own, _self_loss(stats, rows, context))
+    if objective.kl:
+        where = own if objective.kl_role == "self" else demo
+        terms["kl"] = policy(where, objective.kl * _kl(stats, objective), z.kl)
     if objective.entropy_bonus:
-        bonus = -objective.entropy_bonus * stats.entropy * policy_share
-        terms["entropy_bonus"] = _per_count(
-            jnp.where(is_self | is_demo, bonus, 0.0), normalisers.entropy
-        )
+        bonus = -objective.entropy_bonus * stats.entropy
+        terms["entropy_bonus"] = policy(own | demo, bonus, z.entropy)
     return terms
 
 
-def token_objective(stats: TokenStats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
+def token_objective(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
     """The per-token loss that ops/head.py sums."""
     return sum(loss_terms(stats, rows, context).values(), start=jnp.zeros_like(stats.logprob))

@@ -2,45 +2,11 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any
 
 from srft_jax.config import ObjectiveConfig, UsageError
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """The coefficients of the loss, all of them; `ObjectiveConfig` says what each means.
-
-    The defaults train nothing: a row of the table below switches its terms on.
-    """
-
-    demo_nll: float = 0.0
-    demo_nll_entropy: Literal[-1, 0, 1] = 0
-    demo_policy: float = 0.0
-    demo_ratio_gamma: float = 0.1
-    self_form: Literal["none", "policy_gradient", "likelihood"] = "none"
-    self_positive: float = 1.0
-    self_positive_entropy: Literal[-1, 0, 1] = 0
-    self_negative: float = 1.0
-    entropy_scope: Literal["token", "sequence", "batch"] = "token"
-    advantage_group: Literal["self", "augmented"] = "augmented"
-    advantage_std: bool = False
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    entropy_bonus: float = 0.0
-    demo_aggregation: Literal["tokens", "sequences", "length_cap"] = "tokens"
-    policy_aggregation: Literal["tokens", "sequences", "length_cap"] = "tokens"
-
-    @property
-    def uses_demonstrations(self) -> bool:
-        """Demonstrations are trained on."""
-        return bool(self.demo_nll or self.demo_policy)
-
-    @property
-    def uses_rollouts(self) -> bool:
-        """Completions are trained on, or the advantage of demonstrations is taken over them."""
-        return self.self_form != "none" or bool(self.demo_policy)
-
+from srft_jax.objectives.checks import errors
+from srft_jax.objectives.objective import Objective
 
 _SRFT = Objective(
     demo_nll=0.5,
@@ -50,6 +16,18 @@ _SRFT = Objective(
     self_positive=0.1,
     self_positive_entropy=1,
 )
+_GRPO = Objective(
+    self_form="policy_gradient",
+    advantage_group="self",
+    advantage_std=True,
+    policy_aggregation="sequences",
+)
+# The lineage of LUFFY's code: A = R - mean, an entropy bonus, sums divided by the length cap.
+_LUFFY_RL = dataclasses.replace(
+    _GRPO, advantage_std=False, entropy_bonus=0.001, policy_aggregation="length_cap"
+)
+# DAPO's token mean, without its filters.
+_TOKEN_GRPO = dataclasses.replace(_GRPO, policy_aggregation="tokens")
 
 PRESETS: dict[str, Objective] = {
     # Our default form of SRFT: token-scoped entropy, clipped policy gradient, advantage R - mean.
@@ -82,12 +60,72 @@ PRESETS: dict[str, Objective] = {
         policy_aggregation="length_cap",
     ),
     "sft": Objective(demo_nll=1.0),
-    "grpo": Objective(
-        self_form="policy_gradient",
-        advantage_group="self",
-        advantage_std=True,
-        policy_aggregation="sequences",
+    # Exact KL to the base on the demonstrations' tokens, which are no samples of the policy.
+    "sft_kl": Objective(demo_nll=1.0, kl=0.2, kl_estimator="full", kl_role="demo"),
+    "dft": Objective(demo_nll=1.0, demo_nll_probability="p"),
+    "grpo": _GRPO,
+    "dr_grpo": dataclasses.replace(_GRPO, advantage_std=False, policy_aggregation="sequence_caps"),
+    "dapo": dataclasses.replace(
+        _TOKEN_GRPO,
+        clip_high=0.28,
+        drop_zero_std=True,
+        max_refills=3,
+        overlong_buffer=0.2,
     ),
+    "gspo": dataclasses.replace(_GRPO, surrogate="gspo", clip_low=3e-4, clip_high=4e-4),
+    "cispo": dataclasses.replace(_TOKEN_GRPO, surrogate="cispo", clip_low=1.0, clip_high=5.0),
+    # Two stages, each with an optimizer of its own. Any other row takes `sft_steps` as well.
+    "sft_rl": dataclasses.replace(_GRPO, sft_steps=100),
+    "sft_plus_rl": dataclasses.replace(_LUFFY_RL, demo_nll=1.0),
+    "luffy": dataclasses.replace(
+        _LUFFY_RL,
+        demo_policy=1.0,
+        advantage_group="augmented",
+        clip_low=1.0,
+        clip_high=math.inf,
+    ),
+    "chord": dataclasses.replace(
+        _TOKEN_GRPO,
+        demo_nll=1.0,
+        demo_source="own",
+        demo_per_step=32,
+        mix="share",
+        mix_start=0.9,
+        mix_end=0.05,
+        mix_steps=200,
+    ),
+    "chord_phi": dataclasses.replace(
+        _TOKEN_GRPO,
+        demo_nll=1.0,
+        demo_nll_probability="p(1-p)",
+        demo_source="own",
+        demo_per_step=32,
+        mix="share",
+        mix_start=0.1,
+        mix_end=0.1,
+    ),
+    "hpt": dataclasses.replace(_LUFFY_RL, demo_nll=1.0, gate="either"),
+    "relift": dataclasses.replace(_LUFFY_RL, demo_nll=1.0, gate="demonstrations", demo_buffer=128),
+    "uft": dataclasses.replace(
+        _TOKEN_GRPO,
+        prefix="all",
+        prefix_steps=300,
+        prefix_until=300,
+        prefix_chunks=5,
+        hint_nll=0.001,
+        kl=0.001,
+        entropy_bonus=0.001,
+    ),
+    "prefix_rft": dataclasses.replace(
+        _LUFFY_RL,
+        prefix="one",
+        prefix_steps=500,
+        prefix_until=500,
+        prefix_policy=1.0,
+        prefix_top_entropy=0.2,
+    ),
+    # Rejection sampling: only what is right and ended by itself is imitated.
+    "on_policy_sft": Objective(self_form="likelihood", keep="correct"),
 }
 
 
@@ -106,13 +144,6 @@ def expand(config: ObjectiveConfig) -> Objective:
     own: dict[str, Any] = {k: v for k, v in vars(config).items() if k in coefficients}
     own = {name: value for name, value in own.items() if value is not None}
     objective = dataclasses.replace(PRESETS[config.preset], **own)
-    if not 0 <= objective.clip_low <= 1 or objective.clip_high < 0:
-        raise UsageError(
-            f"objective.clip_low = {objective.clip_low} and objective.clip_high = "
-            f"{objective.clip_high} do not bracket a ratio of 1"
-        )
-    if objective.demo_ratio_gamma < 0:
-        raise UsageError(f"objective.demo_ratio_gamma = {objective.demo_ratio_gamma} is below 0")
-    if not (objective.uses_demonstrations or objective.uses_rollouts):
-        raise UsageError("the objective trains nothing: set demo_nll, demo_policy or self_form")
+    for error in errors(objective):
+        raise UsageError(error)
     return objective

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from srft_jax.batch import Batch, Normalisers, Role, Rows
-from srft_jax.config import TrainingConfig
-from srft_jax.objectives.methods import Objective
+from srft_jax.config import Aggregation, TrainingConfig
+from srft_jax.objectives.objective import Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,19 +18,28 @@ class TrainingSequence:
 
     Attributes:
         prompt: Token ids; not trained.
-        completion: Token ids, EOS included; trained.
-        role: Who wrote the completion.
+        completion: Token ids, EOS included.
+        role: Of the completion, or of each of its tokens: a forced start has another one than what
+            follows, or `Role.NONE` where it is not trained.
         advantage: Within its group.
         correct: The verifier's reward reached the threshold.
-        old_logprobs: Of the completion under the policy that sampled it; None for demonstrations.
+        old_logprobs: Of the completion under the policy that sampled it, or that wrote the
+            demonstration; None where that is not known.
+        weight: Of the likelihood and the policy gradient.
     """
 
     prompt: Sequence[int]
     completion: Sequence[int] | np.ndarray
-    role: Role
+    role: Role | Sequence[Role] | np.ndarray
     advantage: float = 0.0
     correct: bool = False
     old_logprobs: Sequence[float] | np.ndarray | None = None
+    weight: float = 1.0
+
+    @property
+    def roles(self) -> np.ndarray:
+        """Of each token of the completion, int32."""
+        return np.broadcast_to(np.asarray(self.role, np.int32), len(self.completion))
 
     @property
     def num_inputs(self) -> int:
@@ -73,34 +82,58 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     return rows
 
 
-def _normaliser(aggregation: str, num_tokens: int, num_sequences: int, length_cap: int) -> float:
-    """Z: tokens; sequences, for a mean of their means; or the length cap alone, as LUFFY has it."""
-    if num_tokens == 0:
-        return 0.0
-    return {"tokens": num_tokens, "sequences": num_sequences, "length_cap": length_cap}[aggregation]
+def _count(sequences: Sequence[TrainingSequence], roles: Sequence[Role]) -> tuple[int, int]:
+    """Tokens of these roles, and sequences that have any."""
+    tokens = [int(np.isin(sequence.roles, roles).sum()) for sequence in sequences]
+    return sum(tokens), sum(count > 0 for count in tokens)
+
+
+def _positive_tokens(sequences: Sequence[TrainingSequence], objective: Objective) -> int:
+    """Tokens that `loss.is_positive` says yes to."""
+    if objective.self_form == "none":
+        return 0
+    by_answer = objective.self_form == "likelihood"
+    good = [s for s in sequences if (s.correct if by_answer else s.advantage > 0)]
+    return _count(good, [Role.SELF])[0]
 
 
 def normalisers(
     sequences: Sequence[TrainingSequence], objective: Objective, length_cap: int
 ) -> Normalisers:
-    """Denominators of one optimizer step, over all of its sequences."""
-    counts = {role: (0, 0) for role in Role}
-    for sequence in sequences:
-        tokens, number = counts[sequence.role]
-        counts[sequence.role] = (tokens + len(sequence.completion), number + 1)
-    demo, own = counts[Role.DEMONSTRATION], counts[Role.SELF]
-    both = (demo[0] + own[0], demo[1] + own[1])
+    """Denominators of one optimizer step, over all of its sequences.
 
-    def z(aggregation: str, tokens_and_sequences: tuple[int, int]) -> Any:
-        return np.float32(_normaliser(aggregation, *tokens_and_sequences, length_cap))
+    A role counts in the likelihoods' or the policy terms' only where it has one. Aggregations:
+    `tokens`; `sequences`, for a mean of their means; `sequence_caps`, the length cap for each of
+    them; `length_cap`, that alone, as LUFFY's code has it.
+    """
+    own, demo, hint = Role.SELF, Role.DEMONSTRATION, Role.HINT
+    likelihood = [(demo, objective.demo_nll), (hint, objective.hint_nll)]
+    policy = [
+        (own, objective.self_form != "none"),
+        (demo, objective.demo_policy),
+        (Role.PREFIX, objective.prefix_policy),
+    ]
+    kl = [(own if objective.kl_role == "self" else demo, objective.kl)]
 
+    def z(aggregation: Aggregation, terms: Sequence[tuple[Role, float]]) -> Any:
+        tokens, number = _count(sequences, [role for role, coefficient in terms if coefficient])
+        values = {
+            "tokens": tokens,
+            "sequences": number,
+            "sequence_caps": number * length_cap,
+            "length_cap": length_cap,
+        }
+        return np.float32(values[aggregation] if tokens else 0)
+
+    positive: Any = np.float32(_positive_tokens(sequences, objective))
     return Normalisers(
-        demonstration=z(objective.demo_aggregation, demo),
-        entropy=z(objective.policy_aggregation, both),
-        # Demonstrations count in the policy terms only where they have one.
-        policy=z(objective.policy_aggregation, both if objective.demo_policy else own),
-        self_tokens=z("tokens", own),
-        demonstration_tokens=z("tokens", demo),
+        demonstration=z(objective.demo_aggregation, likelihood),
+        policy=z(objective.policy_aggregation, policy),
+        kl=z(objective.policy_aggregation, kl),
+        entropy=z(objective.policy_aggregation, [(own, True), (demo, True)]),
+        self_tokens=z("tokens", [(own, True)]),
+        positive_tokens=positive,
+        demonstration_tokens=z("tokens", [(demo, True)]),
     )
 
 
@@ -116,9 +149,22 @@ def _empty_rows(shape: tuple[int, ...]) -> Rows:
         loss_mask=zeros(bool),
         advantage=zeros(np.float32),
         correct=zeros(bool),
+        weight=zeros(np.float32),
         old_logprobs=zeros(np.float32),
+        sampler_logprobs=zeros(np.float32),
         inverse_length=zeros(np.float32),
     )
+
+
+def _inverse_lengths(roles: np.ndarray) -> np.ndarray:
+    """1 / tokens of the sequence in the same mean as this one; 0 for those in none.
+
+    Hints are averaged among themselves, as their likelihood has a normaliser of its own.
+    In: roles NONE, HINT, HINT, SELF.  Out: 0, 1/2, 1/2, 1.
+    """
+    hint = roles == Role.HINT
+    other = (roles != Role.NONE) & ~hint
+    return hint / max(hint.sum(), 1) + other / max(other.sum(), 1)
 
 
 def _place(
@@ -126,19 +172,23 @@ def _place(
 ) -> None:
     """Writes one sequence to its slice of a row. See `Rows` for a worked example."""
     tokens = np.concatenate([sequence.prompt, sequence.completion]).astype(np.int32)
-    trained = np.arange(sequence.num_inputs) >= len(sequence.prompt) - 1
+    roles = sequence.roles
+    answered = np.arange(sequence.num_inputs) >= len(sequence.prompt) - 1
     rows.tokens[where] = tokens[:-1]
     rows.targets[where] = tokens[1:]
     rows.positions[where] = np.arange(sequence.num_inputs)
     rows.segment_ids[where] = segment
     rows.sequence_ids[where] = number
-    rows.role[where] = sequence.role
-    rows.loss_mask[where] = trained
     rows.advantage[where] = sequence.advantage
     rows.correct[where] = sequence.correct
-    rows.inverse_length[where] = 1.0 / len(sequence.completion)
+    rows.weight[where] = sequence.weight
+    rows.role[where][answered] = roles
+    rows.loss_mask[where][answered] = roles != Role.NONE
+    rows.inverse_length[where][answered] = _inverse_lengths(roles)
     if sequence.old_logprobs is not None:
-        rows.old_logprobs[where][trained] = sequence.old_logprobs
+        rows.old_logprobs[where][answered] = sequence.old_logprobs
+        sampled = np.isin(roles, [Role.SELF, Role.HINT, Role.PREFIX])
+        rows.sampler_logprobs[where][answered] = np.where(sampled, sequence.old_logprobs, 0.0)
 
 
 def make_batch(
@@ -156,7 +206,7 @@ def make_batch(
         objective: Aggregations, and which roles have which terms.
         training: Row length and rows per microbatch.
         num_microbatches: M, the static shape; see `max_microbatches`.
-        length_cap: L_max, for the `length_cap` aggregation.
+        length_cap: L_max, for the aggregations by it.
 
     Raises:
         ValueError: the sequences need more than M microbatches.

@@ -1,22 +1,19 @@
-"""Grouped-query attention over masks given as data."""
+"""Grouped-query attention: over packed rows for training, over masks given as data for decoding."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 # Far below any real score, finite: a row that may see nothing (padding) gives a mean of values,
 # never a NaN.
 _MASKED = -1e30
 
-
-def packed_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """Query t sees key s if s <= t and both are of one segment.
-
-    In: segment_ids [1, 1, 2].  Out: [[1, 0, 0], [1, 1, 0], [0, 0, 1]].
-    """
-    length = segment_ids.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    return causal & (segment_ids[:, :, None] == segment_ids[:, None, :])
+# Queries go in chunks, and a chunk reads no key behind its last query: of T^2 scores, T^2 / 2
+# (1 + 1 / chunks) are computed. More chunks save little more, and each is compiled apart.
+_MOST_CHUNKS, _LEAST_QUERIES = 8, 64
 
 
 def attention(
@@ -26,21 +23,166 @@ def attention(
     mask: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
     """softmax(q k^T / sqrt(H)) v in float32; query head n reads kv head n // (N / K)."""
+    length, num_kv_heads = query.shape[1], key.shape[1]
+    out, _ = _chunk_forward(_grouped(query, num_kv_heads), key, value, mask)
+    return _ungrouped(out, length)
+
+
+def packed_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B K T H"],
+    value: Float[Array, "B K T H"],
+    segment_ids: Int[Array, "B T"],
+) -> Float[Array, "B T N H"]:
+    """`attention` where query t sees key s if s <= t and both are of one segment.
+
+    No score is kept for the backward pass, which computes them again from the output and the
+    log-sum-exp of each query.
+    In: segment_ids [1, 1, 2].  Out: queries see keys [1, 0, 0], [1, 1, 0], [0, 0, 1].
+    """
+    grouped = _grouped(query, key.shape[1])
+    return _ungrouped(_packed(grouped, key, value, segment_ids), query.shape[1])
+
+
+def _grouped(query: Float[Array, "B T N H"], num_kv_heads: int) -> Float[Array, "B K GT H"]:
+    """Scaled; the queries that share a kv head are one matmul."""
     batch, length, num_heads, head_dim = query.shape
-    num_kv_heads = key.shape[1]
-    per_kv = num_heads // num_kv_heads
-    grouped = query.reshape(batch, length, num_kv_heads, per_kv, head_dim)
-    # [B, K, per_kv * T, H]: the queries that share a kv head are one matmul.
-    grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(
-        batch, num_kv_heads, per_kv * length, head_dim
+    query = query * head_dim**-0.5
+    query = query.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    return query.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, -1, head_dim)
+
+
+def _ungrouped(grouped: Float[Array, "B K GT H"], length: int) -> Float[Array, "B T N H"]:
+    batch, num_kv_heads, _, head_dim = grouped.shape
+    grouped = grouped.reshape(batch, num_kv_heads, -1, length, head_dim)
+    return grouped.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, head_dim)
+
+
+def _matmul(subscripts: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+
+
+def _scores(query: Array, key: Array, mask: Bool[Array, "B T S"]) -> Float[Array, "B K GT S"]:
+    scores = _matmul("bkqh,bksh->bkqs", query, key)
+    batch, num_kv_heads, _, num_keys = scores.shape
+    by_query = scores.reshape(batch, num_kv_heads, -1, *mask.shape[1:])
+    return jnp.where(mask[:, None, None], by_query, _MASKED).reshape(scores.shape)
+
+
+def _chunk_forward(
+    query: Array, key: Array, value: Array, mask: Array
+) -> tuple[Float[Array, "B K GT H"], Float[Array, "B K GT"]]:
+    """Output, and the log-sum-exp of each query's scores."""
+    scores = _scores(query, key, mask)
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - highest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = _matmul("bkqs,bksh->bkqh", weights.astype(value.dtype), value) / total
+    return out.astype(value.dtype), (highest + jnp.log(total))[..., 0]
+
+
+def _chunk_backward(
+    query: Array, key: Array, value: Array, mask: Array, out: Array, lse: Array, d_out: Array
+) -> tuple[Array, Array, Array]:
+    """Gradients by query, key and value, float32.
+
+    With P the weights and dP = dO v^T:  dS = P (dP - sum(dO O)),  dq = dS k,  dk = dS^T q.
+    """
+    weights = jnp.exp(_scores(query, key, mask) - lse[..., None])
+    d_value = _matmul("bkqs,bkqh->bksh", weights.astype(value.dtype), d_out)
+    d_weights = _matmul("bkqh,bksh->bkqs", d_out, value)
+    mean = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    d_scores = (weights * (d_weights - mean)).astype(query.dtype)
+    d_query = _matmul("bkqs,bksh->bkqh", d_scores, key)
+    return d_query, _matmul("bkqs,bkqh->bksh", d_scores, query), d_value
+
+
+def _chunks(segment_ids: Int[Array, "B T"]) -> list[tuple[slice, Bool[Array, "B C S"]]]:
+    """Queries [start, end) and which of the keys [0, end) each of them sees."""
+    length = segment_ids.shape[1]
+    size = max(_LEAST_QUERIES, -(-length // _MOST_CHUNKS))
+    chunks = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        causal = jnp.arange(end) <= jnp.arange(start, end)[:, None]
+        same = segment_ids[:, start:end, None] == segment_ids[:, None, :end]
+        chunks.append((slice(start, end), causal & same))
+    return chunks
+
+
+def _of_queries(grouped: Array, length: int, queries: slice) -> Array:
+    """Rows [B, K, G * T, ...] of some positions, for all G heads."""
+    shape = (*grouped.shape[:2], -1, length, *grouped.shape[3:])
+    part = grouped.reshape(shape)[:, :, :, queries]
+    return part.reshape(*grouped.shape[:2], -1, *grouped.shape[3:])
+
+
+def _over_queries(parts: list[Array], chunks: list[tuple[slice, Array]]) -> Array:
+    """Undoes `_of_queries`."""
+    by_head = [
+        part.reshape(*part.shape[:2], -1, mask.shape[1], *part.shape[3:])
+        for part, (_, mask) in zip(parts, chunks, strict=True)
+    ]
+    joined = jnp.concatenate(by_head, axis=3)
+    return joined.reshape(*joined.shape[:2], -1, *joined.shape[4:])
+
+
+@jax.custom_vjp
+def _packed(
+    query: Float[Array, "B K GT H"],
+    key: Float[Array, "B K T H"],
+    value: Float[Array, "B K T H"],
+    segment_ids: Int[Array, "B T"],
+) -> Float[Array, "B K GT H"]:
+    return _packed_forward(query, key, value, segment_ids)[0]
+
+
+def _packed_forward(
+    query: Array, key: Array, value: Array, segment_ids: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    length, chunks = segment_ids.shape[1], _chunks(segment_ids)
+    results = [
+        _chunk_forward(
+            _of_queries(query, length, queries),
+            key[:, :, : queries.stop],
+            value[:, :, : queries.stop],
+            mask,
+        )
+        for queries, mask in chunks
+    ]
+    outs, lses = ([result[i] for result in results] for i in (0, 1))
+    out = checkpoint_name(_over_queries(outs, chunks), "attention")
+    lse = checkpoint_name(_over_queries(lses, chunks), "attention_lse")
+    return out, (query, key, value, segment_ids, out, lse)
+
+
+def _packed_backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, Array, None]:
+    query, key, value, segment_ids, out, lse = saved
+    length, chunks = segment_ids.shape[1], _chunks(segment_ids)
+    of = functools.partial(_of_queries, length=length)
+    d_queries = []
+    d_key, d_value = (jnp.zeros(x.shape, jnp.float32) for x in (key, value))
+    for queries, mask in chunks:
+        keys = slice(queries.stop)
+        d_query, more_key, more_value = _chunk_backward(
+            of(query, queries=queries),
+            key[:, :, keys],
+            value[:, :, keys],
+            mask,
+            of(out, queries=queries),
+            of(lse, queries=queries),
+            of(d_out, queries=queries),
+        )
+        d_queries.append(d_query)
+        d_key = d_key.at[:, :, keys].add(more_key)
+        d_value = d_value.at[:, :, keys].add(more_value)
+    d_query = _over_queries(d_queries, chunks)
+    return (
+        d_query.astype(query.dtype),
+        d_key.astype(key.dtype),
+        d_value.astype(value.dtype),
+        None,
     )
-    scores = jnp.einsum("bkqh,bksh->bkqs", grouped, key, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, num_kv_heads, per_kv, length, -1) * head_dim**-0.5
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, _MASKED), axis=-1).astype(
-        value.dtype
-    )
-    weights = weights.reshape(batch, num_kv_heads, per_kv * length, -1)
-    out = jnp.einsum("bkqs,bksh->bkqh", weights, value).reshape(
-        batch, num_kv_heads, per_kv, length, head_dim
-    )
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
+
+
+_packed.defvjp(_packed_forward, _packed_backward)

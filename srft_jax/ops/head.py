@@ -1,10 +1,18 @@
-"""Log-probability and entropy of next tokens, from hidden states.
+"""Log-probability and entropy of next tokens, and a loss of both, from hidden states.
 
-The logits [N, V] are never stored: forward and backward, rows go through in chunks of [C, V] such
-that one chunk fits `LOGITS_BYTES`. With z = logits / temperature, per row:
+The logits [N, V] are never stored. Blocks of rows go through in two sweeps over tiles of the
+vocabulary: the first makes the statistics, the second the gradient (ops/head_sweeps.py). Counting a
+product of all rows with the whole head as one unit:
 
-    logprob = z[target] - logsumexp(z)            entropy = logsumexp(z) - sum_v p_v z_v
-    d logprob / dz_v = [v = target] - p_v         d entropy / dz_v = -p_v (log p_v + entropy)
+    two sweeps     logits | logits again, d_hidden, d_head      4 units
+    single sweep   logits | (kept)        d_hidden, d_head      3 units
+
+A single sweep needs memory for the logits of a block over the whole vocabulary, and a loss of a
+token that depends on that token alone, so that its gradient is known before the next block. Memory
+is one budget of bytes; ops/head_passes.py says how it is spent.
+
+Masked rows never reach a block and cost nothing. On a mesh (`jax.set_mesh`) rows are split over
+`data` and `fsdp`, the vocabulary over `tensor`.
 """
 
 import functools
@@ -13,28 +21,35 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-LOGITS_BYTES = 32 * 2**20
+from srft_jax.ops import head_passes as passes
+from srft_jax.ops.head_passes import LOGITS_BYTES, Inputs, Options
 
 Implementation = Literal["auto", "xla"]
 
 
 class TokenStats(NamedTuple):
-    """float32; zeros on masked rows."""
+    """float32 [N], in nats; zeros on masked rows."""
 
     logprob: Float[Array, " N"]
     entropy: Float[Array, " N"]
 
 
-class _Chunk(NamedTuple):
-    """What a chunk of rows knows before its logits."""
+class ReferencedStats(NamedTuple):
+    """float32 [N], in nats; zeros on masked rows. q is the reference policy."""
 
-    hidden: Float[Array, "C D"]
-    targets: Int[Array, " C"]
-    mask: Bool[Array, " C"]
-    temperature: Float[Array, " C"]
+    logprob: Float[Array, " N"]
+    entropy: Float[Array, " N"]
+    reference_logprob: Float[Array, " N"]  # log q of the target; takes no gradient
+    kl: Float[Array, " N"]  # sum_v p_v (log p_v - log q_v)
+
+
+class Reference(NamedTuple):
+    """Another policy's hidden states and head, on the same rows; takes no gradient."""
+
+    hidden: Any  # [N, D]
+    head: Any  # [D, V]
 
 
 def token_stats(
@@ -46,6 +61,8 @@ def token_stats(
     temperature: float | Float[Array, " N"] = 1.0,
     softcap: float | None = None,
     implementation: Implementation = "auto",
+    transposed: bool = False,
+    logits_bytes: int = LOGITS_BYTES,
 ) -> TokenStats:
     """Log-prob of `targets` and entropy of the next-token distribution, in nats; differentiable
     through both.
@@ -55,145 +72,127 @@ def token_stats(
             float32.
         head: Output head.
         targets: Token ids.
-        mask: Rows that count; the others give 0 and get no gradient.
+        mask: Rows that count; the others give 0, get no gradient and cost nothing.
         temperature: Divides the logits; scalar or one per row; above 0; gets no gradient.
         softcap: logits = softcap * tanh(logits / softcap), before the temperature.
         implementation: "xla"; "auto" chooses it everywhere.
+        transposed: The head is given as [V, D], as a tied embedding is stored.
+        logits_bytes: Memory for tiles of logits on each device.
     """
     if implementation not in ("auto", "xla"):
         raise ValueError(f"implementation {implementation!r} is not one of 'auto', 'xla'")
-    num_rows = hidden.shape[0]
-    rows = _Chunk(
-        hidden=hidden,
-        targets=targets,
-        mask=jnp.ones(num_rows, bool) if mask is None else mask,
-        temperature=jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), (num_rows,)),
-    )
-    return _stats(rows, head, softcap)
+    mask = jnp.ones(targets.shape, bool) if mask is None else mask
+    inputs = _inputs(hidden, head, targets, mask, temperature, None)
+    return TokenStats(*_stats(inputs, Options(softcap, transposed, logits_bytes)))
 
 
 def token_loss(
     hidden: Float[Array, "N D"],
     head: Float[Array, "D V"],
     rows: Any,
-    objective: Callable[[TokenStats, Any], Float[Array, " N"]],
+    objective: Callable[[Any, Any], Float[Array, " N"]],
     *,
-    temperature: float = 1.0,
-) -> tuple[Float[Array, ""], TokenStats]:
-    """Sum of `objective(stats, rows)`, a loss per token from its log-prob and entropy, and the
-    statistics.
+    temperature: float | Float[Array, " N"] = 1.0,
+    softcap: float | None = None,
+    elementwise: bool = True,
+    reference: Reference | None = None,
+    transposed: bool = False,
+    logits_bytes: int = LOGITS_BYTES,
+) -> tuple[Float[Array, ""], Any]:
+    """Sum of `objective(stats, rows)`, a loss per token, and the statistics, without gradient.
 
     Args:
         hidden: After the final norm.
         head: Output head.
-        rows: Per-token data with `targets` and `loss_mask` [N]; the rest is the objective's.
-        objective: Per-token loss, already weighted and normalised; zero where nothing is trained.
+        rows: A pytree of arrays [N, ...] with `targets` and `loss_mask`; the rest is the
+            objective's.
+        objective: (stats, rows) -> loss per token, already weighted and normalised; what it gives
+            on rows outside `loss_mask` is not counted.
         temperature: That the rollouts were sampled at.
+        softcap: As in `token_stats`.
+        elementwise: A token's loss depends on its own statistics and row alone, so the objective
+            may be called with any part of the rows, in any order.
+        reference: Another policy; the statistics are then `ReferencedStats`.
+        transposed: The heads are given as [V, D].
+        logits_bytes: Memory for tiles of logits on each device.
     """
-    stats = token_stats(hidden, head, rows.targets, mask=rows.loss_mask, temperature=temperature)
-    return jnp.sum(objective(stats, rows)), stats
+    inputs = _inputs(hidden, head, rows.targets, rows.loss_mask, temperature, reference)
+    options = Options(softcap, transposed, logits_bytes)
+    if not elementwise:
+        stats = _named(_stats(inputs, options))
+        loss = jnp.sum(jnp.where(inputs.mask, objective(stats, rows), 0.0))
+        return loss, jax.lax.stop_gradient(stats)
+
+    def of_block(public: tuple[Array, ...], rows: Any) -> Float[Array, " R"]:
+        return objective(_named(public), rows)
+
+    rows = jax.tree.map(jnp.asarray, rows)
+    result = passes.loss_and_gradient(of_block, jax.lax.stop_gradient(inputs), rows, options)
+    loss = _with_gradient(hidden, head, result.loss, result.d_hidden, result.d_head)
+    return loss, _named(passes.public(result.stats))
 
 
-def _rows_per_chunk(num_rows: int, vocab_size: int) -> int:
-    """Most rows whose float32 logits fit the budget. In: 4096 rows of 151,936. Out: 55."""
-    return max(1, min(num_rows, LOGITS_BYTES // (4 * vocab_size)))
-
-
-def _split(x: Array, size: int, fill: float = 0) -> Array:
-    """[N, ...] -> [chunks, size, ...]; chunk c takes rows c, c + chunks, c + 2 chunks, ...
-
-    Strided, because rows are sharded in order: each chunk then has rows of every device. A chunk of
-    neighbouring rows would lie on one device, and all the others would compute it too.
-    """
-    padding = -x.shape[0] % size
-    x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
-    return x.reshape(size, -1, *x.shape[1:]).swapaxes(0, 1)
-
-
-def _join(x: Array, num_rows: int) -> Array:
-    """Undoes `_split`."""
-    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:num_rows]
-
-
-def _chunked(rows: _Chunk, size: int) -> _Chunk:
-    """[N, ...] -> [chunks, size, ...], padded with masked rows."""
-    return _Chunk(
-        _split(rows.hidden, size),
-        _split(rows.targets, size),
-        _split(rows.mask, size, False),
-        _split(rows.temperature, size, 1),
+def _inputs(
+    hidden: Array,
+    head: Array,
+    targets: Array,
+    mask: Array,
+    temperature: float | Array,
+    reference: Reference | None,
+) -> Inputs:
+    other = Reference(None, None) if reference is None else jax.lax.stop_gradient(reference)
+    temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), targets.shape)
+    # NumPy's arrays cannot be indexed by what is traced.
+    return jax.tree.map(
+        jnp.asarray, Inputs(hidden, head, other.hidden, other.head, targets, mask, temperature)
     )
 
 
-def _logits(chunk: _Chunk, head: Array, softcap: float | None) -> tuple[Array, Array]:
-    """Tempered logits z [C, V], and dz/dlogits."""
-    raw = jnp.dot(chunk.hidden, head.astype(chunk.hidden.dtype), preferred_element_type=jnp.float32)
-    scale = 1.0 / chunk.temperature[:, None]
-    if softcap is None:
-        return raw * scale, scale
-    squashed = jnp.tanh(raw / softcap)
-    return softcap * squashed * scale, (1.0 - jnp.square(squashed)) * scale
+def _named(public: tuple[Array, ...]) -> TokenStats | ReferencedStats:
+    return TokenStats(*public) if len(public) == 2 else ReferencedStats(*public)
 
 
-def _chunk_stats(chunk: _Chunk, head: Array, softcap: float | None) -> tuple[TokenStats, Array]:
-    z, _ = _logits(chunk, head, softcap)
-    shifted = z - jnp.max(z, axis=-1, keepdims=True)
-    exponentials = jnp.exp(shifted)
-    total = jnp.sum(exponentials, axis=-1)
-    log_total = jnp.log(total)
-    target = jnp.take_along_axis(shifted, chunk.targets[:, None], axis=-1)[:, 0]
-    # sum_v p_v z_v on shifted logits: all terms are <= 0, so nothing cancels.
-    entropy = log_total - jnp.sum(exponentials * shifted, axis=-1) / total
-    lse = log_total + jnp.max(z, axis=-1)
-    return TokenStats(
-        jnp.where(chunk.mask, target - log_total, 0.0), jnp.where(chunk.mask, entropy, 0.0)
-    ), lse
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _stats(inputs: Inputs, options: Options) -> tuple[Array, ...]:
+    return _stats_forward(inputs, options)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _stats(rows: _Chunk, head: Array, softcap: float | None) -> TokenStats:
-    return _stats_forward(rows, head, softcap)[0]
+def _stats_forward(inputs: Inputs, options: Options) -> tuple[tuple[Array, ...], Any]:
+    stats = passes.statistics(inputs, options).stats
+    return passes.public(stats), (inputs, stats)
 
 
-def _stats_forward(rows: _Chunk, head: Array, softcap: float | None) -> tuple[TokenStats, Any]:
-    num_rows = rows.targets.shape[0]
-    chunks = _chunked(rows, _rows_per_chunk(num_rows, head.shape[1]))
-    stats, lse = jax.lax.map(lambda chunk: _chunk_stats(chunk, head, softcap), chunks)
-    flat = TokenStats(*(_join(x, num_rows) for x in stats))
-    return flat, (rows, head, flat.entropy, _join(lse, num_rows))
-
-
-def _stats_backward(
-    softcap: float | None, saved: Any, cotangent: TokenStats
-) -> tuple[_Chunk, Array]:
-    rows, head, entropy, lse = saved
-    num_rows = rows.targets.shape[0]
-    size = _rows_per_chunk(num_rows, head.shape[1])
-    chunks = _chunked(rows, size)
-    per_row = [_split(x, size) for x in (*cotangent, entropy, lse)]
-
-    def chunk_gradient(d_head: Array, inputs: tuple[_Chunk, list[Array]]) -> tuple[Array, Array]:
-        chunk, (d_logprob, d_entropy, entropy, lse) = inputs
-        z, dz = _logits(chunk, head, softcap)
-        logp = z - lse[:, None]
-        p = jnp.exp(logp)
-        d_logprob = jnp.where(chunk.mask, d_logprob, 0.0)[:, None]
-        d_entropy = jnp.where(chunk.mask, d_entropy, 0.0)[:, None]
-        onehot = jax.nn.one_hot(chunk.targets, z.shape[-1], dtype=jnp.float32)
-        d_raw = d_logprob * (onehot - p) - d_entropy * p * (logp + entropy[:, None])
-        d_raw = (d_raw * dz).astype(chunk.hidden.dtype)
-        d_head = d_head + jnp.dot(chunk.hidden.T, d_raw, preferred_element_type=jnp.float32)
-        return d_head, jnp.dot(
-            d_raw, head.astype(d_raw.dtype).T, preferred_element_type=jnp.float32
-        )
-
-    d_head, d_hidden = jax.lax.scan(
-        chunk_gradient, jnp.zeros(head.shape, jnp.float32), (chunks, per_row)
+def _stats_backward(options: Options, saved: Any, cotangents: tuple[Array, ...]) -> tuple[Inputs]:
+    inputs, stats = saved
+    result = passes.gradient(inputs, stats, cotangents, options)
+    none: Any = None  # no gradient
+    of_hidden, of_head = (
+        result.d_hidden.astype(inputs.hidden.dtype),
+        result.d_head.astype(inputs.head.dtype),
     )
-    d_hidden = _join(d_hidden, num_rows).astype(rows.hidden.dtype)
-    no_gradient: Any = np.zeros((num_rows,), jax.dtypes.float0)
-    d_rows = _Chunk(d_hidden, no_gradient, no_gradient, jnp.zeros_like(rows.temperature))
-    return d_rows, d_head.astype(head.dtype)
+    return (Inputs(of_hidden, of_head, none, none, none, none, none),)
 
 
 _stats.defvjp(_stats_forward, _stats_backward)
+
+
+@jax.custom_vjp
+def _with_gradient(
+    hidden: Array, head: Array, loss: Array, d_hidden: Array, d_head: Array
+) -> Float[Array, ""]:
+    """`loss`; its gradient by hidden and head is known already."""
+    return loss
+
+
+def _with_gradient_forward(
+    hidden: Array, head: Array, loss: Array, d_hidden: Array, d_head: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return loss, (d_hidden.astype(hidden.dtype), d_head.astype(head.dtype))
+
+
+def _with_gradient_backward(gradients: tuple[Array, Array], cotangent: Array) -> tuple[Any, ...]:
+    d_hidden, d_head = (cotangent.astype(x.dtype) * x for x in gradients)
+    return d_hidden, d_head, None, None, None
+
+
+_with_gradient.defvjp(_with_gradient_forward, _with_gradient_backward)

@@ -15,21 +15,28 @@ def rms_norm(
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def rope(
-    x: Float[Array, "B T heads H"], positions: Int[Array, "B T"], theta: float
-) -> Float[Array, "B T heads H"]:
-    """Rotates the pair (x[i], x[i + H/2]) by positions * theta^(-2i/H), the layout of Hugging
-    Face's Llama and Qwen.
+def rope_tables(
+    positions: Int[Array, "B T"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
+    """Cosine and sine of positions * theta^(-2i/H), i < H/2; made once for all layers.
 
     Angles are float32: in bfloat16 position 257 would already equal 256.
     """
-    half = x.shape[-1] // 2
+    half = head_dim // 2
     # On the host, rounded where transformers rounds: an ulp of a frequency is 2e-3 rad at 30,000.
     exponents = (np.arange(half, dtype=np.float32) / np.float32(half)).astype(np.float64)
     frequencies = np.float32(1) / (np.float64(np.float32(theta)) ** exponents).astype(np.float32)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rope(
+    x: Float[Array, "B T heads H"], cos: Float[Array, "B T half"], sin: Float[Array, "B T half"]
+) -> Float[Array, "B T heads H"]:
+    """Rotates the pair (x[i], x[i + H/2]) by its angle, the layout of Hugging Face's Llama and
+    Qwen."""
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
     ).astype(x.dtype)

@@ -5,6 +5,7 @@ TensorBoard's events are a copy for looking at; they are never read.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -29,10 +30,14 @@ class RunWriter:
         self._events = Writer(os.fspath(self._run_dir / "tensorboard"))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends the step and the values, as Python floats at full precision, keys sorted."""
+        """Appends the step and the values, as Python floats at full precision, keys sorted.
+
+        A value that is not finite is null, as JSON has no word for it, and is no event.
+        """
         scalars = {name: float(value) for name, value in values.items()}
-        _append(self._run_dir / METRICS, [{**scalars, "step": int(step)}])
-        for name, value in sorted(scalars.items()):
+        finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
+        _append(self._run_dir / METRICS, [dict.fromkeys(scalars) | finite | {"step": int(step)}])
+        for name, value in sorted(finite.items()):
             self._events.add_scalar(name, value, int(step))
         self._events.flush()
 
@@ -51,18 +56,18 @@ class RunWriter:
 
 
 def read_metrics(run_dir: str) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl in their order, none if there is no such file.
+    """Lines of metrics.jsonl in their order, none if there is no such file; without their nulls.
 
     Raises:
-        UsageError: a line is not a JSON object of numbers with an integer `step`.
+        UsageError: a line is not a JSON object of numbers and nulls with an integer `step`.
     """
     path = epath.Path(run_dir) / METRICS
     rows = _read(path)
     for number, row in enumerate(rows, start=1):
         for name, value in row.items():
-            if not isinstance(value, int | float):
+            if not isinstance(value, int | float | None):
                 raise UsageError(f"{path}, line {number}: {name} is {value!r}, not a number")
-    return rows
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 
 def read_samples(run_dir: str) -> list[dict[str, Any]]:

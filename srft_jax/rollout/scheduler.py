@@ -1,8 +1,8 @@
 """Host side of the sampler: requests in, completions out.
 
 Requests are cut into waves of at most `slots` completions. A wave decodes in segments; after each,
-finished completions leave. Shapes are rounded up (prompt width to 16, prompts and rows to 8), so
-that a run sees few of them.
+finished completions leave. Shapes are rounded up (width of prompts and of forced tokens to 16,
+prompts and rows to 8), so that a run sees few of them.
 """
 
 import dataclasses
@@ -123,7 +123,7 @@ def _make_wave(
     keys = jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(key, pair[0]), pair[1]))(
         jnp.asarray(pairs)
     )
-    width = max(1, *(len(request.forced) for request in of_row))
+    width = max(1, _round_up(max(len(request.forced) for request in of_row), 16))
     stops = max(1, *(len(request.stop_ids) for request in of_row))
     limits = [_limit(request, config) for request in of_row]
     return Wave(

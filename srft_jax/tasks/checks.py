@@ -18,9 +18,14 @@ def _at_least(config: RunConfig, least: float, *keys: str) -> None:
 
 
 def check_config(config: RunConfig) -> None:
-    """Raises UsageError on numbers out of range, and on numbers that cannot go together."""
+    """Raises UsageError on numbers out of range, and on numbers that cannot go together.
+
+    Args:
+        config: As asked for, the objective's preset expanded.
+    """
     _check_numbers(config)
     _check_shapes(config)
+    _check_objective(config)
 
 
 def _check_numbers(config: RunConfig) -> None:
@@ -39,6 +44,8 @@ def _check_numbers(config: RunConfig) -> None:
         "training.rows_per_microbatch",
         "training.checkpoint_every",
         "training.keep_checkpoints",
+        "training.logits_mib",
+        "training.max_skipped",
         "evaluation.max_new_tokens",
         "evaluation.slots",
         "report.samples_every",
@@ -52,17 +59,25 @@ def _check_numbers(config: RunConfig) -> None:
         "seed",
         "evaluation.every",
         "report.samples_per_step",
-        "training.optimizer.warmup_steps",
-        "training.optimizer.learning_rate",
-        "training.optimizer.final_fraction",
-        "training.optimizer.weight_decay",
+        "training.gradient_norms_every",
         "generate.temperature",
     )
-    above_zero = ("rollout.temperature", "training.optimizer.clip_norm", "rewards.timeout_seconds")
-    for key in above_zero:
+    _above_zero(config, "rollout.temperature", "rewards.timeout_seconds")
+    for optimizer in ("training.optimizer", "training.demonstration_optimizer"):
+        _check_optimizer(config, optimizer)
+
+
+def _above_zero(config: RunConfig, *keys: str) -> None:
+    for key in keys:
         if not _value(config, key) > 0:
             raise UsageError(f"{key} = {_value(config, key)} is not above 0")
-    for key in ("training.optimizer.b1", "training.optimizer.b2"):
+
+
+def _check_optimizer(config: RunConfig, section: str) -> None:
+    names = ("warmup_steps", "learning_rate", "final_fraction", "weight_decay")
+    _at_least(config, 0, *(f"{section}.{name}" for name in names))
+    _above_zero(config, f"{section}.clip_norm")
+    for key in (f"{section}.b1", f"{section}.b2"):
         if not 0 <= _value(config, key) < 1:
             raise UsageError(f"{key} = {_value(config, key)} is not in [0, 1)")
 
@@ -86,4 +101,24 @@ def _check_shapes(config: RunConfig) -> None:
             f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and "
             f"rollout.max_new_tokens = {rollout.max_new_tokens} make sequences of "
             f"up to {longest} tokens, which do not fit training.row_length = {training.row_length}"
+        )
+
+
+def _check_objective(config: RunConfig) -> None:
+    """Steps and group sizes that the objective needs; its coefficients are checked by then."""
+    objective, group_size = config.objective, config.rollout.completions_per_prompt
+    if _value(config, "objective.sft_steps") >= config.training.num_steps:
+        raise UsageError(
+            f"objective.sft_steps = {objective.sft_steps} leaves none of training.num_steps = "
+            f"{config.training.num_steps} to the objective itself"
+        )
+    if objective.gate != "none" and _value(config, "objective.gate_solved") >= group_size:
+        raise UsageError(
+            f"objective.gate_solved = {objective.gate_solved} lets every group of "
+            f"rollout.completions_per_prompt = {group_size} pass; it must be below"
+        )
+    if objective.prefix == "one" and group_size == 1:
+        raise UsageError(
+            "objective.prefix = one takes one completion of a group, which leaves none of "
+            "rollout.completions_per_prompt = 1 without a prefix"
         )

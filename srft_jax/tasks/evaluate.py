@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.evaluation import scores
 from srft_jax.report.terminal import table
@@ -15,7 +17,7 @@ def evaluate(config: RunConfig) -> int:
     if not any(examples for examples, _ in setup.evaluation_sets.values()):
         raise UsageError("there is nothing to evaluate: the held-out and ood sets are both empty")
     params = trained_params(setup)
-    with reward_pool(setup) as pool:
+    with jax.set_mesh(setup.mesh), reward_pool(setup) as pool:
         values, _ = scores.evaluate(
             params,
             setup.model_config,

@@ -30,7 +30,8 @@ def generate(config: RunConfig) -> int:
         for prompt in prompts
     ]
     key = jax.random.key(config.seed)
-    groups = sample(params, setup.model_config, requests, key, sampling)
+    with jax.set_mesh(setup.mesh):
+        groups = sample(params, setup.model_config, requests, key, sampling)
     for prompt, group in zip(prompts, groups, strict=True):
         print(prompt)
         for completion in group:

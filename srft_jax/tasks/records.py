@@ -10,19 +10,27 @@ from typing import Any
 
 import numpy as np
 
-from srft_jax.batch import Metrics
-from srft_jax.config import ReportConfig, RunError
+from srft_jax.batch import Batch, Metrics
+from srft_jax.config import RunConfig, RunError
 from srft_jax.report.terminal import Progress
 from srft_jax.report.writers import RunWriter
+from srft_jax.training.saved_batch import save_batch
 
 # Steps of one and the same mean reward after which a run is told to look at its prompts.
 CONSTANT_REWARD_STEPS = 10
 
+# Before the first update of a rollout the policy is the sampler's: later ones say nothing of it.
+_OF_FIRST_UPDATE = ("policy/sampler_kl", "policy/sampler_max_difference")
+
+
+class Diverged(RunError):
+    """Updates were skipped again and again; the state is still the last sound one."""
+
 
 class Recorder:
-    """Holds one step's records until `flush`."""
+    """Holds one step's records until `flush`, and counts the updates that were skipped."""
 
-    def __init__(self, writer: RunWriter, progress: Progress, config: ReportConfig) -> None:
+    def __init__(self, writer: RunWriter, progress: Progress, config: RunConfig) -> None:
         self._writer = writer
         self._progress = progress
         self._config = config
@@ -30,6 +38,7 @@ class Recorder:
             tuple[int, Sequence[Metrics], dict[str, float], list[dict[str, Any]]] | None
         ) = None
         self._rewards: deque[float] = deque(maxlen=CONSTANT_REWARD_STEPS)
+        self._skipped_in_a_row = 0
 
     def add(
         self,
@@ -37,27 +46,54 @@ class Recorder:
         updates: Sequence[Metrics],
         host: dict[str, float],
         samples: list[dict[str, Any]],
+        batches: Sequence[Batch],
     ) -> None:
-        """Takes a step's metrics: the device's, a dict an optimizer step, and the host's."""
+        """Takes a step's metrics: the device's, a dict an optimizer step, and the host's.
+
+        The batch of a skipped update is saved.
+
+        Args:
+            step: From 1.
+            updates: Metrics of each optimizer step, by now computed.
+            host: Everything else.
+            samples: Completions, as lines of samples.jsonl.
+            batches: Of each optimizer step.
+
+        Raises:
+            Diverged: training.max_skipped updates in a row were skipped; all is written by then.
+        """
         self._pending = (step, updates, host, samples)
+        for update, batch in zip(updates, batches, strict=True):
+            skipped = any(bool(x) for name, x in update.items() if name.endswith("loss/skipped"))
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+            if skipped:
+                self._report_skipped(step, offender(update), batch)
+
+    def _report_skipped(self, step: int, what: str, batch: Batch) -> None:
+        path = save_batch(self._config.run_dir, step, batch)
+        text = f"step {step}: {what} is not finite; its batch is in {path}"
+        self._progress.message(f"WARNING: {text}, and the update was skipped")
+        if self._skipped_in_a_row < self._config.training.max_skipped:
+            return
+        self.flush()
+        raise Diverged(
+            f"{text}, and no update was made {self._skipped_in_a_row} times in a row "
+            "(training.max_skipped). See which sequences it is with\n"
+            f"  python run.py replay --config {self._config.run_dir}/config.yaml"
+        )
 
     def flush(self) -> None:
-        """Writes and shows what is held; several optimizer steps are averaged."""
+        """Writes and shows what is held."""
         if self._pending is None:
             return
         step, updates, host, samples = self._pending
         self._pending = None
-        values = host | {
-            name: float(np.mean([update[name] for update in updates if name in update]))
-            for name in dict.fromkeys(name for update in updates for name in update)
-        }
+        values = host | over_updates(updates)
         self._writer.metrics(step, values)
-        _check_finite(step, values)
-        self._writer.samples(
-            [{"step": step} | row for row in samples[: self._config.samples_per_step]]
-        )
+        report = self._config.report
+        self._writer.samples([{"step": step} | row for row in samples[: report.samples_per_step]])
         self._progress.update(step, values)
-        if samples and step % self._config.samples_every == 0:
+        if samples and step % report.samples_every == 0:
             self._progress.message(describe(samples[0]))
         self._warn_of_constant_reward(step, values)
 
@@ -74,14 +110,29 @@ class Recorder:
             self._rewards.clear()
 
 
-def _check_finite(step: int, values: dict[str, float]) -> None:
-    """Stops a run that has diverged, before its state is saved over a sound one."""
-    broken = {name: value for name, value in values.items() if not math.isfinite(value)}
-    if broken:
-        raise RunError(
-            f"step {step}: {', '.join(f'{name} is {value}' for name, value in broken.items())}; "
-            "nothing was saved since the last checkpoint. Try a lower learning rate"
-        )
+def over_updates(updates: Sequence[Metrics]) -> dict[str, float]:
+    """A step's metrics from those of its updates: the mean, where the name does not say better."""
+    names = dict.fromkeys(name for update in updates for name in update)
+    return {
+        name: _reduced(name, [float(update[name]) for update in updates if name in update])
+        for name in names
+    }
+
+
+def _reduced(name: str, values: list[float]) -> float:
+    if name.endswith(_OF_FIRST_UPDATE):
+        return values[0]
+    if name.endswith("loss/skipped"):
+        return sum(values)
+    by = np.min if name.endswith("_min") else np.max if name.endswith("_max") else np.mean
+    return float(by(values))
+
+
+def offender(update: Metrics) -> str:
+    """The first loss term that is not finite; the gradient where all are."""
+    others = ("total", "skipped", "gradient_norm")
+    terms = [name for name in update if "loss/" in name and not name.endswith(others)]
+    return next((name for name in terms if not math.isfinite(update[name])), "the gradient")
 
 
 def describe(sample: dict[str, Any]) -> str:

@@ -1,47 +1,70 @@
 """One step's experience: prompts in, verified groups out, ready to be trained on."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any, get_args
 
 import jax
 import numpy as np
 
-from srft_jax.batch import Role
 from srft_jax.data.pipeline import NO_DEMONSTRATION, PromptBatch
 from srft_jax.evaluation.verdicts import Scored, completion_text, verify, verify_groups
 from srft_jax.models.decoder import Params
-from srft_jax.objectives.advantages import group_advantages
-from srft_jax.objectives.rows import TrainingSequence
+from srft_jax.objectives.advantages import overlong_penalty
+from srft_jax.objectives.objective import Objective
+from srft_jax.objectives.schedules import prefix_length
 from srft_jax.rewards import RewardPool
-from srft_jax.rewards.requests import Verdict
 from srft_jax.rollout.requests import Completion, Request, SamplingConfig
 from srft_jax.rollout.scheduler import sample
 from srft_jax.tasks.setup import Setup
+from srft_jax.tasks.stages import Stage
+from srft_jax.tasks.streams import Streams
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """A prompt, its completions and the demonstration drawn for it.
+    """A prompt, its completions and the demonstration that is trained on beside them.
 
     Attributes:
         example: Index of the training example.
         completions: Sampled by the policy; none for an objective without rollouts.
         scored: The verdict on each.
-        demonstration: Ids, or None.
+        demonstration: Its number among the example's, or None.
         demonstration_reward: What the same verifier says of it.
     """
 
     example: int
     completions: Sequence[Completion]
     scored: Sequence[Scored]
-    demonstration: Sequence[int] | None
+    demonstration: int | None
     demonstration_reward: float
 
+    @property
+    def rewards(self) -> list[float]:
+        return [one.reward for one in self.scored]
 
-def verify_demonstrations(setup: Setup, pool: RewardPool) -> dict[tuple[int, int], float]:
-    """Reward of every demonstration, by example and number within the example.
+
+@dataclasses.dataclass(frozen=True)
+class Experience:
+    """What one step has sampled.
+
+    Attributes:
+        sampled: Every group.
+        groups: Those to be trained on; fewer than asked for where the refills did not suffice.
+        refills: Rollouts of further prompts.
+        dropped: Groups left out as their rewards are all equal.
+    """
+
+    sampled: list[Group]
+    groups: list[Group]
+    refills: int
+    dropped: int
+
+
+DemonstrationRewards = dict[tuple[int, int], float]  # by example and number within the example
+
+
+def verify_demonstrations(setup: Setup, pool: RewardPool) -> DemonstrationRewards:
+    """Reward of every demonstration.
 
     What is verified is what is trained on, decoded like a completion. Empty for an objective
     without rollouts, where no reward is used.
@@ -59,7 +82,7 @@ def verify_demonstrations(setup: Setup, pool: RewardPool) -> dict[tuple[int, int
     return {key: one.reward for key, one in zip(keys, scored, strict=True)}
 
 
-def describe_demonstrations(setup: Setup, rewards: dict[tuple[int, int], float]) -> list[str]:
+def describe_demonstrations(setup: Setup, rewards: DemonstrationRewards) -> list[str]:
     """How many demonstrations are right, and which one is not; it is trained on all the same."""
     threshold = setup.config.rewards.correct_threshold
     wrong = [key for key, reward in rewards.items() if reward < threshold]
@@ -75,49 +98,81 @@ def describe_demonstrations(setup: Setup, rewards: dict[tuple[int, int], float])
 
 def collect(
     setup: Setup,
+    stage: Stage,
+    step: int,
     params: Params,
-    prompts: PromptBatch,
-    key: jax.Array,
+    streams: Streams,
     pool: RewardPool,
-    demonstration_rewards: dict[tuple[int, int], float],
-) -> list[Group]:
-    """Samples and verifies a group for each prompt.
+    demonstration_rewards: DemonstrationRewards,
+) -> Experience:
+    """Samples and verifies a group for each prompt of the step.
+
+    With `drop_zero_std`, further prompts replace the groups left out, `max_refills` times at most.
 
     Args:
         setup: Of the run.
+        stage: Of the step.
+        step: From 1.
         params: The current policy.
-        prompts: Which examples, and which of their demonstrations.
-        key: Of this step.
+        streams: Where the prompts come from.
         pool: Verifiers.
         demonstration_rewards: As made by `verify_demonstrations`.
     """
+    objective, wanted = stage.objective, setup.config.data.prompts_per_step
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(setup.config.seed), 1), step)
+    sampled: list[Group] = []
+    kept: list[Group] = []
+    for refill in range(objective.max_refills + 1):
+        prompts = streams.prompts(objective)
+        key_here = jax.random.fold_in(key, refill) if refill else key
+        completions = _sample(setup, stage, step, params, prompts, key_here)
+        groups = _verified(setup, objective, prompts, completions, pool, demonstration_rewards)
+        sampled += groups
+        kept += [group for group in groups if not _is_dropped(group, objective)]
+        if len(kept) >= wanted:
+            break
+    dropped = sum(_is_dropped(group, objective) for group in sampled)
+    return Experience(sampled, kept[:wanted], refill, dropped)
+
+
+def _is_dropped(group: Group, objective: Objective) -> bool:
+    """Unwanted, as all the rewards that its advantages are taken over are equal."""
+    rewards = group.rewards
+    if group.demonstration is not None and objective.advantage_group == "augmented":
+        rewards = [*rewards, group.demonstration_reward]
+    return objective.drop_zero_std and len(set(rewards)) == 1
+
+
+def _verified(
+    setup: Setup,
+    objective: Objective,
+    prompts: PromptBatch,
+    completions: list[list[Completion]],
+    pool: RewardPool,
+    demonstration_rewards: DemonstrationRewards,
+) -> list[Group]:
     examples = [setup.sets.train[i] for i in prompts.example]
-    completions = _sample(setup, params, prompts, key)
     scored = verify_groups(pool, examples, completions, setup.tokenizer)
-    groups = []
-    for i, number, own, verdicts in zip(
-        prompts.example, prompts.demonstration, completions, scored, strict=True
-    ):
-        given = number != NO_DEMONSTRATION and setup.objective.uses_demonstrations
-        groups.append(
-            Group(
-                example=int(i),
-                completions=own,
-                scored=verdicts,
-                demonstration=setup.encoded.train[i].demonstrations[number] if given else None,
-                demonstration_reward=demonstration_rewards.get((int(i), int(number)), 0.0),
-            )
+    with_groups = objective.trains_demonstrations and objective.demo_source == "group"
+    return [
+        Group(
+            example=pair[0],
+            completions=own,
+            scored=verdicts,
+            demonstration=pair[1] if with_groups and pair[1] != NO_DEMONSTRATION else None,
+            demonstration_reward=demonstration_rewards.get(pair, 0.0),
         )
-    return groups
+        for pair, own, verdicts in zip(prompts.pairs(), completions, scored, strict=True)
+    ]
 
 
 def _sample(
-    setup: Setup, params: Params, prompts: PromptBatch, key: jax.Array
+    setup: Setup, stage: Stage, step: int, params: Params, prompts: PromptBatch, key: jax.Array
 ) -> list[list[Completion]]:
     """A group for each prompt; empty ones for an objective without rollouts."""
-    if not setup.objective.uses_rollouts:
+    if not stage.objective.uses_rollouts:
         return [[] for _ in prompts.example]
-    rollout, stop_ids = setup.config.rollout, (setup.tokenizer.eos_id,)
+    rollout = setup.config.rollout
     sampling = SamplingConfig(
         temperature=rollout.temperature,
         max_new_tokens=rollout.max_new_tokens,
@@ -125,70 +180,39 @@ def _sample(
         segment=rollout.segment,
         dtype=setup.config.model.dtype,
     )
-    requests = [
-        Request(setup.encoded.train[i].prompt, rollout.completions_per_prompt, stop_ids=stop_ids)
-        for i in prompts.example
-    ]
-    return sample(params, setup.model_config, requests, key, sampling)
+    of_prompts = [_requests(setup, stage, step, *pair) for pair in prompts.pairs()]
+    requests = [request for one in of_prompts for request in one]
+    sampled = iter(sample(params, setup.model_config, requests, key, sampling))
+    return [[member for _ in one for member in next(sampled)] for one in of_prompts]
 
 
-def training_sequences(setup: Setup, group: Group) -> list[TrainingSequence]:
-    """The augmented group as sequences, advantages and correctness filled in."""
-    objective, threshold = setup.objective, setup.config.rewards.correct_threshold
-    prompt = setup.encoded.train[group.example].prompt
-    rewards = [scored.reward for scored in group.scored]
-    has_demonstration = group.demonstration is not None
-    advantages, demo_advantages = group_advantages(
-        rewards,
-        [group.demonstration_reward] if has_demonstration else [],
-        augmented=objective.advantage_group == "augmented",
-        divide_by_std=objective.advantage_std,
-    )
-    sequences = [
-        TrainingSequence(
-            prompt,
-            completion.tokens,
-            Role.SELF,
-            advantage,
-            reward >= threshold,
-            completion.logprobs,
-        )
-        for completion, advantage, reward in zip(
-            group.completions, advantages, rewards, strict=True
-        )
-    ]
-    if group.demonstration is not None:
-        correct = group.demonstration_reward >= threshold
-        sequences.append(
-            TrainingSequence(
-                prompt, group.demonstration, Role.DEMONSTRATION, demo_advantages[0], correct
-            )
-        )
-    return sequences
+def _requests(
+    setup: Setup, stage: Stage, step: int, example: int, demonstration: int
+) -> list[Request]:
+    """One group: all alike, or a last one apart that starts with a part of the demonstration."""
+    size = setup.config.rollout.completions_per_prompt
+    prompt, stop_ids = setup.encoded.train[example].prompt, (setup.tokenizer.eos_id,)
+    forced = _forced(setup, stage, step, example, demonstration)
+    if not forced or stage.objective.prefix == "all":
+        return [Request(prompt, size, forced, stop_ids=stop_ids)]
+    plain = Request(prompt, size - 1, stop_ids=stop_ids)
+    return [plain, Request(prompt, 1, forced, stop_ids=stop_ids)]
 
 
-def metrics(setup: Setup, groups: Sequence[Group]) -> dict[str, float]:
-    """Means over completions and shares of groups; empty for an objective without rollouts."""
-    scored = [one for group in groups for one in group.scored]
-    if not scored:
-        return {}
-    completions = [one for group in groups for one in group.completions]
-    threshold = setup.config.rewards.correct_threshold
-    solved = [np.mean([one.reward >= threshold for one in group.scored]) for group in groups]
-    verdicts = Counter(one.verdict for one in scored)
-    return {
-        "rollout/reward": float(np.mean([one.reward for one in scored])),
-        "rollout/accuracy": float(np.mean([one.reward >= threshold for one in scored])),
-        "rollout/length": float(np.mean([len(one.tokens) for one in completions])),
-        "rollout/truncated": float(np.mean([not one.finished for one in completions])),
-        "rollout/groups_zero_std": float(
-            np.mean([np.ptp([one.reward for one in group.scored]) == 0 for group in groups])
-        ),
-        "rollout/groups_all_right": float(np.mean([share == 1 for share in solved])),
-        "rollout/groups_all_wrong": float(np.mean([share == 0 for share in solved])),
-    } | {f"rewards/{verdict}": verdicts[verdict] / len(scored) for verdict in get_args(Verdict)}
+def _forced(
+    setup: Setup, stage: Stage, step: int, example: int, demonstration: int
+) -> Sequence[int]:
+    """The part of the demonstration that completions start with; its end, EOS, is never in it."""
+    if stage.objective.prefix == "none" or demonstration == NO_DEMONSTRATION:
+        return ()
+    tokens = setup.encoded.train[example].demonstrations[demonstration]
+    rng = np.random.default_rng((setup.config.seed, step, example))
+    return tokens[: prefix_length(stage.objective, stage.number(step), len(tokens), rng)]
 
 
-def sample_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The first completion of each group, as lines of samples.jsonl."""
-    return [group.scored[0].row("rollout") for group in groups if group.scored]
+def overlong(setup: Setup, objective: Objective, completion: Completion) -> float:
+    """What is added to the reward that advantages are taken over; at most 0."""
+    if not objective.overlong_buffer:
+        return 0.0
+    cap = setup.config.rollout.max_new_tokens
+    return overlong_penalty(len(completion.tokens), cap, objective.overlong_buffer)

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
 
 from srft_jax.config import ModelConfig, ObjectiveConfig, RunConfig, UsageError
@@ -15,15 +14,15 @@ from srft_jax.data.encoding import EncodedExample, EncodedSets, encode_sets
 from srft_jax.data.examples import Example, ExampleSets
 from srft_jax.data.sources import load_sets
 from srft_jax.mesh import make_mesh
-from srft_jax.models.checkpoint_hf import load_hf
 from srft_jax.models.config_hf import read_config
-from srft_jax.models.decoder import Params, Runtime, init_params
+from srft_jax.models.decoder import Runtime
 from srft_jax.models.tokenizer import Tokenizer, load_tokenizer
-from srft_jax.objectives.methods import Objective, expand
+from srft_jax.objectives.methods import expand
+from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.rows import max_microbatches
 from srft_jax.rewards import RewardPool
 from srft_jax.tasks.checks import check_config
-from srft_jax.training.state import param_shardings
+from srft_jax.tasks.stages import Stage, buffered_stage, policy_stage, sft_stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +64,32 @@ class Setup:
         return self.config.data.max_prompt_tokens + self.config.rollout.max_new_tokens - 1
 
     @property
-    def sequences_per_update(self) -> int:
-        """At most: every prompt with all its completions and a demonstration."""
-        prompts = self.config.data.prompts_per_step // self.config.training.updates_per_rollout
-        own = self.config.rollout.completions_per_prompt if self.objective.uses_rollouts else 0
-        return prompts * (own + self.objective.uses_demonstrations)
+    def reference_path(self) -> str | None:
+        """Hugging Face directory of the reference policy."""
+        return self.config.model.reference or self.config.model.path
+
+    def stage_at(self, step: int) -> Stage:
+        """Which objective and optimizer a step is made with; steps count from 1."""
+        if step <= self.objective.sft_steps:
+            return sft_stage(self.config)
+        return policy_stage(self.config, self.objective)
 
     @property
-    def num_microbatches(self) -> int:
-        """M, the static number of microbatches of a batch."""
+    def buffered_stage(self) -> Stage:
+        """Updates on buffered demonstrations, between those of the other stages."""
+        return buffered_stage(self.objective)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All that the run has."""
+        ends = [self.stage_at(1), self.stage_at(self.config.training.num_steps)]
+        buffered = [self.buffered_stage] if self.objective.demo_buffer else []
+        return list(dict.fromkeys(ends + buffered))
+
+    def num_microbatches(self, stage: Stage) -> int:
+        """M, the static number of microbatches of the stage's batches."""
         return max_microbatches(
-            self.sequences_per_update, self.longest_sequence, self.config.training
+            stage.sequences_per_update, self.longest_sequence, self.config.training
         )
 
 
@@ -95,9 +109,6 @@ def prepare(config: RunConfig) -> Setup:
     check_config(config)
     tokenizer = load_tokenizer(_tokenizer_path(config))
     sets = load_sets(config.data)
-    if not objective.uses_rollouts:  # nothing is learned from a prompt alone
-        demonstrated = tuple(example for example in sets.train if example.demonstrations)
-        sets = dataclasses.replace(sets, train=demonstrated)
     encoded = encode_sets(
         sets,
         tokenizer,
@@ -106,17 +117,10 @@ def prepare(config: RunConfig) -> Setup:
     )
     architecture = _architecture(config)
     setup = Setup(config, objective, tokenizer, sets, encoded, architecture, make_mesh(config.mesh))
-    _check_together(setup)
+    _check_model(setup)
+    _check_reference(setup)
+    _check_data(setup)
     return setup
-
-
-def load_params(setup: Setup) -> Params:
-    """Initial float32 parameters, on their shards: from `model.path`, or random from the seed."""
-    if setup.config.model.path is not None:
-        return load_hf(setup.config.model.path, mesh=setup.mesh)[1]
-    shardings = param_shardings(setup.mesh, setup.model_config)
-    init = jax.jit(lambda key: init_params(setup.model_config, key), out_shardings=shardings)
-    return init(jax.random.fold_in(jax.random.key(setup.config.seed), 0))
 
 
 def reward_pool(setup: Setup) -> RewardPool:
@@ -150,8 +154,8 @@ def _architecture(config: RunConfig) -> ModelConfig:
     raise UsageError("exactly one of model.path and model.architecture must be set")
 
 
-def _check_together(setup: Setup) -> None:
-    """What only shows once data, model and devices are known."""
+def _check_model(setup: Setup) -> None:
+    """Sizes of the architecture, by themselves and beside tokenizer, lengths and devices."""
     config, model = setup.config, setup.model_config
     for name, size in vars(model).items():
         if type(size) is int and size < 1:  # a bool is an int, but not a size
@@ -174,22 +178,59 @@ def _check_together(setup: Setup) -> None:
             f"prompt and completion of up to {longest} tokens exceed "
             f"the model's {model.max_positions}"
         )
-    demonstrated = sum(bool(example.demonstrations) for example in setup.sets.train)
-    if setup.objective.uses_demonstrations and not demonstrated:
-        raise UsageError(
-            f"objective.preset = {config.objective.preset} trains on demonstrations, "
-            "but no training prompt has one"
-        )
-    if config.data.prompts_per_step > len(setup.sets.train):
-        raise UsageError(
-            f"data.prompts_per_step = {config.data.prompts_per_step} exceeds the "
-            f"{len(setup.sets.train)} prompts that objective.preset = {config.objective.preset} "
-            "can train on"
-        )
-    reward_pool(setup)  # raises on a kind that does not exist; starts nothing
     ways = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
     if config.training.rows_per_microbatch % ways:
         raise UsageError(
             f"training.rows_per_microbatch = {config.training.rows_per_microbatch} does not split "
             f"over the {ways} data-parallel devices of the mesh"
         )
+
+
+# Of an architecture, what does not change the function that the weights compute.
+_NOT_COMPARED = {"init_std", "max_positions"}
+
+
+def _check_reference(setup: Setup) -> None:
+    """A reference policy is there where one is needed, and shaped like the policy."""
+    if not setup.objective.uses_reference:
+        return
+    if setup.reference_path is None:
+        raise UsageError(
+            f"objective.preset = {setup.config.objective.preset} needs a reference policy for its "
+            f"KL (objective.kl = {setup.objective.kl}): set model.reference or model.path"
+        )
+    policy, reference = vars(setup.model_config), vars(read_config(Path(setup.reference_path)))
+    different = [
+        f"{name} = {reference[name]} (the policy has {policy[name]})"
+        for name in policy.keys() - _NOT_COMPARED
+        if policy[name] != reference[name]
+    ]
+    if different:
+        raise UsageError(
+            f"the reference policy {setup.reference_path} has {', '.join(sorted(different))}"
+        )
+
+
+def _check_data(setup: Setup) -> None:
+    """Enough prompts and demonstrations, and verifiers for all of them."""
+    config, objective = setup.config, setup.objective
+    preset, prompts = config.objective.preset, config.data.prompts_per_step
+    demonstrated = sum(bool(example.demonstrations) for example in setup.sets.train)
+    if objective.uses_demonstrations and not demonstrated:
+        raise UsageError(
+            f"objective.preset = {preset} trains on demonstrations, but no training prompt has one"
+        )
+    # Nothing is learned from a prompt alone where there are no rollouts.
+    only_demonstrated = objective.sft_steps or not objective.uses_rollouts
+    usable = demonstrated if only_demonstrated else len(setup.sets.train)
+    if prompts > usable:
+        raise UsageError(
+            f"data.prompts_per_step = {prompts} exceeds the {usable} prompts that "
+            f"objective.preset = {preset} can train on"
+        )
+    if objective.demo_source == "own" and objective.demo_per_step > demonstrated:
+        raise UsageError(
+            f"objective.demo_per_step = {objective.demo_per_step} exceeds the {demonstrated} "
+            "training prompts with a demonstration"
+        )
+    reward_pool(setup)  # raises on a kind that does not exist; starts nothing

@@ -3,34 +3,76 @@
 from srft_jax.report.terminal import table
 from srft_jax.report.writers import read_metrics
 from srft_jax.tasks.setup import Setup
+from srft_jax.tasks.stages import Stage
 
 
 def batch_arithmetic(setup: Setup, num_params: int) -> str:
     """The question asked most often of any trainer: how large is a step?"""
     config, sets = setup.config, setup.sets
-    completions = config.rollout.completions_per_prompt if setup.objective.uses_rollouts else 0
     demonstrated = sum(bool(example.demonstrations) for example in sets.train)
-    updates = config.training.updates_per_rollout
-    most_tokens = setup.sequences_per_update * updates * setup.longest_sequence
-    capacity = config.training.rows_per_microbatch * config.training.row_length
     rows = [
         ["parameters", f"{num_params:,}"],
         ["objective", config.objective.preset],
         ["training prompts", f"{len(sets.train):,}, {demonstrated:,} with a demonstration"],
         ["prompts per step", f"{config.data.prompts_per_step}"],
-        ["completions per prompt", f"{completions}"],
-        ["completions per step", f"{completions * config.data.prompts_per_step}"],
-        [
-            "demonstrations per prompt",
-            f"{int(setup.objective.uses_demonstrations)} where there is one",
-        ],
-        ["optimizer steps per rollout", f"{updates}"],
-        ["tokens per step, at most", f"{most_tokens:,}"],
-        ["microbatches per update, at most", f"{setup.num_microbatches} of {capacity:,} tokens"],
+        *_rollout_rows(setup),
+        *_demonstration_rows(setup),
+        ["optimizer steps per rollout", f"{config.training.updates_per_rollout}"],
+        *(row for stage in setup.stages for row in _stage_rows(setup, stage)),
         ["steps", f"{config.training.num_steps:,}"],
         ["devices", " x ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())],
     ]
     return table(["batch arithmetic", ""], rows)
+
+
+def _rollout_rows(setup: Setup) -> list[list[str]]:
+    objective = setup.objective
+    size = setup.config.rollout.completions_per_prompt if objective.uses_rollouts else 0
+    prompts = setup.config.data.prompts_per_step
+    rows = [
+        ["completions per prompt", f"{size}"],
+        ["completions per step", f"{size * prompts}"],
+    ]
+    if objective.prefix != "none":
+        prefixed = f"{size if objective.prefix == 'all' else 1} where there is a demonstration"
+        rows.append(["  that start with a part of it", prefixed])
+    if objective.drop_zero_std:
+        most = size * prompts * (1 + objective.max_refills)
+        rows.append(["  with refills, at most", f"{most}"])
+    return rows
+
+
+def _demonstration_rows(setup: Setup) -> list[list[str]]:
+    objective = setup.objective
+    if objective.demo_source == "own":
+        return [["demonstrations per step", f"{objective.demo_per_step}"]]
+    passing = "there is one"
+    if objective.gate != "none":
+        passing += f" and at most {objective.gate_solved} completions are correct"
+    given = int(objective.trains_demonstrations)
+    return [["demonstrations per prompt", f"{given} where {passing}" if given else "0"]]
+
+
+def _stage_rows(setup: Setup, stage: Stage) -> list[list[str]]:
+    """How large an update is, and all that a rollout has."""
+    training, buffered = setup.config.training, stage.name == "buffered"
+    updates = 1 if buffered else training.updates_per_rollout
+    most_tokens = stage.sequences_per_update * updates * setup.longest_sequence
+    capacity = training.rows_per_microbatch * training.row_length
+    microbatches = f"{setup.num_microbatches(stage)} of {capacity:,} tokens"
+    rows = [
+        [f"tokens per {'update' if buffered else 'step'}, at most", f"{most_tokens:,}"],
+        ["microbatches per update, at most", microbatches],
+    ]
+    if len(setup.stages) == 1:
+        return rows
+    sft_steps = setup.objective.sft_steps
+    heading = {
+        "sft": ["first stage", f"{sft_steps} steps, each prompt with its demonstration"],
+        "policy": ["policy", f"{training.num_steps - sft_steps} steps"],
+        "buffered": ["buffered demonstrations", f"an update on {stage.sequences_per_update}"],
+    }
+    return [heading[stage.name], *([f"  {name}", value] for name, value in rows)]
 
 
 def before_after(run_dir: str) -> str:

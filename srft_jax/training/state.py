@@ -1,5 +1,6 @@
 """The train state: made under jit, straight onto its shards."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -14,13 +15,15 @@ from srft_jax.mesh import sharding
 from srft_jax.models import families
 from srft_jax.models.decoder import Params
 
+Optimizers = Mapping[str, optax.GradientTransformation]  # by name, see TrainState
 
-def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+
+def new_state(params: Params, optimizers: Optimizers) -> TrainState:
     """Step 0."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        optimizer_states={"policy": optimizer.init(params)},
+        optimizer_states={name: one.init(params) for name, one in optimizers.items()},
         entropy_self=jnp.zeros((), jnp.float32),
         entropy_demonstration=jnp.zeros((), jnp.float32),
     )
@@ -36,17 +39,25 @@ def param_shardings(mesh: Mesh, config: ModelConfig) -> Params:
 
 
 def state_shardings(
-    mesh: Mesh, config: ModelConfig, optimizer: optax.GradientTransformation, params: Params
+    mesh: Mesh, config: ModelConfig, optimizers: Optimizers, params: Params
 ) -> TrainState:
     """Of each leaf: moments lie where their parameter lies, all else is on every device."""
     of_params = param_shardings(mesh, config)
     everywhere: Any = NamedSharding(mesh, PartitionSpec())
-    shapes = jax.eval_shape(lambda p: new_state(p, optimizer), params)
-    of_moments = optax.tree.map_params(
-        optimizer,
-        lambda _, where: where,
-        shapes.optimizer_states["policy"],
-        of_params,
-        transform_non_params=lambda _: everywhere,
-    )
-    return TrainState(everywhere, of_params, {"policy": of_moments}, everywhere, everywhere)
+    shapes = jax.eval_shape(lambda p: new_state(p, optimizers), params)
+    of_moments = {
+        name: optax.tree.map_params(
+            optimizer,
+            lambda _, where: where,
+            shapes.optimizer_states[name],
+            of_params,
+            transform_non_params=lambda _: everywhere,
+        )
+        for name, optimizer in optimizers.items()
+    }
+    return TrainState(everywhere, of_params, of_moments, everywhere, everywhere)
+
+
+def updates_made(state: TrainState, optimizer: str) -> int:
+    """How often the optimizer of that name has stepped: where its learning-rate schedule stands."""
+    return int(optax.tree.get_all_with_path(state.optimizer_states[optimizer], "count")[0][1])

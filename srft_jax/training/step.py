@@ -1,6 +1,7 @@
 """The train step: forward, head and backward of each microbatch, then one optimizer update."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -8,104 +9,44 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from srft_jax.batch import Batch, Metrics, Normalisers, Role, Rows, TrainState
+from srft_jax.batch import Batch, Metrics, TrainState
 from srft_jax.config import ModelConfig
-from srft_jax.models.decoder import Params, Runtime, forward, output_head
+from srft_jax.models.decoder import Params, Runtime
 from srft_jax.objectives import loss as losses
-from srft_jax.objectives.methods import Objective
-from srft_jax.ops.head import TokenStats, token_loss
+from srft_jax.objectives.objective import Objective
+from srft_jax.training import metrics
+from srft_jax.training.microbatch import Inputs, LossFn, make_loss_fn, used_reference
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-# Metrics that are means over the tokens of a role; what is not here is a sum already normalised.
-_MEAN_OVER = {
-    "policy/entropy_self": Role.SELF,
-    "policy/sampler_kl": Role.SELF,
-    "policy/clip_fraction": Role.SELF,
-    "weights/rl": Role.SELF,
-    "policy/entropy_demo": Role.DEMONSTRATION,
-    "policy/logprob_demo": Role.DEMONSTRATION,
-    "weights/sft": Role.DEMONSTRATION,
-}
+def _accumulate(
+    loss_fn: LossFn, inputs: Inputs, term: Array | None = None
+) -> tuple[Array, Metrics, Params]:
+    """Loss, metrics and gradient (float32) over the microbatches in use."""
 
+    def share(params: Params, i: Array) -> tuple[Array, Metrics]:
+        loss, tokens = loss_fn(params, inputs, i, term)
+        return loss, metrics.of_microbatch(*tokens)
 
-def _sums(stats: TokenStats, rows: Rows, context: losses.LossContext) -> Metrics:
-    """Sums over the tokens of a microbatch, to be divided by global counts once all are in."""
-    stats = jax.lax.stop_gradient(stats)
-    objective = context.objective
-    entropy = losses.scoped_entropy(stats, rows, context)
-    difference = stats.logprob - rows.old_logprobs
-    values = {
-        "policy/entropy_self": stats.entropy,
-        "policy/sampler_kl": jnp.exp(difference) - 1.0 - difference,
-        "weights/rl": losses.rl_weight(entropy, objective),
-        "policy/entropy_demo": stats.entropy,
-        "policy/logprob_demo": stats.logprob,
-        "weights/sft": losses.sft_weight(entropy, objective),
-    }
-    if objective.self_form == "policy_gradient":
-        ratio = jnp.exp(losses.log_ratio(stats, rows, context))
-        values["policy/clip_fraction"] = losses.is_clipped(ratio, rows.advantage, objective)
-    sums = {
-        name: jnp.sum(jnp.where(rows.loss_mask & (rows.role == _MEAN_OVER[name]), value, 0.0))
-        for name, value in values.items()
-    }
-    terms = losses.loss_terms(stats, rows, context)
-    return sums | {f"loss/{name}": jnp.sum(term) for name, term in terms.items()}
+    params = inputs.state.params
+    value_and_grad = jax.value_and_grad(share, has_aux=True)
 
-
-def _counts(normalisers: Normalisers) -> dict[Role, Array]:
-    return {
-        Role.SELF: normalisers.self_tokens,
-        Role.DEMONSTRATION: normalisers.demonstration_tokens,
-    }
-
-
-def _means(sums: Metrics, normalisers: Normalisers) -> Metrics:
-    """Sums divided by the step's counts; over no tokens it is 0, and `present` leaves it out."""
-    counts = {name: _counts(normalisers)[role] for name, role in _MEAN_OVER.items()}
-    return {name: value / jnp.maximum(counts.get(name, 1.0), 1.0) for name, value in sums.items()}
-
-
-def present(metrics: Metrics, normalisers: Normalisers) -> Metrics:
-    """The metrics of roles that the batch has."""
-    absent = {name for name, role in _MEAN_OVER.items() if not _counts(normalisers)[role]}
-    return {name: value for name, value in metrics.items() if name not in absent}
-
-
-def make_loss_fn(
-    model_config: ModelConfig,
-    objective: Objective,
-    *,
-    temperature: float,
-    on_policy: bool,
-    runtime: Runtime,
-) -> Callable[[Params, TrainState, Batch, Array], tuple[Array, Metrics]]:
-    """(params, state, batch, i) -> share of microbatch i in the step's loss, and its metric
-    sums."""
-
-    def loss_fn(params: Params, state: TrainState, batch: Batch, i: Array) -> tuple[Array, Metrics]:
-        rows = jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch.rows
+    def add_microbatch(
+        i: Array, total: tuple[Array, Metrics, Params]
+    ) -> tuple[Array, Metrics, Params]:
+        (loss, part), gradient = value_and_grad(params, i)
+        total_loss, so_far, total_gradient = total
+        return (
+            total_loss + loss,
+            metrics.combine(so_far, part),
+            jax.tree.map(jnp.add, total_gradient, gradient),
         )
-        hidden = forward(
-            params, model_config, rows.tokens, rows.positions, rows.segment_ids, runtime=runtime
-        ).hidden
-        context = losses.LossContext(
-            batch.normalisers, state.entropy_self, state.entropy_demonstration, objective, on_policy
-        )
-        flat = jax.tree.map(lambda x: x.reshape(-1), rows)
-        loss, stats = token_loss(
-            hidden.reshape(-1, hidden.shape[-1]),
-            output_head(params, model_config),
-            flat,
-            lambda stats, rows: losses.token_objective(stats, rows, context),
-            temperature=temperature,
-        )
-        return loss, _sums(stats, flat, context)
 
-    return loss_fn
+    names = jax.eval_shape(share, params, 0)[1]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+    start = (jnp.float32(0.0), metrics.of_nothing(names), zeros)
+    return jax.lax.fori_loop(0, inputs.batch.num_microbatches, add_microbatch, start)
 
 
 def make_train_step(
@@ -116,57 +57,120 @@ def make_train_step(
     temperature: float,
     on_policy: bool,
     runtime: Runtime = Runtime(),
+    optimizer_name: str = "policy",
+    reference_params: Params | None = None,
+    logits_mib: int = 64,
 ) -> TrainStep:
-    """A jitted `train_step(state, batch) -> (state, metrics)`; the state is donated.
+    """A compiled `train_step(state, batch) -> (state, metrics)`; the state is donated.
+
+    An update whose loss or gradient is not finite is skipped: all but the state's step stays, and
+    the metric `loss/skipped` is 1.
 
     Args:
-        model_config: Architecture.
+        model_config: Architecture, of the reference too.
         objective: Coefficients of the loss.
         optimizer: Of all parameters.
         temperature: That the rollouts were sampled at.
         on_policy: The rollouts are of the current parameters, so old log-probs are the step's own.
         runtime: Precision and rematerialisation.
+        optimizer_name: Which of the state's optimizer states is this optimizer's.
+        reference_params: For an objective with a KL.
+        logits_mib: Memory for tiles of logits on each device.
+
+    Raises:
+        ValueError: the objective needs a reference and there is none.
     """
+    reference_params = used_reference(objective, reference_params)
     loss_fn = make_loss_fn(
-        model_config, objective, temperature=temperature, on_policy=on_policy, runtime=runtime
+        model_config,
+        objective,
+        temperature=temperature,
+        on_policy=on_policy,
+        runtime=runtime,
+        logits_mib=logits_mib,
     )
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-
-        def add_microbatch(
-            i: Array, total: tuple[Array, Metrics, Params]
-        ) -> tuple[Array, Metrics, Params]:
-            (loss, sums), grads = value_and_grad(state.params, state, batch, i)
-            return jax.tree.map(jnp.add, total, (loss, sums, grads))
-
-        (loss, sums), grads = jax.eval_shape(lambda: value_and_grad(state.params, state, batch, 0))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, sums, grads))
-        loss, sums, grads = jax.lax.fori_loop(0, batch.num_microbatches, add_microbatch, zeros)
-
+    def update(state: TrainState, gradient: Params) -> TrainState:
         updates, optimizer_state = optimizer.update(
-            grads, state.optimizer_states["policy"], state.params
+            gradient, state.optimizer_states[optimizer_name], state.params
         )
-        counts = batch.normalisers
-        metrics = _means(sums, counts) | {
-            "loss/total": loss,
-            "loss/gradient_norm": optax.tree.norm(grads),
-        }
-        new_state = dataclasses.replace(
+        return dataclasses.replace(
             state,
-            step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            optimizer_states=state.optimizer_states | {"policy": optimizer_state},
-            # A step without tokens of a role says nothing about their entropy.
-            entropy_self=jnp.where(
-                counts.self_tokens > 0, metrics["policy/entropy_self"], state.entropy_self
-            ),
-            entropy_demonstration=jnp.where(
-                counts.demonstration_tokens > 0,
-                metrics["policy/entropy_demo"],
-                state.entropy_demonstration,
-            ),
+            optimizer_states=state.optimizer_states | {optimizer_name: optimizer_state},
         )
-        return new_state, metrics
 
-    return jax.jit(train_step, donate_argnames=("state",))
+    def train_step(
+        reference_params: Params | None, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        loss, totals, gradient = _accumulate(loss_fn, Inputs(state, reference_params, batch))
+        norm = optax.tree.norm(gradient)
+        found = metrics.of_step(totals, batch.normalisers, objective)
+        new_state = _with_entropies(update(state, gradient), found, batch)
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        new_state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state)
+        return dataclasses.replace(new_state, step=state.step + 1), found | {
+            "loss/total": loss,
+            "loss/gradient_norm": norm,
+            "loss/skipped": 1.0 - is_finite,
+        }
+
+    compiled = jax.jit(train_step, donate_argnames=("state",))
+    return functools.partial(compiled, reference_params)
+
+
+def _with_entropies(state: TrainState, found: Metrics, batch: Batch) -> TrainState:
+    """A step without tokens of a role says nothing about their entropy."""
+    counts = batch.normalisers
+    return dataclasses.replace(
+        state,
+        entropy_self=jnp.where(
+            counts.self_tokens > 0, found["policy/entropy_self"], state.entropy_self
+        ),
+        entropy_demonstration=jnp.where(
+            counts.demonstration_tokens > 0,
+            found["policy/entropy_demo"],
+            state.entropy_demonstration,
+        ),
+    )
+
+
+def make_gradient_norms(
+    model_config: ModelConfig,
+    objective: Objective,
+    *,
+    temperature: float,
+    on_policy: bool,
+    runtime: Runtime = Runtime(),
+    reference_params: Params | None = None,
+    logits_mib: int = 64,
+) -> Callable[[TrainState, Batch], Metrics]:
+    """`(state, batch) -> {"loss/<term>_gradient_norm": norm of the gradient of that term alone}`.
+
+    One program, run once for each term, that costs what a train step does. Arguments and errors are
+    those of `make_train_step`.
+    """
+    reference_params = used_reference(objective, reference_params)
+    loss_fn = make_loss_fn(
+        model_config,
+        objective,
+        temperature=temperature,
+        on_policy=on_policy,
+        runtime=runtime,
+        logits_mib=logits_mib,
+    )
+
+    @jax.jit
+    def gradient_norm(inputs: Inputs, term: Array) -> Array:
+        return optax.tree.norm(_accumulate(loss_fn, inputs, term)[2])
+
+    def gradient_norms(state: TrainState, batch: Batch) -> Metrics:
+        inputs = Inputs(state, reference_params, batch)
+        _, tokens = jax.eval_shape(loss_fn, state.params, inputs, 0, None)
+        names = sorted(jax.eval_shape(losses.loss_terms, *tokens))
+        return {
+            f"loss/{name}_gradient_norm": gradient_norm(inputs, number)
+            for number, name in enumerate(names)
+        }
+
+    return gradient_norms

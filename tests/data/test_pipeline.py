@@ -63,6 +63,23 @@ def test_demonstrations_are_drawn_among_those_there_are():
         assert drawn == (set(range(count)) if count else {NO_DEMONSTRATION})
 
 
+def test_examples_with_a_demonstration_alone():
+    """24 of 32, their indices those of the whole set; an epoch is four batches of six."""
+    iterator = prompt_batches(make_examples(32), 6, 0, demonstrated=True)
+    example, demonstration = take(iterator, 8).transpose(1, 0, 2)
+    expected = [index for index in range(32) if index % 4]
+    for epoch in example.reshape(2, 24):
+        assert sorted(epoch.tolist()) == expected
+    assert (demonstration >= 0).all() and (demonstration < example % 4).all()
+
+
+def test_pairs_of_example_and_demonstration():
+    batch = next(prompt_batches(make_examples(30), 6, 0))
+    expected = [[i, n] for i, n in zip(batch.example, batch.demonstration, strict=True)]
+    assert [list(pair) for pair in batch.pairs()] == expected
+    assert all(type(number) is int for pair in batch.pairs() for number in pair)
+
+
 def test_batches_are_indices():
     batch = next(prompt_batches(make_examples(30), 6, 0))
     assert batch.example.shape == batch.demonstration.shape == (6,)
@@ -114,6 +131,11 @@ def test_no_threads_are_started():
 def test_batches_that_cannot_be_filled(size):
     with pytest.raises(UsageError, match=f"between 1 and the 30 training examples, got {size}"):
         prompt_batches(make_examples(30), size, 0)
+
+
+def test_too_few_examples_with_a_demonstration():
+    with pytest.raises(UsageError, match="22 training examples with a demonstration, got 23"):
+        prompt_batches(make_examples(30), 23, 0, demonstrated=True)
 
 
 def test_a_negative_seed():

@@ -90,10 +90,19 @@ def test_remat_changes_the_program_and_not_the_gradient():
 
         return jax.grad(loss)
 
-    plain, remat = (str(jax.make_jaxpr(gradient(on))(params)) for on in (False, True))
-    assert remat.count("dot_general[") > plain.count("dot_general[")  # the forward pass, again
-    plain, remat = (jax.jit(gradient(on))(params) for on in (False, True))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), plain, remat)
+    def count(remat, operation):
+        return str(jax.make_jaxpr(gradient(remat))(params)).count(operation)
+
+    policies = ("none", "dots", "block")
+    plain, dots, block = (count(remat, "dot_general[") for remat in policies)
+    assert plain == dots < block  # the forward pass, again
+    plain, dots, block = (count(remat, "logistic") for remat in policies)
+    assert plain < dots == block
+    plain, *others = (jax.jit(gradient(remat))(params) for remat in policies)
+    for other in others:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), plain, other
+        )
 
 
 def test_gradients_reach_exactly_the_earlier_tokens_of_the_segment():

@@ -1,14 +1,15 @@
 """The loss of every preset, written a second time: float64, plain lists, one token at a time.
 
-From the method's description, not from the code it checks. Per token it is given logp, H (of the
-entropy bonus) and what a stop-gradient freezes: the H of the weights and logp_old. Perturb logp and
-H to differentiate it.
+From the method's description, not from the code it checks. What a stop-gradient freezes stands in
+`Answer.frozen`; perturb logp, entropy and kl to differentiate the loss.
 """
 
 import dataclasses
 import math
 
 import numpy as np
+
+L_MAX = 6
 
 
 @dataclasses.dataclass
@@ -19,8 +20,12 @@ class Answer:
     reward: float  # 0 to 1; 1 is correct
     logp: list[float]
     entropy: list[float]
-    weight_entropy: list[float]  # frozen
-    old_logp: list[float]  # frozen
+    old_logp: list[float]  # of a demonstration: of whoever wrote it, 0 if unknown
+    ref_logp: list[float]
+    kl: list[float]  # over the whole vocabulary
+    given: int = 0  # first tokens of a rollout that are a demonstration's
+    weight: float = 1.0
+    frozen: "Answer | None" = None  # itself, before anything is perturbed
 
 
 Group = list[Answer]  # of one prompt
@@ -28,158 +33,221 @@ Group = list[Answer]  # of one prompt
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A column of the table of variants."""
+    """A row of the table of methods."""
 
-    nll_sign: int | None  # of H in .5 exp(sign H); None: no weight, 1
-    nll: bool = True
+    nll: str | None = None  # the demonstrations' weight, as a formula
+    hint: float = 0.0  # weight of the likelihood of given first tokens
+    prefix: float = 0.0  # their policy gradient's, on the top share of them by entropy
+    prefix_top: float = 1.0
+    rollouts: str | None = None  # "ppo", "cispo", "gspo", "likelihood"
+    clip: tuple[float, float] = (0.2, 0.2)
+    good: str = "1"  # weight of good rollouts, as a formula
     entropy_of_sequence: bool = False
-    rollouts: str = (
-        "none"  # "ppo" with A, "gradient": r A without clip, or "likelihood" up and down
-    )
-    positive_weighted: bool = True  # good rollouts by .1 exp(H)
-    demonstration_ratio: str | None = None  # "p" or "shaped"
+    rho: str | None = None  # "r" or "shaped", of demonstrations
     augmented: bool = True
     std: bool = False
+    beta: float = 0.0
+    kl: str = "k3"
     bonus: float = 0.0
     nll_z: str = "tokens"
     policy_z: str = "tokens"
 
 
+NO_CLIP = (1.0, math.inf)
+GRPO = dict(rollouts="ppo", augmented=False)
+LUFFY_CODE = dict(GRPO, bonus=0.001, policy_z="L_max")
+SRFT = dict(nll=".5 exp(-H)", good=".1 exp(H)")
 METHODS = {
-    "srft": Method(-1, rollouts="ppo", demonstration_ratio="shaped"),
+    "srft": Method(**SRFT, rollouts="ppo", rho="shaped"),
     "srft_paper": Method(
-        -1, rollouts="likelihood", demonstration_ratio="p", std=True, entropy_of_sequence=True
+        **SRFT, rollouts="likelihood", rho="r", std=True, entropy_of_sequence=True
     ),
     "srft_official": Method(
-        +1,
-        rollouts="gradient",
-        demonstration_ratio="shaped",
-        bonus=0.001,
-        nll_z="length_cap",
-        policy_z="length_cap",
+        **SRFT | dict(nll=".5 exp(H)"), rollouts="ppo", clip=NO_CLIP, rho="shaped", bonus=0.001,
+        nll_z="L_max", policy_z="L_max",
     ),
     "srft_hpt": Method(
-        -1,
-        rollouts="likelihood",
-        demonstration_ratio="shaped",
-        bonus=0.001,
-        entropy_of_sequence=True,
-        policy_z="length_cap",
+        **SRFT, rollouts="likelihood", rho="shaped", bonus=0.001, entropy_of_sequence=True,
+        policy_z="L_max",
     ),
-    "sft": Method(None),
-    "grpo": Method(
-        None,
-        nll=False,
-        rollouts="ppo",
-        positive_weighted=False,
-        augmented=False,
-        std=True,
-        policy_z="sequences",
+    "sft": Method(nll="1"),
+    "sft_kl": Method(nll="1", beta=0.2, kl="full on demonstrations"),
+    "dft": Method(nll="p"),
+    "grpo": Method(**GRPO, std=True, policy_z="sequences"),
+    "dr_grpo": Method(**GRPO, policy_z="n L_max"),
+    "dapo": Method(**GRPO, std=True, clip=(0.2, 0.28)),
+    "gspo": Method(
+        **GRPO | dict(rollouts="gspo"), std=True, clip=(3e-4, 4e-4), policy_z="sequences"
     ),
-}
+    "cispo": Method(**GRPO | dict(rollouts="cispo"), std=True, clip=(1.0, 5.0)),
+    "sft_rl": Method(**GRPO, std=True, policy_z="sequences"),
+    "sft_plus_rl": Method(**LUFFY_CODE, nll="1"),
+    "luffy": Method(**LUFFY_CODE | dict(augmented=True), clip=NO_CLIP, rho="shaped"),
+    "chord": Method(**GRPO, nll="1", std=True),
+    "chord_phi": Method(**GRPO, nll="p(1-p)", std=True),
+    "hpt": Method(**LUFFY_CODE, nll="1"),
+    "relift": Method(**LUFFY_CODE, nll="1"),
+    "uft": Method(**GRPO, std=True, hint=0.001, beta=0.001, bonus=0.001),
+    "prefix_rft": Method(**LUFFY_CODE, prefix=1.0, prefix_top=0.2),
+    "on_policy_sft": Method(rollouts="likelihood"),
+}  # fmt: skip
 
 
 def advantages(group: Group, method: Method) -> list[float]:
-    """A of each answer: (R - m) or (R - m) / (std + 1e-6); 0 where all rewards are equal."""
+    """R - m or (R - m) / (std + 1e-6), 0 in a group of equal rewards.
+
+    Where prefixes have a policy gradient, m is that of the rollouts without one.
+    """
     pool = [a.reward for a in group if method.augmented or not a.demonstration]
     if len(set(pool)) <= 1:
         return [0.0] * len(group)
+    if method.prefix:
+        pool = [a.reward for a in group if not a.demonstration and not a.given]
+    if not pool:
+        return [0.0] * len(group)
     mean = sum(pool) / len(pool)
-    std = math.sqrt(sum((r - mean) ** 2 for r in pool) / (len(pool) - 1))
-    return [(a.reward - mean) / (std + 1e-6 if method.std else 1.0) for a in group]
+    scale = 1.0
+    if method.std:
+        scale = 1 / (math.sqrt(sum((r - mean) ** 2 for r in pool) / (len(pool) - 1)) + 1e-6)
+    return [(a.reward - mean) * scale for a in group]
 
 
-def weighting_entropies(answer: Answer, method: Method) -> list[float]:
-    if not method.entropy_of_sequence:
-        return answer.weight_entropy
-    return [float(np.mean(answer.weight_entropy))] * len(answer.logp)
+def parts(answer: Answer, method: Method) -> list[str]:
+    """What each token is: demonstration, self, hint, prefix, or nothing."""
+    if answer.demonstration:
+        return ["demonstration"] * len(answer.logp)
+    start = ["hint" if method.hint else "nothing"] * answer.given
+    if method.prefix and answer.given:
+        ranked = sorted(range(answer.given), key=lambda t: -answer.frozen.entropy[t])
+        for t in ranked[: max(1, round(method.prefix_top * answer.given))]:
+            start[t] = "prefix"
+    return start + ["self"] * (len(answer.logp) - answer.given)
 
 
-def demonstration_nll(answer: Answer, method: Method) -> list[float]:
-    entropies = weighting_entropies(answer, method)
-    weights = [
-        1.0 if method.nll_sign is None else 0.5 * math.exp(method.nll_sign * h) for h in entropies
-    ]
-    return [w * -logp for w, logp in zip(weights, answer.logp, strict=True)]
+def formula_weight(formula: str, answer: Answer, t: int, method: Method, part: str) -> float:
+    entropies, p = answer.frozen.entropy, math.exp(answer.frozen.logp[t])
+    h = entropies[t]
+    if method.entropy_of_sequence:
+        own = [h for h, name in zip(entropies, parts(answer, method), strict=True) if name == part]
+        h = float(np.mean(own))
+    return {
+        "1": 1.0, "p": p, "p(1-p)": p * (1 - p), ".1 exp(H)": 0.1 * math.exp(h),
+        ".5 exp(H)": 0.5 * math.exp(h), ".5 exp(-H)": 0.5 * math.exp(-h),
+    }[formula]  # fmt: skip
 
 
-def demonstration_gain(answer: Answer, method: Method, advantage: float) -> list[float]:
-    p = [math.exp(logp) for logp in answer.logp]
-    return [(x if method.demonstration_ratio == "p" else x / (x + 0.1)) * advantage for x in p]
+def surrogate(answer: Answer, t: int, advantage: float, method: Method) -> float:
+    """What is to be made large: min(r A, clip(r) A), or sg(min(r, 1 + hi)) A logp."""
+    low, high = 1 - method.clip[0], 1 + method.clip[1]
+    r = math.exp(answer.logp[t] - answer.old_logp[t])
+    if method.rollouts == "cispo":
+        r = math.exp(answer.frozen.logp[t] - answer.old_logp[t])
+        return min(r, high) * advantage * answer.logp[t]
+    if method.rollouts == "gspo":
+        log_ratios = [
+            answer.frozen.logp[u] - answer.old_logp[u]
+            for u, part in enumerate(parts(answer, method))
+            if part == "self"
+        ]
+        r = math.exp(np.mean(log_ratios)) * math.exp(answer.logp[t] - answer.frozen.logp[t])
+    return min(r * advantage, min(max(r, low), high) * advantage)
 
 
-def rollout_loss(answer: Answer, method: Method, advantage: float) -> list[float]:
+def rollout_loss(answer: Answer, t: int, advantage: float, method: Method) -> float:
     good = answer.reward >= 1.0 if method.rollouts == "likelihood" else advantage > 0
-    losses = []
-    for t, entropy in enumerate(weighting_entropies(answer, method)):
-        weight = 0.1 * math.exp(entropy) if good and method.positive_weighted else 1.0
-        ratio = math.exp(answer.logp[t] - answer.old_logp[t])
-        if method.rollouts == "likelihood":
-            losses.append(weight * (-answer.logp[t] if good else answer.logp[t]))
-        elif method.rollouts == "gradient":
-            losses.append(weight * -ratio * advantage)
-        else:
-            clipped = min(max(ratio, 0.8), 1.2)
-            losses.append(weight * -min(ratio * advantage, clipped * advantage))
-    return losses
+    weight = formula_weight(method.good, answer, t, method, "self") if good else 1.0
+    if method.rollouts == "likelihood":
+        return weight * (-answer.logp[t] if good else answer.logp[t])
+    return weight * -surrogate(answer, t, advantage, method)
 
 
-def aggregated(losses: list[list[float]], aggregation: str, length_cap: int) -> float:
-    """Lists of token losses, one a sequence, to one number."""
+def demonstration_gain(answer: Answer, t: int, advantage: float, method: Method) -> float:
+    r = math.exp(answer.logp[t] - answer.old_logp[t])
+    return (r if method.rho == "r" else r / (r + 0.1)) * advantage
+
+
+def divergence(answer: Answer, t: int, method: Method) -> float:
+    if method.kl.startswith("full"):
+        return answer.kl[t]
+    difference = answer.ref_logp[t] - answer.logp[t]
+    return math.exp(difference) - difference - 1
+
+
+def aggregated(losses: list[list[float]], aggregation: str) -> float:
+    """Lists of token losses, one a sequence that has any, to one number."""
+    losses = [sequence for sequence in losses if sequence]
     if not losses:
         return 0.0
     if aggregation == "sequences":
         return float(np.mean([np.mean(sequence) for sequence in losses]))
-    total = sum(map(sum, losses))
-    return total / (sum(map(len, losses)) if aggregation == "tokens" else length_cap)
+    tokens = sum(map(len, losses))
+    z = {"tokens": tokens, "L_max": L_MAX, "n L_max": len(losses) * L_MAX}[aggregation]
+    return sum(map(sum, losses)) / z
 
 
-def loss_terms(groups: list[Group], preset: str, length_cap: int) -> dict[str, float]:
-    """Each term of the loss over all groups of a step.
-
-    The policy terms of rollouts and demonstrations share one normaliser, so they are aggregated
-    together and the other's tokens count as zeros.
-    """
+def loss_terms(groups: list[Group], preset: str) -> dict[str, float]:
+    """Each term of the loss over all groups of a step."""
     method = METHODS[preset]
     answers = [
         (answer, advantage)
         for group in groups
         for answer, advantage in zip(group, advantages(group, method), strict=True)
     ]
-    trained = [
-        (answer, advantage)
-        for answer, advantage in answers
-        if (method.rollouts != "none" and not answer.demonstration)
-        or (method.demonstration_ratio and answer.demonstration)
-    ]
 
-    def policy_term(losses_of) -> float:
-        return aggregated([losses_of(*one) for one in trained], method.policy_z, length_cap)
+    def term(aggregation, counted, part, loss_of):
+        """Tokens of other counted parts are zeros in the same mean."""
+        return aggregated(
+            [
+                [
+                    loss_of(answer, t, advantage) if name in part else 0.0
+                    for t, name in enumerate(parts(answer, method))
+                    if name in counted
+                ]
+                for answer, advantage in answers
+            ],
+            aggregation,
+        )
 
-    def of_rollouts(answer, advantage):
-        if answer.demonstration:
-            return [0.0] * len(answer.logp)
-        return rollout_loss(answer, method, advantage)
-
-    def of_demonstrations(answer, advantage):
-        if not answer.demonstration:
-            return [0.0] * len(answer.logp)
-        return [-gain for gain in demonstration_gain(answer, method, advantage)]
-
+    policy = [("self", method.rollouts), ("demonstration", method.rho), ("prefix", method.prefix)]
+    policy = [part for part, is_on in policy if is_on]
     terms = {}
     if method.nll:
-        losses = [
-            demonstration_nll(answer, method) for answer, _ in answers if answer.demonstration
-        ]
-        terms["demo_nll"] = aggregated(losses, method.nll_z, length_cap)
-    if method.demonstration_ratio:
-        terms["demo_policy"] = policy_term(of_demonstrations)
-    if method.rollouts != "none":
-        terms["self"] = policy_term(of_rollouts)
+        terms["demo_nll"] = term(
+            method.nll_z, ["demonstration"], ["demonstration"],
+            lambda a, t, _: a.weight * -a.logp[t]
+            * formula_weight(method.nll, a, t, method, "demonstration"),
+        )  # fmt: skip
+    if method.hint:
+        terms["hint_nll"] = term(
+            method.nll_z, ["hint"], ["hint"], lambda a, t, _: a.weight * method.hint * -a.logp[t]
+        )
+    if method.rho:
+        terms["demo_policy"] = term(
+            method.policy_z, policy, ["demonstration"],
+            lambda a, t, adv: -a.weight * demonstration_gain(a, t, adv, method),
+        )  # fmt: skip
+    if method.prefix:
+        terms["prefix_policy"] = term(
+            method.policy_z, policy, ["prefix"],
+            lambda a, t, adv: -a.weight * method.prefix * surrogate(a, t, adv, method),
+        )  # fmt: skip
+    if method.rollouts:
+        terms["self"] = term(
+            method.policy_z, policy, ["self"],
+            lambda a, t, adv: a.weight * rollout_loss(a, t, adv, method),
+        )  # fmt: skip
+    if method.beta:
+        part = ["demonstration" if "demonstrations" in method.kl else "self"]
+        terms["kl"] = term(
+            method.policy_z, part, part, lambda a, t, _: method.beta * divergence(a, t, method)
+        )
     if method.bonus:
-        terms["entropy_bonus"] = -method.bonus * policy_term(lambda answer, _: answer.entropy)
+        both = ["self", "demonstration"]
+        terms["entropy_bonus"] = term(
+            method.policy_z, both, both, lambda a, t, _: -method.bonus * a.entropy[t]
+        )
     return terms
 
 
-def loss(groups: list[Group], preset: str, length_cap: int) -> float:
-    return sum(loss_terms(groups, preset, length_cap).values())
+def loss(groups: list[Group], preset: str) -> float:
+    return sum(loss_terms(groups, preset).values())

@@ -1,78 +1,127 @@
 """Groups of the oracle, as hypothesis draws them and as batches of ours with made-up statistics."""
 
+import copy
+
 import numpy as np
 from hypothesis import strategies as st
-from oracle import Answer, Group
+from oracle import L_MAX, Answer, Group
 
 from srft_jax.batch import Batch, Role
-from srft_jax.config import ObjectiveConfig, TrainingConfig
+from srft_jax.config import TrainingConfig
 from srft_jax.objectives.advantages import group_advantages
+from srft_jax.objectives.methods import Objective
 from srft_jax.objectives.rows import TrainingSequence, make_batch
-from srft_jax.ops.head import TokenStats
+from srft_jax.objectives.schedules import top_entropy
+from srft_jax.ops.head import ReferencedStats, TokenStats
 
-LENGTH_CAP = 6
 NUM_MICROBATCHES = 6
 TRAINING = TrainingConfig(row_length=12, rows_per_microbatch=2)
 JUNK = -3.0  # log-prob, entropy: of tokens that are not trained; not to be seen in any result
+KINKS = np.log([0.8, 1.2, 1.28, 6.0, 1 - 3e-4, 1 + 4e-4])  # where a clip gives two slopes
+
+
+def answer(demonstration, reward, logp, entropy, old=None, **others) -> Answer:
+    """With what it freezes; by default on policy, and its own reference."""
+    zeros = [0.0] * len(logp)
+    old = old or list(zeros if demonstration else logp)
+    one = Answer(demonstration, reward, logp, entropy, old, list(logp), zeros, **others)
+    one.frozen = copy.deepcopy(one)
+    return one
 
 
 @st.composite
-def answers(draw: st.DrawFn, demonstration: bool) -> Answer:
+def answers(draw: st.DrawFn, demonstration: bool, prefixed: bool, mixed: bool) -> Answer:
     """Hypothesis chooses what can break (lengths, rewards); the numbers are merely random."""
-    size = draw(st.integers(1, LENGTH_CAP))
+    size = draw(st.integers(1, L_MAX))
     random = np.random.default_rng(draw(st.integers(0, 1000)))
     logp, entropy = random.uniform(-4.0, -0.01, size), random.uniform(0.0, 3.0, size)
-    log_ratio = random.uniform(-0.5, 0.5, size)
-    for bound in np.log([0.8, 1.2]):  # on the bounds themselves the loss has two slopes
-        log_ratio[np.abs(log_ratio - bound) < 1e-3] = 0.0
-    reward = draw(st.sampled_from([0.0, 0.5, 1.0]))
-    lists = (x.tolist() for x in (logp, entropy, entropy, logp - log_ratio))
-    return Answer(demonstration, reward, *lists)
+    spread = draw(st.sampled_from([0.5, 2.0, 1e-4]))  # the last is within the bounds of gspo
+    log_ratio = random.uniform(-spread, spread, size)
+    log_ratio[np.abs(log_ratio[:, None] - KINKS).min(axis=1) < 3e-5] = 0.0
+    old = logp - log_ratio
+    if demonstration and draw(st.booleans()):
+        old = np.zeros(size)  # nobody knows
+    one = Answer(
+        demonstration,
+        draw(st.sampled_from([0.0, 0.5, 1.0])),
+        *(x.tolist() for x in (logp, entropy, old, logp - random.uniform(-1.0, 1.0, size))),
+        kl=random.uniform(0.0, 2.0, size).tolist(),
+        given=draw(st.integers(0, size - 1)) if prefixed and not demonstration else 0,
+        weight=draw(st.sampled_from([0.1, 0.9])) if mixed else 1.0,
+    )
+    one.frozen = copy.deepcopy(one)
+    return one
 
 
-def groups(max_groups: int = 3) -> st.SearchStrategy[list[Group]]:
+def groups(objective: Objective, max_groups: int = 3) -> st.SearchStrategy[list[Group]]:
     """Ragged: some without rollouts, demonstrations, anything; of one token, of equal rewards."""
-    rollouts = st.lists(answers(demonstration=False), max_size=3)
-    demonstrations = st.lists(answers(demonstration=True), max_size=1)
+    kind = dict(prefixed=objective.prefix != "none", mixed=objective.mix == "share")
+    rollouts = st.lists(answers(demonstration=False, **kind), max_size=3)
+    demonstrations = st.lists(answers(demonstration=True, **kind), max_size=1)
     group = st.builds(lambda a, b: a + b, rollouts, demonstrations)
     return st.lists(group, max_size=max_groups)
 
 
+def roles(answer: Answer, objective: Objective) -> list[Role]:
+    """As the run's rollouts assign them."""
+    if answer.demonstration:
+        return [Role.DEMONSTRATION] * len(answer.logp)
+    start = [Role.HINT if objective.hint_nll else Role.NONE] * answer.given
+    if objective.prefix_policy and answer.given:
+        top = top_entropy(answer.entropy[: answer.given], objective.prefix_top_entropy)
+        start = [Role.PREFIX if chosen else Role.NONE for chosen in top]
+    return start + [Role.SELF] * (len(answer.logp) - answer.given)
+
+
+def group_sequences(
+    group: Group, objective: Objective, first: int, prompt_length: int
+) -> list[TrainingSequence]:
+    """Every token is a number of its own, counted from `first`."""
+    own = [a for a in group if not a.demonstration]
+    demonstrations = [a for a in group if a.demonstration]
+    a_own, a_demo = group_advantages(
+        [a.reward for a in own],
+        [a.reward for a in demonstrations],
+        augmented=objective.advantage_group == "augmented",
+        divide_by_std=objective.advantage_std,
+        baseline=[not a.given for a in own] if objective.prefix_policy else None,
+    )
+    by_answer = {id(a): x for a, x in zip(own + demonstrations, [*a_own, *a_demo], strict=True)}
+    sequences = []
+    for one in group:
+        sequences.append(
+            TrainingSequence(
+                prompt=[0] * prompt_length,
+                completion=range(first, first + len(one.logp)),
+                role=roles(one, objective),
+                advantage=by_answer[id(one)],
+                correct=one.reward >= 1.0,
+                old_logprobs=one.old_logp,
+                weight=one.weight,
+            )
+        )
+        first += len(one.logp)
+    return sequences
+
+
 def to_batch(
-    groups: list[Group], objective: ObjectiveConfig, prompt_length: int = 2
-) -> tuple[Batch, TokenStats]:
+    groups: list[Group], objective: Objective, prompt_length: int = 2
+) -> tuple[Batch, TokenStats | ReferencedStats]:
     """The batch that a step would see, and [M, B, T] statistics.
 
-    Every trained token is a number of its own, by which it finds its log-prob and entropy wherever
-    it was packed.
+    A trained token finds its statistics by its number, wherever it was packed.
     """
-    tables, sequences = [[JUNK], [JUNK]], []
+    everything = [answer for group in groups for answer in group]
+    tables = [
+        [JUNK] + [value for answer in everything for value in getattr(answer, name)]
+        for name in ("logp", "entropy", "ref_logp", "kl")
+    ]
+    sequences, first = [], 1
     for group in groups:
-        given = [answer.demonstration for answer in group]
-        rewards = np.array([answer.reward for answer in group])
-        own, demo = group_advantages(
-            rewards[~np.array(given, bool)],
-            rewards[np.array(given, bool)],
-            augmented=objective.advantage_group == "augmented",
-            divide_by_std=objective.advantage_std,
-        )
-        of_role = {False: iter(own), True: iter(demo)}
-        for answer in group:
-            first = len(tables[0])
-            tables[0] += answer.logp
-            tables[1] += answer.entropy
-            sequences.append(
-                TrainingSequence(
-                    prompt=[0] * prompt_length,
-                    completion=range(first, len(tables[0])),
-                    role=Role.DEMONSTRATION if answer.demonstration else Role.SELF,
-                    advantage=next(of_role[answer.demonstration]),
-                    correct=answer.reward >= 1.0,
-                    old_logprobs=None if answer.demonstration else answer.old_logp,
-                )
-            )
+        sequences += group_sequences(group, objective, first, prompt_length)
+        first += sum(len(answer.logp) for answer in group)
     batch = make_batch(
-        sequences, objective, TRAINING, num_microbatches=NUM_MICROBATCHES, length_cap=LENGTH_CAP
+        sequences, objective, TRAINING, num_microbatches=NUM_MICROBATCHES, length_cap=L_MAX
     )
-    stats = (np.asarray(table, np.float32)[batch.rows.targets] for table in tables)
-    return batch, TokenStats(*stats)
+    stats = [np.asarray(table, np.float32)[batch.rows.targets] for table in tables]
+    return batch, ReferencedStats(*stats) if objective.kl else TokenStats(*stats[:2])

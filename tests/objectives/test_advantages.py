@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from srft_jax.objectives.advantages import group_advantages
+from srft_jax.objectives.advantages import group_advantages, overlong_penalty
 
 SETTINGS = [dict(augmented=a, divide_by_std=s) for a in (False, True) for s in (False, True)]
 
@@ -50,3 +50,43 @@ def test_groups_without_rollouts_or_demonstrations(settings):
         assert [len(x) for x in results] == [len(own), len(given)]
         assert np.all(np.isfinite(np.concatenate(results)))
     assert results[0][0] > 0 > results[0][1]
+
+
+def of_baseline(rewards, baseline, divide_by_std=False):
+    own, given = group_advantages(
+        rewards, [], augmented=False, divide_by_std=divide_by_std, baseline=baseline
+    )
+    assert given.shape == (0,)
+    return own
+
+
+def test_prefixed_completions_do_not_count_for_the_mean():
+    """A right completion with a prefix keeps A = 1 beside wrong ones without."""
+    np.testing.assert_array_equal(of_baseline([1, 0, 0], [False, True, True]), [1, 0, 0])
+    found = of_baseline([1, 1, 0, 0, 0], [False, True, True, True, True])
+    np.testing.assert_allclose(found, [0.75, 0.75, -0.25, -0.25, -0.25])
+    found = of_baseline([0, 1, 0], [False, True, True], divide_by_std=True)
+    np.testing.assert_allclose(found, np.array([-0.5, 0.5, -0.5]) / 0.5**0.5, rtol=1e-5)
+
+
+def test_a_baseline_without_spread_or_without_completions():
+    np.testing.assert_array_equal(of_baseline([1, 0, 0], [False, True, True], True), [0, 0, 0])
+    np.testing.assert_array_equal(of_baseline([1, 0], [False, False]), [0, 0])
+    np.testing.assert_array_equal(of_baseline([1, 1, 1], [False, True, True]), [0, 0, 0])
+    everything = group_advantages([1, 0], [1], augmented=True, divide_by_std=True)
+    counted = group_advantages(
+        [1, 0], [1], augmented=True, divide_by_std=True, baseline=[True, True]
+    )
+    for a, b in zip(everything, counted, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("length", "penalty"), [(1, 0), (80, 0), (81, -0.05), (90, -0.5), (100, -1), (120, -1)]
+)
+def test_overlong_penalty(length, penalty):
+    np.testing.assert_allclose(overlong_penalty(length, 100, 0.2), penalty, atol=1e-9)
+
+
+def test_no_buffer_no_penalty():
+    assert not any(overlong_penalty(length, 100, 0.0) for length in (1, 99, 100))

@@ -1,21 +1,13 @@
-"""The table of methods: expansion, overriding, errors, and what each row does to one token."""
+"""The table of methods: expansion, overriding, errors."""
 
 import dataclasses
 import math
 import typing
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from srft_jax.batch import Normalisers, Role, Rows
 from srft_jax.config import ObjectiveConfig, UsageError
-from srft_jax.objectives.loss import LossContext, clipped, token_objective
 from srft_jax.objectives.methods import PRESETS, Objective, expand
-from srft_jax.ops.head import TokenStats
-
-ENTROPY, LENGTH_CAP = 0.7, 8
 
 
 def test_every_preset_is_a_choice_of_the_configuration_and_expands_to_its_row():
@@ -25,20 +17,36 @@ def test_every_preset_is_a_choice_of_the_configuration_and_expands_to_its_row():
         assert expand(ObjectiveConfig(preset=name)) == row
 
 
+# One other value of each coefficient, and the preset that it fits on.
+OTHERS = {
+    "srft": dict(
+        demo_nll=0.3, demo_nll_entropy=0, demo_nll_probability="p", demo_policy=0.9,
+        demo_ratio_gamma=0.2, demo_per_step=4, gate="either", gate_solved=2,
+        sft_steps=3, mix="share", mix_start=0.5, mix_end=0.5, mix_steps=9, self_form="none",
+        self_positive=0.4, self_positive_entropy=-1, self_negative=0.6, surrogate="cispo",
+        clip_low=0.0, clip_high=0.5, dual_clip=3.0, old_logprobs="trainer", importance_cap=1.5,
+        keep="correct", mask_truncated=True, overlong_buffer=0.1, drop_zero_std=True, max_refills=2,
+        prefix="one", prefix_start=0.8, prefix_end=0.1, prefix_steps=7, prefix_until=8,
+        prefix_chunks=3, prefix_top_entropy=0.5, entropy_scope="batch", advantage_group="self",
+        advantage_std=True, kl=0.1, kl_estimator="full", kl_role="demo", entropy_bonus=0.01,
+        demo_aggregation="sequences", policy_aggregation="sequence_caps",
+    ),
+    "sft_plus_rl": dict(demo_buffer=8),
+    "chord": dict(demo_source="group"),
+    "uft": dict(hint_nll=0.2),
+    "prefix_rft": dict(prefix_policy=0.3),
+}  # fmt: skip
+
+
 def test_every_coefficient_can_be_overridden():
     names = [field.name for field in dataclasses.fields(Objective)]
     assert names == [field.name for field in dataclasses.fields(ObjectiveConfig)][2:]
-    other = dict(
-        demo_nll=0.3, demo_nll_entropy=0, demo_policy=0.9, demo_ratio_gamma=0.2, self_form="none",
-        self_positive=0.4, self_positive_entropy=-1, self_negative=0.6, entropy_scope="batch",
-        advantage_group="self", advantage_std=True, clip_low=0.0, clip_high=0.5, entropy_bonus=0.01,
-        demo_aggregation="sequences", policy_aggregation="length_cap",
-    )  # fmt: skip
-    assert other.keys() == set(names)
-    for name, value in other.items():
-        expected = dataclasses.replace(PRESETS["srft"], **{name: value})
-        assert expected != PRESETS["srft"]
-        assert expand(ObjectiveConfig(**{name: value})) == expected
+    assert sorted(name for others in OTHERS.values() for name in others) == sorted(names)
+    for preset, others in OTHERS.items():
+        for name, value in others.items():
+            expected = dataclasses.replace(PRESETS[preset], **{name: value})
+            assert expected != PRESETS[preset], name
+            assert expand(ObjectiveConfig(preset=preset, **{name: value})) == expected
 
 
 def test_zero_overrides_a_preset():
@@ -51,116 +59,84 @@ def test_zero_overrides_a_preset():
         (dict(clip_low=-0.1), r"clip_low = -0.1 .* do not bracket a ratio of 1"),
         (dict(clip_low=1.1), r"clip_low = 1.1 .* do not bracket a ratio of 1"),
         (dict(clip_high=-0.1), r"clip_high = -0.1 do not bracket a ratio of 1"),
+        (dict(clip_high=math.nan), r"clip_high = nan do not bracket a ratio of 1"),
+        (dict(dual_clip=1.0), r"dual_clip = 1.0 is not above 1"),
+        (dict(importance_cap=0.0), r"importance_cap = 0.0 is not above 0"),
         (dict(demo_ratio_gamma=-1.0), r"demo_ratio_gamma = -1.0 is below 0"),
+        (dict(demo_ratio_gamma=math.nan), r"demo_ratio_gamma = nan is below 0"),
+        (dict(gate="either", gate_solved=-1), r"gate_solved = -1 is below 0"),
+        (dict(demo_per_step=-1), r"demo_per_step = -1 is below 0"),
+        (dict(demo_buffer=-1), r"demo_buffer = -1 is below 0"),
+        (dict(sft_steps=-1), r"sft_steps = -1 is below 0"),
+        (dict(max_refills=-1), r"max_refills = -1 is below 0"),
+        (dict(mix_steps=-1), r"mix_steps = -1 is below 0"),
+        (dict(prefix_steps=-1), r"prefix_steps = -1 is below 0"),
+        (dict(prefix_until=-1), r"prefix_until = -1 is below 0"),
+        (dict(prefix_chunks=-1), r"prefix_chunks = -1 is below 0"),
+        (dict(kl=-0.1), r"kl = -0.1 is below 0"),
+        (dict(mix_start=1.5), r"mix_start = 1.5 is outside 0 to 1"),
+        (dict(mix_end=-0.5), r"mix_end = -0.5 is outside 0 to 1"),
+        (dict(prefix_start=1.5), r"prefix_start = 1.5 is outside 0 to 1"),
+        (dict(prefix_end=-0.5), r"prefix_end = -0.5 is outside 0 to 1"),
+        (dict(prefix_end=0.9, prefix_start=0.2), r"prefix_end = 0.9 is above .*start = 0.2"),
+        (dict(prefix_top_entropy=0.0), r"prefix_top_entropy = 0.0 is not a share"),
+        (dict(overlong_buffer=1.0), r"overlong_buffer = 1.0 is not a share of the length cap"),
+        (dict(preset="grpo", gate="either"), r"gate = either .* does not train both"),
+        (dict(preset="sft", gate="either"), r"gate = either .* does not train both"),
+        (dict(preset="chord", gate="demonstrations"), r"gate = demonstrations .*demo_source = own"),
+        (dict(preset="chord", demo_per_step=0), r"demo_source = own needs .*demo_per_step above 0"),
+        (dict(preset="luffy", demo_source="own", demo_per_step=2), r"demo_policy = 1.0 needs"),
+        (dict(preset="grpo", demo_buffer=8), r"demo_buffer = 8, but no demonstrations"),
+        (
+            dict(preset="luffy", demo_buffer=8),
+            r"demo_buffer = 8 .*demo_policy = 1.0",
+        ),
+        (dict(preset="grpo", mix="share"), r"mix = share needs both"),
+        (dict(preset="sft", drop_zero_std=True), r"drop_zero_std needs completions"),
+        (dict(preset="sft", prefix="one"), r"prefix = one needs completions"),
+        (dict(hint_nll=0.1), r"hint_nll = 0.1 trains prefixes, but objective.prefix = none"),
+        (dict(prefix_policy=0.1), r"prefix_policy = 0.1 trains prefixes, but objective.prefix"),
+        (dict(preset="uft", prefix_policy=0.1), r"hint_nll = 0.001 and .*prefix_policy = 0.1"),
+        (dict(preset="prefix_rft", surrogate="gspo"), r"prefix_policy = 1.0 .* gspo"),
+        (dict(preset="grpo", kl=0.1, kl_role="demo"), r"kl = 0.1, but nothing of .*role = demo"),
+        (dict(preset="sft", kl=0.1), r"kl = 0.1, but nothing of objective.kl_role = self"),
         (dict(preset="sft", demo_nll=0.0), r"the objective trains nothing"),
         (dict(preset="grpo", self_form="none"), r"the objective trains nothing"),
+        (dict(preset="sft_rl", self_form="none"), r"the objective trains nothing"),
     ],
 )
 def test_what_makes_no_sense_is_an_error(config, message):
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as error:
         expand(ObjectiveConfig(**config))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        dict(preset="grpo", kl=0.1, kl_estimator="full"),
+        dict(preset="grpo", prefix_chunks=5),
+        dict(preset="grpo", sft_steps=10),
+        dict(preset="dapo", mask_truncated=True, dual_clip=3.0),
+    ],
+)
+def test_what_makes_sense_is_none(config):
+    expand(ObjectiveConfig(**config))
 
 
 def test_what_a_preset_needs():
     needs = {n: (row.uses_demonstrations, row.uses_rollouts) for n, row in PRESETS.items()}
-    assert needs.pop("sft") == (True, False)
-    assert needs.pop("grpo") == (False, True)
-    assert set(needs.values()) == {(True, True)}
+    of = {kind: {name for name in needs if needs[name] == kind} for kind in set(needs.values())}
+    assert of.pop((True, False)) == {"sft", "sft_kl", "dft"}
+    assert of.pop((False, True)) == {"grpo", "dr_grpo", "dapo", "gspo", "cispo", "on_policy_sft"}
+    assert set(of) == {(True, True)}
     assert Objective(demo_policy=1.0).uses_rollouts  # its advantage is taken over completions
-
-
-def one_token_loss(preset, role, advantage, correct, old):
-    """(logp, H) -> loss of a step that consists of one token, every normaliser a count of 1."""
-    objective = expand(ObjectiveConfig(preset=preset))
-    one = jnp.ones(1, jnp.int32)
-    rows = Rows(
-        tokens=one,
-        targets=one,
-        positions=one,
-        segment_ids=one,
-        sequence_ids=0 * one,
-        role=one * role,
-        loss_mask=one > 0,
-        advantage=one * jnp.float32(advantage),
-        correct=one > (0 if correct else 1),
-        old_logprobs=one * jnp.float32(old),
-        inverse_length=one * jnp.float32(1.0),
-    )
-    context = LossContext(Normalisers(1.0, 1.0, 1.0, 1.0, 1.0), 0.0, 0.0, objective, False)
-
-    def loss(logp, entropy):
-        stats = TokenStats(jnp.reshape(logp, 1), jnp.reshape(entropy, 1))
-        return token_objective(stats, rows, context)[0]
-
-    return loss
-
-
-def shaped(p):
-    """d/dlogp of p / (p + .1)."""
-    return 0.1 * p / (p + 0.1) ** 2
-
-
-UP, DOWN = math.exp(ENTROPY), math.exp(-ENTROPY)
-# g = -dL/dlogp of a token, as a function of (p, r, A).
-DEMONSTRATION = {
-    "srft": lambda p, r, a: shaped(p) * a + 0.5 * DOWN,
-    "srft_paper": lambda p, r, a: p * a + 0.5 * DOWN,
-    "srft_official": lambda p, r, a: shaped(p) * a + 0.5 * UP,
-    "srft_hpt": lambda p, r, a: shaped(p) * a + 0.5 * DOWN,
-    "sft": lambda p, r, a: 1.0,
-    "grpo": lambda p, r, a: 0.0,
-}
-ROLLOUT = {  # of a rollout that is correct exactly if A > 0
-    "srft": lambda p, r, a: (0.1 * UP if a > 0 else 1.0) * within(r, a) * r * a,
-    "srft_paper": lambda p, r, a: 0.1 * UP if a > 0 else -1.0,
-    "srft_official": lambda p, r, a: (0.1 * UP if a > 0 else 1.0) * r * a,
-    "srft_hpt": lambda p, r, a: 0.1 * UP if a > 0 else -1.0,
-    "sft": lambda p, r, a: 0.0,
-    "grpo": lambda p, r, a: within(r, a) * r * a,
-}
-
-
-def within(r, a):
-    """0 where PPO's clip stops the gradient."""
-    return not (r > 1.2 if a > 0 else r < 0.8)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("advantage", [0.875, -0.375])
-@pytest.mark.parametrize(
-    ("role", "table"), [(Role.DEMONSTRATION, DEMONSTRATION), (Role.SELF, ROLLOUT)]
-)
-def test_gradient_weight_of_one_token(preset, role, table, advantage):
-    """Closed form = finite differences = autodiff; logp_old and the weights' H stay at theta_0."""
-    for p in (0.02, 0.1, 0.9):
-        for r in (0.7, 1.0, 1.3):
-            logp, old = math.log(p), math.log(p) - math.log(r)
-            loss = one_token_loss(preset, role, advantage, advantage > 0, old)
-            expected, step = table[preset](p, r, advantage), 1e-2
-            slope = -(loss(logp + step, ENTROPY) - loss(logp - step, ENTROPY)) / (2 * step)
-            np.testing.assert_allclose(slope, expected, rtol=1e-3, atol=1e-4)
-            g, bonus = jax.grad(loss, argnums=(0, 1))(logp, ENTROPY)
-            np.testing.assert_allclose(-g, expected, rtol=1e-5, atol=1e-6)
-            has_bonus = preset in ("srft_official", "srft_hpt")
-            np.testing.assert_allclose(bonus, -0.001 if has_bonus else 0.0, rtol=1e-6)
-
-
-def test_shaping_peaks_at_gamma():
-    """The demonstrations' policy gradient is strongest, a quarter of A, at p = gamma = .1."""
-    weights = {p: shaped(p) for p in (0.01, 0.05, 0.1, 0.2, 0.9)}
-    assert max(weights, key=weights.get) == 0.1
-    loss = one_token_loss("srft", Role.DEMONSTRATION, 1.0, True, 0.0)
-    g = -jax.grad(loss)(math.log(0.1), ENTROPY)
-    np.testing.assert_allclose(g - 0.5 * DOWN, 0.25, rtol=1e-5)
-
-
-@pytest.mark.parametrize("advantage", [1.0, -1.0])
-@pytest.mark.parametrize("bounds", [dict(clip_low=0.0), dict(clip_high=0.0), {}])
-def test_a_ratio_of_one_keeps_its_whole_gradient(bounds, advantage):
-    """Also where the clip begins at 1: on policy every ratio is 1."""
-    objective = expand(ObjectiveConfig(preset="grpo", **bounds))
-    slope = jax.grad(lambda log_r: clipped(jnp.exp(log_r), jnp.float32(advantage), objective))(0.0)
-    assert slope == advantage
+    assert {n for n, row in PRESETS.items() if row.uses_reference} == {"sft_kl", "uft"}
+    assert {n for n, row in PRESETS.items() if not row.is_elementwise} == {
+        "srft_paper",
+        "srft_hpt",
+        "gspo",
+    }
 
 
 def test_another_preset_on_top_of_stored_coefficients_is_refused():

@@ -9,17 +9,16 @@ from hypothesis import strategies as st
 
 from srft_jax.batch import Role
 from srft_jax.config import ObjectiveConfig, TrainingConfig
-from srft_jax.objectives.methods import Objective, expand
+from srft_jax.objectives.methods import expand
 from srft_jax.objectives.rows import (
     TrainingSequence,
     make_batch,
     max_microbatches,
-    normalisers,
     pack,
 )
 
 EOS = 9
-SELF, DEMO = Role.SELF, Role.DEMONSTRATION
+NONE, SELF, DEMO, HINT, PREFIX = Role
 TRAINING = TrainingConfig(row_length=10, rows_per_microbatch=2)
 SRFT = expand(ObjectiveConfig())
 thorough = settings(deadline=None, derandomize=True, database=None)
@@ -54,7 +53,7 @@ def ragged(draw):
 
 def test_the_worked_example():
     """Prompt 1 2 3 4, completion 5 EOS, as in the docstring of `Rows`; after it a demonstration."""
-    first = TrainingSequence([1, 2, 3, 4], [5, EOS], SELF, 0.5, True, [-0.1, -0.2])
+    first = TrainingSequence([1, 2, 3, 4], [5, EOS], SELF, 0.5, True, [-0.1, -0.2], 0.3)
     second = TrainingSequence([6], [7, EOS], DEMO, -0.5, False)
     batch = batch_of([first, second], num_microbatches=1)
     rows = {f.name: getattr(batch.rows, f.name)[0, 0] for f in dataclasses.fields(batch.rows)}
@@ -64,12 +63,14 @@ def test_the_worked_example():
         positions=[0, 1, 2, 3, 4, 0, 1, 0, 0, 0],
         segment_ids=[1, 1, 1, 1, 1, 2, 2, 0, 0, 0],
         sequence_ids=[0, 0, 0, 0, 0, 1, 1, 0, 0, 0],
-        role=[1, 1, 1, 1, 1, 2, 2, 0, 0, 0],
+        role=[0, 0, 0, 1, 1, 2, 2, 0, 0, 0],
         loss_mask=[0, 0, 0, 1, 1, 1, 1, 0, 0, 0],
         advantage=[0.5] * 5 + [-0.5] * 2 + [0] * 3,
         correct=[1] * 5 + [0] * 5,
+        weight=np.float32([0.3] * 5 + [1] * 2 + [0] * 3),
         old_logprobs=np.float32([0, 0, 0, -0.1, -0.2, 0, 0, 0, 0, 0]),
-        inverse_length=[0.5] * 7 + [0] * 3,
+        sampler_logprobs=np.float32([0, 0, 0, -0.1, -0.2, 0, 0, 0, 0, 0]),
+        inverse_length=[0, 0, 0, 0.5, 0.5, 0.5, 0.5, 0, 0, 0],
     )
     assert rows.keys() == expected.keys()
     for name, values in expected.items():
@@ -104,7 +105,7 @@ def test_every_sequence_stands_in_the_rows_once(sequences):
         assert [*tokens[1:], EOS] == targets.tolist()
         assert targets[rows.loss_mask[m, row, slots]].tolist() == original.completion
         assert len(set(rows.segment_ids[m, row, slots])) == 1
-        assert set(rows.role[m, row, slots]) == {original.role}
+        assert set(rows.role[m, row, slots][rows.loss_mask[m, row, slots]]) == {original.role}
     assert not originals
     assert not np.any(rows.loss_mask & (rows.segment_ids == 0))
 
@@ -126,6 +127,26 @@ def test_old_logprobs_lie_on_their_tokens(sequences):
     np.testing.assert_array_equal(rows.old_logprobs[not_eos], -rows.targets[not_eos])
     np.testing.assert_array_equal(rows.old_logprobs[own & ~not_eos], -EOS)
     assert not np.any(rows.old_logprobs[~own])
+    np.testing.assert_array_equal(rows.sampler_logprobs, rows.old_logprobs)
+
+
+def test_a_completion_with_a_forced_start():
+    """Two prefix tokens, one of them not trained, then two of its own; and one with a hint."""
+    first = TrainingSequence([1], [2, 3, 4, EOS], [NONE, PREFIX, SELF, SELF], 1.0, True, [-4] * 4)
+    second = TrainingSequence([1], [2, 3, 4, EOS], [HINT, HINT, HINT, SELF], 1.0, True, [-4] * 4)
+    rows = batch_of([first, second], num_microbatches=1).rows
+    np.testing.assert_array_equal(rows.role[0, 0, :8], [0, 4, 1, 1, 3, 3, 3, 1])
+    np.testing.assert_array_equal(rows.loss_mask[0, 0, :8], [0, 1, 1, 1, 1, 1, 1, 1])
+    third = np.float32(1 / 3)
+    np.testing.assert_array_equal(rows.inverse_length[0, 0, :8], [0] + [third] * 6 + [1])
+    np.testing.assert_array_equal(rows.sampler_logprobs[0, 0, :8], [0] + [-4] * 7)
+
+
+def test_logprobs_of_who_wrote_a_demonstration_are_not_the_samplers():
+    known = TrainingSequence([1], [2, EOS], DEMO, 1.0, True, [-1.0, -2.0])
+    rows = batch_of([known], num_microbatches=1).rows
+    np.testing.assert_array_equal(rows.old_logprobs[0, 0, :2], [-1, -2])
+    assert not np.any(rows.sampler_logprobs)
 
 
 def test_old_logprobs_of_another_length_are_an_error():
@@ -175,33 +196,3 @@ def test_max_microbatches_is_reached():
     for number, expected in [(1, 1), (6, 1), (7, 2), (12, 2), (13, 3)]:
         assert max_microbatches(number, 10, training) == expected
         assert -(-len(pack([10] * number, 29)) // 3) == expected
-
-
-# Rollouts of 2 and 4 trained tokens, demonstrations of 3, 1 and 1, the longest allowed 8.
-COUNTED = [(2, SELF), (4, SELF), (3, DEMO), (1, DEMO), (1, DEMO)]
-
-
-def denominators(**coefficients):
-    """(demonstration, policy, entropy) for an objective of these coefficients."""
-    sequences = [sequence(2, length, role, n) for n, (length, role) in enumerate(COUNTED)]
-    found = normalisers(sequences, Objective(**coefficients), length_cap=8)
-    assert (found.self_tokens, found.demonstration_tokens) == (6, 5)
-    return float(found.demonstration), float(found.policy), float(found.entropy)
-
-
-@pytest.mark.parametrize(
-    ("aggregation", "demo", "both", "own"),
-    [("tokens", 5, 11, 6), ("sequences", 3, 5, 2), ("length_cap", 8, 8, 8)],
-)
-def test_normalisers_of_each_aggregation(aggregation, demo, both, own):
-    ways = dict(demo_nll=1.0, demo_aggregation=aggregation, policy_aggregation=aggregation)
-    policy = dict(self_form="policy_gradient")
-    assert denominators(**ways, **policy, demo_policy=1.0) == (demo, both, both)
-    assert denominators(**ways, **policy) == (demo, own, both)
-
-
-def test_nothing_counts_as_zero():
-    found = normalisers([], SRFT, length_cap=8)
-    assert dataclasses.astuple(found) == (0, 0, 0, 0, 0)
-    capped = Objective(self_form="likelihood", policy_aggregation="length_cap")
-    assert normalisers([sequence(2, 3, DEMO)], capped, length_cap=8).policy == 0

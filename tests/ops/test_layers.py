@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from srft_jax.ops.layers import rms_norm, rope
+from srft_jax.ops.layers import rms_norm, rope, rope_tables
 
 H, THETA = 8, 10_000.0
 
@@ -12,9 +12,13 @@ def vectors(*shape):
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
 
 
+def at_positions(x, positions, theta):
+    return rope(x, *rope_tables(jnp.asarray(positions), x.shape[-1], theta))
+
+
 def rotated(vector, position, theta=THETA):
     """One head's vector [H] at one position."""
-    return np.asarray(rope(vector[None, None, None], np.array([[position]]), theta))[0, 0, 0]
+    return np.asarray(at_positions(vector[None, None, None], [[position]], theta))[0, 0, 0]
 
 
 def rope_of_hugging_face(x, positions, theta):
@@ -47,7 +51,7 @@ def test_rope_has_the_layout_of_hugging_face():
     x, positions = vectors(2, 5, 3, H), np.array([[0, 1, 2, 3, 4], [7, 0, 1000, 2, 3]])
     for theta in (100.0, 1_000_000.0):
         np.testing.assert_allclose(
-            rope(x, positions, theta), rope_of_hugging_face(x, positions, theta), atol=2e-4
+            at_positions(x, positions, theta), rope_of_hugging_face(x, positions, theta), atol=2e-4
         )
 
 
@@ -67,7 +71,7 @@ def test_rope_keeps_lengths_and_leaves_position_zero():
 def test_rope_angles_are_float32_for_bfloat16_inputs():
     x = vectors(H)
     rounded = jnp.asarray(x, jnp.bfloat16)
-    out = rope(rounded[None, None, None], jnp.array([[257]]), THETA)
+    out = at_positions(rounded[None, None, None], [[257]], THETA)
     assert out.dtype == jnp.bfloat16
     exact = rotated(np.asarray(rounded, np.float32), 257)
     np.testing.assert_allclose(out.astype(np.float32)[0, 0, 0], exact, atol=2e-2)

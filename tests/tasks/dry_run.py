@@ -5,6 +5,7 @@ optimizer, the schedule of evaluations and checkpoints, and the records.
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -13,37 +14,61 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tiny_runs import metrics_lines
 
-from srft_jax.batch import TrainState
+from srft_jax.batch import Role
+from srft_jax.config import RunError
 from srft_jax.evaluation import scores
 from srft_jax.models import init_params
 from srft_jax.objectives import loss as losses
-from srft_jax.ops.head import TokenStats
+from srft_jax.ops.head import ReferencedStats, TokenStats
 from srft_jax.rewards import RewardResult
 from srft_jax.rollout import Completion
 from srft_jax.tasks import generate as generate_module
-from srft_jax.tasks import rollouts
+from srft_jax.tasks import resume, rollouts, updates
 from srft_jax.tasks import setup as setup_module
 from srft_jax.tasks import train as train_module
-from srft_jax.tasks.states import optimizer_of
+from srft_jax.tasks.states import optimizers_of
+from srft_jax.training.state import new_state
+
+REPLACED = {
+    resume: ["fresh_state"],
+    rollouts: ["sample"],
+    scores: ["sample"],
+    setup_module: ["RewardPool"],
+    train_module: ["Checkpoints", "load_reference", "save_hf", "write_report"],
+    updates: ["make_train_step", "make_gradient_norms", "make_old_logprobs", "put"],
+}
 
 
 def dry_run(config):
     """Everything that a run does with its configuration, as one string, and what it prints."""
-    trace, out = Trace(), io.StringIO()
-    names = "fresh_state Checkpoints make_train_step _put save_hf write_report".split()
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            stack.enter_context(mock.patch.object(train_module, name, getattr(trace, name)))
-        stack.enter_context(mock.patch.object(setup_module, "RewardPool", trace.RewardPool))
-        for module in (rollouts, scores):
-            stack.enter_context(mock.patch.object(module, "sample", trace.sample))
-        stack.enter_context(contextlib.redirect_stdout(out))
-        assert train_module.train(config) == 0
+    trace = traced_run(config)
     trace.add("metrics", metrics_lines(config.run_dir))
     trace.add("samples", (Path(config.run_dir) / "samples.jsonl").read_text())
-    return "\n".join(trace.lines), out.getvalue().partition("\nstep ")[2]  # config, table cut off
+    return "\n".join(trace.lines), trace.out.partition("\nstep ")[2]  # config, table cut off
+
+
+def dry_divergence(config):
+    """How a run ends in which no update can be made."""
+    trace = Trace(skipped=1.0)
+    with pytest.raises(RunError) as caught:
+        traced_run(config, trace)
+    return str(caught.value), trace.lines[-1]
+
+
+def traced_run(config, trace=None):
+    """What a run has called, and what it has printed."""
+    trace, out = trace or Trace(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        for module, names in REPLACED.items():
+            for name in names:
+                stack.enter_context(mock.patch.object(module, name, getattr(trace, name)))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        assert train_module.train(config) == 0
+    trace.out = out.getvalue()
+    return trace
 
 
 def dry_generate(config):
@@ -63,10 +88,18 @@ def digest(tree):
 
 
 class Trace:
-    """Stands in for what train.py calls, and writes down the arguments."""
+    """Stands in for what a run calls, and writes down the arguments.
 
-    def __init__(self):
+    Attributes:
+        lines: Calls, as text.
+        updates: Optimizer's name and batch of each update.
+    """
+
+    def __init__(self, skipped=0.0):
         self.lines = []
+        self.updates = []
+        self.out = ""
+        self._skipped = skipped
 
     def add(self, what, *values):
         self.lines.append(f"{what} {json.dumps(values, default=str)}")
@@ -74,9 +107,10 @@ class Trace:
     def fresh_state(self, setup):
         shapes = jax.eval_shape(lambda: init_params(setup.model_config, jax.random.key(0)))
         params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
-        zero = np.float32(0.0)
-        optimizer_states = {"policy": optimizer_of(setup).init(params)}
-        return TrainState(np.int32(0), params, optimizer_states, zero, zero)
+        return new_state(params, optimizers_of(setup))
+
+    def load_reference(self, setup):
+        self.add("reference", setup.objective.uses_reference and setup.reference_path)
 
     def Checkpoints(self, run_dir, keep):
         self.add("checkpoints", keep)
@@ -103,19 +137,22 @@ class Trace:
         self.add("sample", vars(sampling), [vars(r) for r in requests], digest(key_data(key)))
         first = int(key_data(key)[-1]) % 200
         return [
-            [self._completion(first, r + g, sampling) for g in range(request.group_size)]
+            [self._completion(first, r + g, request, sampling) for g in range(request.group_size)]
             for r, request in enumerate(requests)
         ]
 
-    def _completion(self, first, number, sampling):
+    def _completion(self, first, number, request, sampling):
         length = 1 + (5 + number) % sampling.max_new_tokens
-        values = np.arange(length, dtype=np.float32)
-        tokens = (first + number + np.arange(length)) % 200
-        return Completion(tokens, -1.0 - values / 10, 1.0 + values / 10, length > 6)
+        tokens = [*request.forced, *((first + number + np.arange(length)) % 200)]
+        tokens = np.asarray(tokens[: sampling.max_new_tokens])
+        values = np.arange(len(tokens), dtype=np.float32)
+        forced = len(request.forced)
+        return Completion(tokens, -1.0 - values / 10, 1.0 + values / 10, length > 6, forced)
 
     def make_train_step(self, model_config, objective, optimizer, **options):
         """Real loss terms on made-up statistics; real updates with their gradients' mean."""
-        self.add("train step", model_config, options)
+        self.add("train step", model_config, objective, options)
+        name = options["optimizer_name"]
 
         def train_step(state, batch):
             flat = jax.tree.map(lambda x: x.reshape(-1), batch.rows)
@@ -128,26 +165,55 @@ class Trace:
             )
             numbers = jnp.arange(flat.tokens.size)
             stats = TokenStats(-0.5 - (numbers % 7) / 3.0, 0.2 + (numbers % 5) / 4.0)
+            if objective.uses_reference:
+                stats = ReferencedStats(*stats, stats.logprob - 0.1, stats.entropy / 9)
 
             def loss(stats):
                 terms = losses.loss_terms(stats, flat, context)
                 return sum(map(jnp.sum, terms.values())), terms
 
             (_, terms), slopes = jax.value_and_grad(loss, has_aux=True)(stats)
-            self.add("batch", digest(batch))
+            self.updates.append((name, batch))
+            self.add("batch", name, digest(batch))
             self.add("loss", digest(terms), digest(slopes))
             slope = float(jnp.abs(slopes.logprob).max()) + int(state.step)
             grads = jax.tree.map(lambda x: np.full_like(x, 1e-3 * slope**3), state.params)
-            moments = state.optimizer_states["policy"]
-            updates, moments = optimizer.update(grads, moments, state.params)
-            params = jax.tree.map(lambda x, update: x + update, state.params, updates)
+            changes, moments = optimizer.update(grads, state.optimizer_states[name], state.params)
+            params = jax.tree.map(lambda x, change: x + change, state.params, changes)
             self.add("params", digest(jax.tree.map(lambda x: x.reshape(-1)[0], params)))
-            new = TrainState(state.step + 1, params, {"policy": moments}, *np.float32([0.5, 0.7]))
-            return new, {f"loss/{name}": jnp.sum(term) for name, term in terms.items()}
+            new = dataclasses.replace(
+                state,
+                step=state.step + 1,
+                params=params,
+                optimizer_states=state.optimizer_states | {name: moments},
+                entropy_self=np.float32(0.5),
+                entropy_demonstration=np.float32(0.7),
+            )
+            metrics = {f"loss/{name}": jnp.sum(term) for name, term in terms.items()}
+            return new, metrics | {"loss/skipped": self._skipped}
 
         return train_step
 
-    def _put(self, batch, mesh):
+    def make_gradient_norms(self, *_, **__):
+        def gradient_norms(state, batch):
+            self.add("gradient norms", int(state.step))
+            return {"loss/self_gradient_norm": 1.0}
+
+        return gradient_norms
+
+    def make_old_logprobs(self, model_config, **options):
+        """Others than the sampler's."""
+        self.add("old logprobs", options)
+
+        def old_logprobs(params, batch):
+            self.add("old logprobs of", digest(params["final_norm"][:1]))
+            changed = batch.rows.old_logprobs + 0.05 * (batch.rows.role == Role.SELF)
+            rows = dataclasses.replace(batch.rows, old_logprobs=changed)
+            return dataclasses.replace(batch, rows=rows)
+
+        return old_logprobs
+
+    def put(self, batch, mesh):
         return batch
 
     def save_hf(self, path, model_config, params, tokenizer):

@@ -1,11 +1,14 @@
 """A user's mistake: exit code 2 and one line that names it, before anything compiles."""
 
+import dataclasses
+
 import jax
 import pytest
 from tiny_runs import tiny_arguments
 
 import run
-from srft_jax.config import UsageError
+from srft_jax.config import UsageError, parse
+from srft_jax.models.config_hf import to_hf_config, write_json
 from srft_jax.tasks import rollouts
 
 JSONL = "--data.arithmetic=null", "--data.jsonl.train={dir}/{name}.jsonl"
@@ -27,6 +30,9 @@ def jsonl(name):
     return [argument.replace("{name}", name) for argument in JSONL]
 
 
+NO_DEMONSTRATIONS = "--data.arithmetic.num_demonstrated=0"
+FEW_DEMONSTRATIONS = "--data.arithmetic.num_demonstrated=3"
+
 # Case -> what is added to the tiny run's command line, and what the message must say.
 CASES = {
     "unknown key": (["--trainig.num_steps=1"], "--trainig.num_steps"),
@@ -34,6 +40,7 @@ CASES = {
     "unknown key in a file": (["--config={dir}/unknown.yaml"], "nonsense"),
     "ill-typed key": (["--training.num_steps=many"], '"training.num_steps": Expected a'),
     "not a choice": (["--objective.preset=ppo"], '"objective.preset"'),
+    "the choices": (["--objective.preset=ppo"], "'relift', 'uft', 'prefix_rft', 'on_policy_sft'"),
     "missing config file": (["--config={dir}/none.yaml"], "{dir}/none.yaml"),
     "missing model": (
         ["--model.architecture=null", "--model.path={dir}/none"],
@@ -81,6 +88,76 @@ CASES = {
         "the objective trains nothing",
     ),
     "clip bounds": (["--objective.clip_low=1.5"], "objective.clip_low = 1.5"),
+    "no demonstrations for a first stage": (
+        ["--objective.preset=grpo", "--objective.sft_steps=2", NO_DEMONSTRATIONS],
+        "objective.preset = grpo trains on demonstrations, but no training prompt has one",
+    ),
+    "no demonstrations for prefixes": (
+        ["--objective.preset=prefix_rft", NO_DEMONSTRATIONS],
+        "objective.preset = prefix_rft trains on demonstrations, but no training prompt has one",
+    ),
+    "few demonstrations for a first stage": (
+        ["--objective.preset=sft_rl", "--objective.sft_steps=2", FEW_DEMONSTRATIONS],
+        "data.prompts_per_step = 4 exceeds the 3 prompts that objective.preset = sft_rl can",
+    ),
+    "few demonstrations of their own": (
+        ["--objective.preset=chord", "--objective.demo_per_step=21"],
+        "objective.demo_per_step = 21 exceeds the 20 training prompts with a demonstration",
+    ),
+    "none of their own": (
+        ["--objective.demo_policy=0", "--objective.demo_source=own"],
+        "objective.demo_source = own needs objective.demo_per_step above 0",
+    ),
+    "policy gradient of lone demonstrations": (
+        ["--objective.demo_source=own", "--objective.demo_per_step=4"],
+        "objective.demo_policy = 1.0 needs the advantage of a demonstration in its prompt's group",
+    ),
+    "policy gradient of buffered demonstrations": (
+        ["--objective.demo_buffer=4"],
+        "objective.demo_buffer = 4 trains the demonstrations of prompts by likelihood",
+    ),
+    "no reference": (
+        ["--objective.preset=sft_kl"],
+        "objective.preset = sft_kl needs a reference policy for its KL (objective.kl = 0.2)",
+    ),
+    "missing reference": (
+        ["--objective.preset=uft", "--model.reference={dir}/none"],
+        "{dir}/none is not a directory",
+    ),
+    "another architecture": (
+        ["--objective.preset=uft", "--model.reference={dir}/reference"],
+        "{dir}/reference has dim = 32 (the policy has 16), num_heads = 4 (the policy has 2)",
+    ),
+    "everything passes the gate": (
+        ["--objective.preset=hpt", "--objective.gate_solved=3"],
+        "objective.gate_solved = 3 lets every group of rollout.completions_per_prompt = 3 pass",
+    ),
+    "a gate without rollouts": (
+        ["--objective.preset=sft", "--objective.gate=either"],
+        "objective.gate = either chooses demonstrations by correct completions",
+    ),
+    "nobody without a prefix": (
+        ["--objective.preset=prefix_rft", "--rollout.completions_per_prompt=1"],
+        "leaves none of rollout.completions_per_prompt = 1 without a prefix",
+    ),
+    "hints without prefixes": (
+        ["--objective.hint_nll=0.1"],
+        "objective.hint_nll = 0.1 trains prefixes, but objective.prefix = none",
+    ),
+    "a first stage without end": (
+        ["--objective.preset=sft_rl"],
+        "objective.sft_steps = 100 leaves none of training.num_steps = 6 to the objective",
+    ),
+    "nothing to drop": (
+        ["--objective.preset=sft", "--objective.drop_zero_std=true"],
+        "objective.drop_zero_std needs completions",
+    ),
+    "the other optimizer": (
+        ["--training.demonstration_optimizer.b1=1"],
+        "training.demonstration_optimizer.b1 = 1.0 is not in [0, 1)",
+    ),
+    "no logits": (["--training.logits_mib=0"], "training.logits_mib = 0 is not at least 1"),
+    "never skipping": (["--training.max_skipped=0"], "training.max_skipped = 0 is not at least 1"),
     "rows too short": (["--training.row_length=26"], "27 tokens, which do not fit"),
     "uneven updates": (
         ["--training.updates_per_rollout=3"],
@@ -129,6 +206,10 @@ def directory(tmp_path):
     (tmp_path / "file_run").mkdir()
     (tmp_path / "file_run" / "checkpoints").write_text("")
     (tmp_path / "other_run" / "checkpoints" / "mine").mkdir(parents=True)
+    (tmp_path / "reference").mkdir()
+    policy = parse(tiny_arguments(tmp_path))[1].model.architecture
+    reference = dataclasses.replace(policy, dim=32, num_heads=4, init_std=0.1)
+    write_json(tmp_path / "reference" / "config.json", to_hf_config(reference))
     return tmp_path
 
 

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dry_run import dry_generate, dry_run
+from dry_run import dry_divergence, dry_generate, dry_run
 from tiny_runs import ROOT, tiny_arguments
 
 from srft_jax.config import RunConfig, UsageError, parse
 from srft_jax.models import forward, init_params, output_head
+from srft_jax.models.config_hf import to_hf_config, write_json
 from srft_jax.tasks.setup import prepare
 
 
@@ -64,6 +65,18 @@ def program(config):
     return str(closed.jaxpr), [np.asarray(x).tolist() for x in closed.consts]
 
 
+def gradient_program(config):
+    """Backward pass as JAX sees it."""
+    setup = prepare(config)
+
+    def total(params):
+        inputs = (jnp.zeros((1, 4), jnp.int32) for _ in range(3))
+        return forward(params, setup.model_config, *inputs, runtime=setup.runtime).hidden.sum()
+
+    params = jax.eval_shape(lambda: init_params(setup.model_config, jax.random.key(0)))
+    return str(jax.make_jaxpr(jax.grad(total))(params))
+
+
 @dataclasses.dataclass(frozen=True)
 class Refused:
     """Not a probe but an expectation: the other value is a mistake, and this is said of it."""
@@ -80,6 +93,23 @@ class Change:
     base: tuple[str, ...] = ()
 
 
+def objective(**coefficients):
+    return tuple(f"--objective.{name}={value}" for name, value in coefficients.items())
+
+
+OWN = objective(demo_policy=0, demo_source="own", demo_per_step=3)
+MIX = objective(mix="share", mix_start=0.9, mix_end=0.3, mix_steps=2)
+PREFIX = objective(prefix="all", prefix_steps=3, prefix_until=3, prefix_end=0.2, prefix_chunks=0)
+KL = (*objective(kl=0.1), "--model.reference={dir}/reference")
+# Groups of one: where there is no demonstration, all rewards are equal.
+DROP = (*objective(drop_zero_std="true"), "--rollout.completions_per_prompt=1")
+SFT = (
+    *objective(sft_steps=2),
+    "--training.demonstration_optimizer.schedule=cosine",
+    "--training.demonstration_optimizer.warmup_steps=1",
+    "--training.demonstration_optimizer.learning_rate=0.01",
+    "--training.demonstration_optimizer.weight_decay=0.1",
+)
 JSONL = ("--data.arithmetic=null", "--data.jsonl.train={dir}/a.jsonl")
 JSONL += ("--data.jsonl.held_out={dir}/b.jsonl", "--data.jsonl.ood={dir}/c.jsonl")
 
@@ -101,8 +131,9 @@ TABLE = {
     "model.architecture.init_std": Change("0.5", program),
     "model.architecture.family": Change("gpt2", Refused("model.architecture")),
     "model.tokenizer": Change("{dir}/tokenizer"),
+    "model.reference": Change("{dir}/other_reference", base=KL),
     "model.dtype": Change("bfloat16", program),
-    "model.remat": Change("true", program),
+    "model.remat": Change("block", gradient_program),
     "mesh.data": Change("3", Refused("mesh data=3 x fsdp=1 x tensor=1 does not fit")),
     "mesh.fsdp": Change("3", Refused("fsdp=3 x tensor=1 does not fit")),
     "mesh.tensor": Change("3", Refused("fsdp=1 x tensor=3 does not fit")),
@@ -134,17 +165,49 @@ TABLE = {
     "objective.expanded_from": Change("grpo", Refused("holds all coefficients of grpo")),
     "objective.demo_nll": Change("0.25"),
     "objective.demo_nll_entropy": Change("1"),
+    "objective.demo_nll_probability": Change("p"),
     "objective.demo_policy": Change("0.5"),
     "objective.demo_ratio_gamma": Change("0.5"),
+    "objective.demo_source": Change("own", base=OWN[:1] + OWN[2:]),
+    "objective.demo_per_step": Change("4", base=OWN),
+    "objective.demo_buffer": Change("2", base=OWN[:1]),
+    "objective.gate": Change("either"),
+    "objective.gate_solved": Change("1", base=objective(gate="demonstrations")),
+    "objective.sft_steps": Change("1"),
+    "objective.mix": Change("share", base=MIX[1:]),
+    "objective.mix_start": Change("0.5", base=MIX),
+    "objective.mix_end": Change("0.5", base=MIX),
+    "objective.mix_steps": Change("1", base=MIX),
     "objective.self_form": Change("likelihood"),
     "objective.self_positive": Change("0.5"),
     "objective.self_positive_entropy": Change("-1"),
     "objective.self_negative": Change("0.5"),
+    "objective.surrogate": Change("cispo"),
+    "objective.clip_low": Change("0.1"),
+    "objective.clip_high": Change("0.3"),
+    "objective.dual_clip": Change("1.1"),
+    "objective.old_logprobs": Change("trainer"),
+    "objective.importance_cap": Change("1.01", base=objective(old_logprobs="trainer")),
+    "objective.keep": Change("correct"),
+    "objective.mask_truncated": Change("true"),
+    "objective.overlong_buffer": Change("0.5"),
+    "objective.drop_zero_std": Change("true", base=DROP[1:]),
+    "objective.max_refills": Change("1", base=DROP),
+    "objective.prefix": Change("one", base=PREFIX),
+    "objective.prefix_start": Change("0.6", base=PREFIX),
+    "objective.prefix_end": Change("0.6", base=PREFIX),
+    "objective.prefix_steps": Change("1", base=PREFIX),
+    "objective.prefix_until": Change("1", base=PREFIX),
+    "objective.prefix_chunks": Change("2", base=PREFIX),
+    "objective.hint_nll": Change("0.5", base=PREFIX),
+    "objective.prefix_policy": Change("0.5", base=PREFIX),
+    "objective.prefix_top_entropy": Change("0.4", base=PREFIX + objective(prefix_policy=1)),
     "objective.entropy_scope": Change("token"),
     "objective.advantage_group": Change("self"),
     "objective.advantage_std": Change("true"),
-    "objective.clip_low": Change("0.1"),
-    "objective.clip_high": Change("0.3"),
+    "objective.kl": Change("0.2", base=KL),
+    "objective.kl_estimator": Change("k2", base=KL),
+    "objective.kl_role": Change("demo", base=KL),
     "objective.entropy_bonus": Change("0.01"),
     "objective.demo_aggregation": Change("sequences"),
     "objective.policy_aggregation": Change("length_cap"),
@@ -154,6 +217,9 @@ TABLE = {
     "training.rows_per_microbatch": Change("16"),
     "training.checkpoint_every": Change("2"),
     "training.keep_checkpoints": Change("1"),
+    "training.logits_mib": Change("32"),
+    "training.max_skipped": Change("2", dry_divergence),
+    "training.gradient_norms_every": Change("2"),
     "training.optimizer.learning_rate": Change("0.02"),
     "training.optimizer.warmup_steps": Change("3"),
     "training.optimizer.schedule": Change("constant"),
@@ -162,6 +228,14 @@ TABLE = {
     "training.optimizer.b2": Change("0.9"),
     "training.optimizer.weight_decay": Change("0.2"),
     "training.optimizer.clip_norm": Change("0.5"),
+    "training.demonstration_optimizer.learning_rate": Change("0.02", base=SFT),
+    "training.demonstration_optimizer.warmup_steps": Change("3", base=SFT),
+    "training.demonstration_optimizer.schedule": Change("constant", base=SFT),
+    "training.demonstration_optimizer.final_fraction": Change("0.5", base=SFT),
+    "training.demonstration_optimizer.b1": Change("0.8", base=SFT),
+    "training.demonstration_optimizer.b2": Change("0.9", base=SFT),
+    "training.demonstration_optimizer.weight_decay": Change("0.2", base=SFT),
+    "training.demonstration_optimizer.clip_norm": Change("0.5", base=SFT),
     "evaluation.every": Change("2"),
     "evaluation.max_new_tokens": Change("15"),
     "evaluation.slots": Change("16"),
@@ -184,7 +258,7 @@ def test_the_table_holds_every_key():
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """Data files, and a tokenizer whose chat template has one more character."""
+    """Data files, references, and a tokenizer whose chat template has one more character."""
     path = tmp_path_factory.mktemp("leaves")
     for number, name in enumerate("abcd", start=1):
         rows = (
@@ -192,6 +266,10 @@ def directory(tmp_path_factory):
             for n in range(9)
         )
         (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("reference", "other_reference"):
+        (path / name).mkdir()
+        architecture = to_hf_config(parse(tiny_arguments(path))[1].model.architecture)
+        write_json(path / name / "config.json", architecture)
     (path / "tokenizer").mkdir()
     for file in (ROOT / "assets" / "tokenizer").iterdir():
         text = file.read_text()

@@ -13,11 +13,11 @@ from tiny_runs import (
     newest_checkpoint,
     run_in_process,
     samples,
+    scored_by_parity,
     tiny_arguments,
 )
 
 from srft_jax.tasks import rollouts
-from srft_jax.training.checkpoint import Checkpoints
 
 
 @pytest.fixture
@@ -26,12 +26,10 @@ def interrupt_in(monkeypatch):
     collect = rollouts.collect
 
     def install(step):
-        steps = iter(range(1, 100))
-
-        def collect_and_interrupt(*args):
-            if next(steps) == step:
+        def collect_and_interrupt(setup, stage, this_step, *args):
+            if this_step == step:
                 signal.raise_signal(signal.SIGINT)
-            return collect(*args)
+            return collect(setup, stage, this_step, *args)
 
         monkeypatch.setattr(rollouts, "collect", collect_and_interrupt)
 
@@ -52,10 +50,44 @@ def test_a_stopped_run_continues_bit_for_bit(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+METHODS = {
+    "sft_rl": (["sft_steps=3"], [2, 3]),  # in the first stage, and at its end
+    "relift": (["demo_buffer=5", "gate_solved=1"], [1, 4]),
+    "chord": (["demo_per_step=3", "mix_steps=6"], [4]),
+}
+
+
+@pytest.mark.parametrize("preset", METHODS)
+def test_stages_buffers_and_further_iterators_continue_bit_for_bit(
+    preset, tmp_path, interrupt_in, monkeypatch
+):
+    """Stopped again and again."""
+    coefficients, stops = METHODS[preset]
+    flags = [f"--objective.{one}" for one in (f"preset={preset}", *coefficients)]
+    flags += scored_by_parity(tmp_path)
+    for step in stops:
+        interrupt_in(step)
+        assert run_in_process(tmp_path / "stopped", *flags) == 130
+        found, _, data = newest_checkpoint(tmp_path / "stopped")
+        assert (found, bool(data["waiting"])) == (step, preset == "relift")
+        monkeypatch.undo()
+    assert run_in_process(tmp_path / "stopped", *flags) == 0
+    assert run_in_process(tmp_path / "whole", *flags) == 0
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    rows = [row for row in metrics_lines(tmp_path / "whole") if "optimizer/updates" in row]
+    assert all(row["optimizer/updates"] for row in rows)
+    _, arrays, data = newest_checkpoint(tmp_path / "whole")
+    names = {name.split("'")[1] for name in arrays if name.startswith(".optimizer_states")}
+    assert names == {"policy"} | ({"demonstration"} if preset != "chord" else set())
+    moments = [array for name, array in arrays.items() if ".mu" in name]
+    assert all(array.any() for array in moments)
+
+
 def test_checkpoints_hold_what_the_comparison_is_about(uninterrupted):
     """Moments, running entropies and the data position are there, and moved."""
     step, arrays, data = newest_checkpoint(uninterrupted)
-    assert (step, arrays[".step"], data) == (6, 6, {"iterator": {"next_index": 6}} | data)
+    assert (step, arrays[".step"]) == (6, 6)
+    assert data == {"iterators": {"prompts": {"next_index": 6}}, "waiting": []} | data
     assert arrays[".entropy_self"] > 0 and arrays[".entropy_demonstration"] > 0
     moments = [name for name in arrays if ".mu" in name or ".nu" in name]
     assert len(moments) == 2 * sum(name.startswith(".params") for name in arrays)
@@ -117,12 +149,14 @@ def test_other_rows_behind_the_same_configuration_are_refused(tmp_path, capsys):
     assert "now reads other rows" in capsys.readouterr().err
 
 
-def test_a_diverged_run_stops_before_it_saves(tmp_path, capsys):
+def test_a_diverged_run_saves_its_last_sound_state(tmp_path, capsys):
     run_dir = tmp_path / "run"
     assert run_in_process(run_dir, "--training.optimizer.learning_rate=1e30") == 1
-    assert " is nan" in capsys.readouterr().err
-    with Checkpoints(str(run_dir), keep=1) as checkpoints:
-        assert checkpoints.newest() is None
+    assert "no update was made 3 times in a row (training.max_skipped)" in capsys.readouterr().err
+    step, arrays, _ = newest_checkpoint(run_dir)
+    assert step == metrics_lines(run_dir)[-1]["step"]
+    for name, array in arrays.items():
+        assert np.isfinite(array).all(), name
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,21 @@ def tiny_config(run_dir, *arguments):
     return parse(tiny_arguments(run_dir, *arguments))[1]
 
 
+def scored_by_parity(path):
+    """Flags for nine prompts, all with a demonstration, whose rewards are 0 and 1 equally often."""
+    rows = [
+        dict(
+            prompt=f"{i}+1",
+            answer=f"{i + 1}",
+            demonstration=f"<think>{i}+1</think>{i + 1}",
+            kind="tiny_scorers:parity",
+        )
+        for i in range(9)
+    ]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--data.arithmetic=null", f"--data.jsonl.train={path}/rows.jsonl"]
+
+
 def run_in_process(run_dir, *arguments):
     """Exit code of the tiny run."""
     return run.main(["train", *tiny_arguments(run_dir, *arguments)])
@@ -49,8 +64,8 @@ def samples(run_dir):
 
 
 def newest_checkpoint(run_dir):
-    """Step, and every array of the train state and the data iterator's position by its path."""
-    config = tiny_config(run_dir)
+    """Step, every array of the train state by its path, and the place in the data."""
+    config = parse([f"--config={run_dir}/config.yaml"])[1]
     with Checkpoints(str(run_dir), config.training.keep_checkpoints) as checkpoints:
         step = checkpoints.newest()
         state, data = checkpoints.restore(step, abstract_state(prepare(config)))
@@ -59,7 +74,7 @@ def newest_checkpoint(run_dir):
 
 
 def assert_same_run(run_dir, other):
-    """Bit for bit: records, parameters, optimizer state, running statistics, data order."""
+    """Bit for bit: records, parameters, optimizer states, running statistics, data order."""
     assert metrics_lines(run_dir) == metrics_lines(other)
     assert samples(run_dir) == samples(other)
     (step, arrays, data), (other_step, other_arrays, other_data) = (

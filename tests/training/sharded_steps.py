@@ -1,4 +1,4 @@
-"""Two train steps on one device and on meshes of eight; prints the largest relative differences.
+"""Two train steps on one device and on meshes of 2 to 8; prints the largest relative differences.
 
 A script of its own, since the number of devices cannot change once JAX has started.
 """
@@ -6,6 +6,7 @@ A script of its own, since the number of devices cannot change once JAX has star
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 
 import jax
@@ -13,11 +14,11 @@ import jax.monitoring
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh
-from tiny_training import MODEL, batch_of, sequences, state_of
+from tiny_training import MODEL, batch_of, reference_params, sequences, state_of
 
 from srft_jax.batch import Batch, TrainState
-from srft_jax.config import MeshConfig, ObjectiveConfig, OptimizerConfig
-from srft_jax.mesh import make_mesh, sharding
+from srft_jax.config import ObjectiveConfig, OptimizerConfig
+from srft_jax.mesh import sharding
 from srft_jax.objectives.methods import expand
 from srft_jax.ops import head as head_module
 from srft_jax.ops.head import token_stats
@@ -25,16 +26,28 @@ from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import state_shardings
 from srft_jax.training.step import make_train_step
 
-MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2)]
+MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 2), (1, 1, 4)]
 AXES = ("data", "fsdp", "tensor")
-# Sums per sequence, over roles, and of all terms: whatever could go wrong across devices.
+# Sums per sequence, over roles, and of all terms: whatever could go wrong across devices. Every
+# metric there is comes with it.
 OBJECTIVE = expand(
     ObjectiveConfig(
-        preset="srft", entropy_scope="sequence", entropy_bonus=0.01, policy_aggregation="sequences"
+        preset="srft",
+        entropy_scope="sequence",
+        entropy_bonus=0.01,
+        kl=0.1,
+        kl_estimator="full",
+        old_logprobs="trainer",
+        policy_aggregation="sequences",
     )
 )
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1.0, warmup_steps=0), MODEL, num_updates=8)
-STEP = make_train_step(MODEL, OBJECTIVE, OPTIMIZER, temperature=0.8, on_policy=False)
+
+
+def mesh_of(shape: tuple[int, int, int]) -> Mesh:
+    """Of the first devices."""
+    devices = jax.devices()[: math.prod(shape)]
+    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
 def initial_state() -> TrainState:
@@ -47,11 +60,14 @@ def initial_state() -> TrainState:
     )
 
 
-def two_steps(state: TrainState, batch: Batch) -> tuple[TrainState, list]:
+def two_steps(state: TrainState, batch: Batch, reference: object) -> tuple[TrainState, list]:
     """Also checks that the second step runs the first one's program."""
-    state, first = STEP(state, batch)
+    step = make_train_step(
+        MODEL, OBJECTIVE, OPTIMIZER, temperature=0.8, on_policy=False, reference_params=reference
+    )
+    state, first = step(state, batch)
     with compilations() as compiled:
-        state, second = STEP(state, batch)
+        state, second = step(state, batch)
     assert not compiled, compiled
     return state, [first, second]
 
@@ -70,17 +86,19 @@ def compilations() -> Iterator[list[str]]:
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def on_mesh(config: MeshConfig, batch: Batch) -> tuple[TrainState, list]:
-    mesh = make_mesh(config)
+def on_mesh(shape: tuple[int, int, int], batch: Batch) -> tuple[TrainState, list]:
+    mesh = mesh_of(shape)
     state = initial_state()
-    where = state_shardings(mesh, MODEL, OPTIMIZER, state.params)
+    where = state_shardings(mesh, MODEL, {"policy": OPTIMIZER}, state.params)
     of_batch = jax.tree.map(
         lambda x: sharding(mesh, (None, "rows", None) if x.ndim == 3 else (), x.shape), batch
     )
     gate = where.params["layers"]["gate"]
-    assert gate.shard_shape((2, 16, 32)) == (2, 16 // config.fsdp, 32 // config.tensor)
+    assert gate.shard_shape((2, 16, 32)) == (2, 16 // shape[1], 32 // shape[2])
     assert optax.tree.get(where.optimizer_states["policy"], "mu") == where.params
-    state, metrics = two_steps(jax.device_put(state, where), jax.device_put(batch, of_batch))
+    inputs = jax.device_put((state, batch, reference_params()), (where, of_batch, where.params))
+    with jax.set_mesh(mesh):
+        state, metrics = two_steps(*inputs)
     for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(where), strict=True):
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), (leaf.sharding, expected)
     return state, metrics
@@ -105,7 +123,8 @@ def head_flops(mesh: Mesh) -> float:
 
     head = jax.ShapeDtypeStruct((MODEL.dim, MODEL.vocab_size), np.float32)
     inputs = split((960, MODEL.dim), np.float32), head, split((960,), np.int32)
-    return jax.jit(token_stats).lower(*inputs).compile().cost_analysis()["flops"]
+    with jax.set_mesh(mesh):
+        return jax.jit(token_stats).lower(*inputs).compile().cost_analysis()["flops"]
 
 
 def main() -> None:
@@ -113,12 +132,15 @@ def main() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     head_module.LOGITS_BYTES = 4 * MODEL.vocab_size * 48  # three chunks a microbatch
     batch = batch_of(sequences(), OBJECTIVE, rows_per_microbatch=4, shape=(2, 8))
-    expected_state, expected_metrics = two_steps(initial_state(), batch)
-    results = {"moved": largest_difference(expected_state.params, initial_state().params)}
-    one = jax.make_mesh((1, 1, 1), AXES, (AxisType.Auto,) * 3, devices=jax.devices()[:1])
-    results["head_flops_share"] = head_flops(make_mesh(MeshConfig())) / head_flops(one)
+    expected_state, expected_metrics = two_steps(initial_state(), batch, reference_params())
+    results = {
+        "moved": largest_difference(expected_state.params, initial_state().params),
+        "metrics": sorted(expected_metrics[0]),
+    }
+    shares = [head_flops(mesh_of(shape)) for shape in [(8, 1, 1), (1, 1, 1)]]
+    results["head_flops_share"] = shares[0] / shares[1]
     for shape in MESHES:
-        state, metrics = on_mesh(MeshConfig(*shape), batch)
+        state, metrics = on_mesh(shape, batch)
         results["x".join(map(str, shape))] = {
             "metrics": largest_difference(metrics, expected_metrics),
             "params": largest_difference(state.params, expected_state.params),

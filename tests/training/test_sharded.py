@@ -1,4 +1,4 @@
-"""On meshes of eight devices the train step gives what one device gives."""
+"""On meshes of two to eight devices the train step gives what one device gives."""
 
 import json
 import os
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from srft_jax.training import metrics
 
 SCRIPT = Path(__file__).with_name("sharded_steps.py")
 ROOT = Path(__file__).parents[2]
@@ -28,10 +30,14 @@ def results():
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("mesh", ["8x1x1", "2x2x2", "1x4x2"])
+@pytest.mark.parametrize("mesh", ["8x1x1", "2x2x2", "1x4x2", "1x1x2", "1x1x4"])
 def test_sharded_equals_single_device(results, mesh):
     assert results["moved"] > 1e-2  # or equal parameters would mean nothing
     assert max(results[mesh].values()) < 1e-5, results[mesh]
+
+
+def test_all_metrics_were_compared(results):
+    assert set(metrics.METRICS) < set(results["metrics"])
 
 
 def test_the_head_is_split_over_the_devices(results):

@@ -1,66 +1,31 @@
 """The train step: however the sequences are packed and split, the same gradients and metrics."""
 
 import dataclasses
-import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_training import (
     MODEL,
+    OBJECTIVES,
     PREVIOUS_ENTROPY,
-    batch_of,
     gradient_keeper,
+    initial_state,
+    largest,
+    naive_logprobs,
+    of_role,
+    of_targets,
     sequences,
-    state_of,
+    split,
+    step,
 )
 
 from srft_jax.batch import Role
-from srft_jax.config import ObjectiveConfig
-from srft_jax.models import forward, output_head
 from srft_jax.objectives import rows as rows_module
-from srft_jax.objectives.methods import PRESETS, expand
-from srft_jax.training.step import make_train_step, present
+from srft_jax.training.metrics import present
+from srft_jax.training.step import make_train_step
 
-SHAPE = (4, 8)  # microbatches, rows
-TEMPERATURE = 0.8
-# The options that no preset takes, in one row.
-ALL_ELSE = dict(
-    demo_nll_entropy=1,
-    self_positive_entropy=-1,
-    entropy_scope="batch",
-    entropy_bonus=0.01,
-    demo_aggregation="sequences",
-    policy_aggregation="sequences",
-)
-OBJECTIVES = {name: expand(ObjectiveConfig(preset=name)) for name in PRESETS}
-OBJECTIVES["all else"] = expand(ObjectiveConfig(**ALL_ELSE))
 objectives = pytest.mark.parametrize("name", OBJECTIVES)
-
-
-@functools.cache
-def initial_state():
-    return state_of(gradient_keeper())
-
-
-@functools.cache
-def compiled(name, on_policy):
-    return make_train_step(
-        MODEL, OBJECTIVES[name], gradient_keeper(), temperature=TEMPERATURE, on_policy=on_policy
-    )
-
-
-def step(name, batch, on_policy=False):
-    """New state, metrics and gradient after one step from the initial state."""
-    with jax.default_matmul_precision("highest"):
-        state, metrics = jax.device_get(compiled(name, on_policy)(initial_state(), batch))
-    return state, metrics, state.optimizer_states["policy"]
-
-
-def split(name, rows_per_microbatch=8, of=None):
-    of = sequences() if of is None else of
-    return batch_of(of, OBJECTIVES[name], rows_per_microbatch, SHAPE)
 
 
 def assert_same(got, expected):
@@ -74,13 +39,10 @@ def assert_same(got, expected):
         np.testing.assert_allclose(have, want, rtol=0, atol=tolerance, err_msg=str(path))
 
 
-def largest(tree):
-    return max(np.abs(x).max() for x in jax.tree.leaves(tree))
-
-
 def roles_of_microbatches(batch):
     trained = np.where(batch.rows.loss_mask, batch.rows.role, Role.NONE)
-    return [set(rows.flat) - {Role.NONE} for rows in trained[: batch.num_microbatches]]
+    roles = {Role.SELF, Role.DEMONSTRATION}
+    return [roles & set(rows.flat) for rows in trained[: batch.num_microbatches]]
 
 
 @objectives
@@ -109,14 +71,14 @@ def test_packed_equals_unpacked(name, monkeypatch):
 @objectives
 @pytest.mark.parametrize("kept", [[], [Role.SELF], [Role.DEMONSTRATION]])
 def test_a_step_without_a_role_is_finite(name, kept):
-    batch = split(name, of=[one for one in sequences() if one.role in kept])
+    batch = split(name, of=[one for one in sequences() if of_role(one, *kept)])
     state, metrics, gradient = step(name, batch)
     assert all(np.isfinite(x) for x in metrics.values())
     assert np.isfinite(largest(gradient))
     objective = OBJECTIVES[name]
     if not kept:
         assert largest(gradient) == metrics["loss/total"] == 0
-    elif objective.uses_demonstrations and objective.self_form != "none":
+    elif objective.trains_demonstrations and objective.self_form != "none":
         assert largest(gradient) > 1e-3
     # What is not there is not reported, and leaves the running entropy alone.
     shown = present(metrics, batch.normalisers)
@@ -140,62 +102,19 @@ def test_unused_microbatches_are_not_computed():
     np.testing.assert_allclose(doubled[1]["loss/total"], 2 * before[1]["loss/total"], rtol=1e-5)
 
 
-@functools.partial(jax.jit, static_argnames="temperature")
-def naive_stats(params, rows, temperature):
-    """logprob and entropy [B, T] from all logits."""
-    hidden = forward(params, MODEL, rows.tokens, rows.positions, rows.segment_ids).hidden
-    logp = jax.nn.log_softmax(hidden @ output_head(params, MODEL) / temperature)
-    logprob = jnp.take_along_axis(logp, rows.targets[..., None], axis=-1)[..., 0]
-    return logprob, -(jnp.exp(logp) * logp).sum(axis=-1)
-
-
-def stats_of(batch, temperature=TEMPERATURE):
-    """Of the first microbatch, under the initial parameters."""
-    rows = jax.tree.map(lambda x: x[0], batch.rows)
-    with jax.default_matmul_precision("highest"):
-        return rows, *jax.device_get(naive_stats(initial_state().params, rows, temperature))
-
-
 def test_on_policy_equals_old_logprobs_that_are_our_own():
     batch = split("srft")
     off_policy, computed = step("srft", batch), step("srft", batch, on_policy=True)
-    rows, logprob, _ = stats_of(batch)
-    own = rows.loss_mask & (rows.role == Role.SELF)
+    logprob = of_targets(naive_logprobs(batch, initial_state().params), batch)
+    own = batch.rows.loss_mask[0] & (batch.rows.role[0] == Role.SELF)
     batch.rows.old_logprobs[0] = np.where(own, logprob, 0.0)
     given = step("srft", batch)
-    # The same temperature on both sides, or the sampler would look off policy.
-    assert abs(given[1]["policy/sampler_kl"]) < 1e-6 < off_policy[1]["policy/sampler_kl"]
+    # The same temperature on both sides, or the ratios would not be 1.
     assert given[1]["policy/clip_fraction"] == 0 < off_policy[1]["policy/clip_fraction"]
-    assert computed[1].pop("policy/sampler_kl") == off_policy[1]["policy/sampler_kl"]
-    del given[1]["policy/sampler_kl"]
+    assert computed[1]["policy/ratio_min"] == computed[1]["policy/ratio_max"] == 1.0
     assert_same(computed, given)
     difference = jax.tree.map(lambda a, b: a - b, given[2], off_policy[2])
     assert largest(difference) > 1e-3
-
-
-def test_metrics_are_what_they_are_called():
-    batch = split("srft")
-    _, metrics, gradient = step("srft", batch)
-    rows, logprob, entropy = stats_of(batch)
-    own, demo = (rows.loss_mask & (rows.role == role) for role in (Role.SELF, Role.DEMONSTRATION))
-    ratio, advantage = np.exp(logprob - rows.old_logprobs)[own], rows.advantage[own]
-    clipped = np.where(advantage > 0, ratio > 1.2, (advantage < 0) & (ratio < 0.8))
-    expected = {
-        "policy/entropy_self": entropy[own].mean(),
-        "policy/entropy_demo": entropy[demo].mean(),
-        "policy/logprob_demo": logprob[demo].mean(),
-        "policy/sampler_kl": (ratio - 1 - np.log(ratio)).mean(),
-        "policy/clip_fraction": clipped.mean(),
-        "weights/sft": (0.5 * np.exp(-entropy[demo])).mean(),
-        "weights/rl": (0.1 * np.exp(entropy[own])).mean(),
-        "loss/demo_nll": (0.5 * np.exp(-entropy[demo]) * -logprob[demo]).mean(),
-        "loss/gradient_norm": np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(gradient))),
-    }
-    for name, value in expected.items():
-        np.testing.assert_allclose(metrics.pop(name), value, rtol=1e-4, err_msg=name)
-    total = metrics.pop("loss/total")
-    assert metrics.keys() == {"loss/demo_policy", "loss/self"}
-    np.testing.assert_allclose(expected["loss/demo_nll"] + sum(metrics.values()), total, rtol=1e-4)
 
 
 def test_state_after_a_step():
@@ -205,5 +124,45 @@ def test_state_after_a_step():
     assert state.entropy_self == metrics["policy/entropy_self"]
     assert state.entropy_demonstration == metrics["policy/entropy_demo"]
     # Batch-scoped weights read the entropies that came with the state.
-    np.testing.assert_allclose(metrics["weights/sft"], 0.5 * np.exp(PREVIOUS_ENTROPY[1]), rtol=1e-5)
-    np.testing.assert_allclose(metrics["weights/rl"], 0.1 * np.exp(-PREVIOUS_ENTROPY[0]), rtol=1e-5)
+    expected = np.array([0.7, 1.3]) * 0.5 * np.exp(PREVIOUS_ENTROPY[1])
+    found = [metrics["weights/sft_min"], metrics["weights/sft_max"]]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    expected = np.array([0.7, 1.3]) * 0.1 * np.exp(-PREVIOUS_ENTROPY[0])
+    found = [metrics["weights/rl_min"], metrics["weights/rl_max"]]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_each_optimizer_has_a_state_of_its_own():
+    keeper = gradient_keeper()
+    both = {"policy": {}, "demonstration": keeper.init(initial_state().params)}
+    state = dataclasses.replace(initial_state(), optimizer_states=both)
+    options = dict(temperature=1.0, on_policy=True, optimizer_name="demonstration")
+    train_step = make_train_step(MODEL, OBJECTIVES["srft"], keeper, **options)
+    states = jax.eval_shape(train_step, state, split("srft"))[0].optimizer_states
+    assert states["policy"] == {} and states["demonstration"].keys() == state.params.keys()
+
+
+def with_nan(batch, microbatch=1):
+    """The completions of one microbatch have advantages that are not numbers."""
+    own = batch.rows.loss_mask[microbatch] & (batch.rows.role[microbatch] == Role.SELF)
+    batch.rows.advantage[microbatch][own] = np.nan
+    return batch
+
+
+def test_an_update_that_is_not_finite_is_skipped():
+    """Whatever the state is made of stays bit for bit, but for the step."""
+    before = jax.device_get(initial_state())
+    state, metrics, _ = step("srft", with_nan(split("srft", rows_per_microbatch=4)))
+    assert metrics["loss/skipped"] == 1 and step("srft", split("srft"))[1]["loss/skipped"] == 0
+    assert np.isnan([metrics["loss/self"], metrics["loss/gradient_norm"]]).all()
+    assert np.isfinite([metrics["loss/demo_nll"], metrics["policy/entropy_self"]]).all()
+    assert state.step == before.step + 1
+    kept = dataclasses.replace(state, step=before.step)
+    for leaf, expected in zip(jax.tree.leaves(kept), jax.tree.leaves(before), strict=True):
+        assert leaf.tobytes() == expected.tobytes()
+
+
+def test_a_kl_needs_a_reference():
+    options = dict(temperature=1.0, on_policy=True)
+    with pytest.raises(ValueError, match="kl = 0.2 .* no reference_params"):
+        make_train_step(MODEL, OBJECTIVES["sft_kl"], gradient_keeper(), **options)

@@ -1,16 +1,19 @@
-"""A model of two small layers, ragged sequences, and an optimizer that hands back the gradient."""
+"""A model of two small layers, ragged sequences, and steps that hand back the gradient."""
 
+import functools
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from srft_jax.batch import Batch, Role, TrainState
-from srft_jax.config import ModelConfig, TrainingConfig
-from srft_jax.models import init_params
-from srft_jax.objectives.methods import Objective
+from srft_jax.batch import Batch, Metrics, Role, Rows, TrainState
+from srft_jax.config import ModelConfig, ObjectiveConfig, TrainingConfig
+from srft_jax.models import forward, init_params, output_head
+from srft_jax.objectives.methods import expand
+from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.rows import TrainingSequence, make_batch
+from srft_jax.training.step import make_train_step
 
 MODEL = ModelConfig(
     vocab_size=32,
@@ -24,12 +27,36 @@ MODEL = ModelConfig(
 )
 ROW_LENGTH, LENGTH_CAP = 16, 10
 PREVIOUS_ENTROPY = (0.9, 0.4)  # of rollouts, of demonstrations
+SHAPE = (4, 8)  # microbatches, rows
+TEMPERATURE = 0.8
+
+# Every mechanism that could go wrong across microbatches or devices; in the last row the options
+# that no preset takes.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    name: {"preset": name} for name in ("srft", "srft_paper", "sft_kl", "gspo", "uft")
+}
+_SETTINGS["all else"] = dict(
+    demo_nll_entropy=1,
+    self_positive_entropy=-1,
+    prefix="one",
+    prefix_until=1,
+    prefix_policy=0.5,
+    entropy_scope="batch",
+    entropy_bonus=0.01,
+    old_logprobs="trainer",
+    kl=0.1,
+    kl_estimator="k2",
+    demo_aggregation="sequences",
+    policy_aggregation="sequences",
+)
+OBJECTIVES = {name: expand(ObjectiveConfig(**own)) for name, own in _SETTINGS.items()}
 
 
 def sequences(seed: int = 0) -> list[TrainingSequence]:
-    """Sixteen rollouts and three demonstrations, ragged, of 1 to 10 trained tokens.
+    """Fourteen rollouts and three demonstrations, ragged, of 1 to 10 trained tokens.
 
-    The demonstrations are the longest, so that packing leaves the last rows without any.
+    The demonstrations are the longest, so that packing leaves the last rows without any. Two
+    rollouts start with forced tokens: hints, and a prefix of which one token is not trained.
     """
     random = np.random.default_rng(seed)
     made = []
@@ -39,8 +66,20 @@ def sequences(seed: int = 0) -> list[TrainingSequence]:
         tokens = random.integers(1, MODEL.vocab_size, 3 + size).tolist()
         old = random.uniform(-4.5, -2.5, size).tolist() if role == Role.SELF else None
         advantage = [0.75, -0.25, 0.0, -0.5][number % 4]
-        made.append(TrainingSequence(tokens[:3], tokens[3:], role, advantage, advantage > 0, old))
+        weight = [1.0, 0.7, 1.3][number % 3]
+        roles = _FORCED.get(number, [])[:size] + [role] * (size - len(_FORCED.get(number, [])))
+        made.append(
+            TrainingSequence(tokens[:3], tokens[3:], roles, advantage, advantage > 0, old, weight)
+        )
     return made
+
+
+_FORCED = {15: [Role.HINT, Role.HINT], 16: [Role.PREFIX, Role.NONE, Role.PREFIX]}
+
+
+def of_role(sequence: TrainingSequence, *roles: Role) -> bool:
+    """Its last token is of one of these roles."""
+    return sequence.roles[-1] in roles
 
 
 def batch_of(
@@ -82,3 +121,65 @@ def gradient_keeper() -> optax.GradientTransformation:
     return optax.GradientTransformation(
         lambda params: jax.tree.map(lambda x: 0 * x, params), update
     )
+
+
+@functools.cache
+def initial_state() -> TrainState:
+    return state_of(gradient_keeper())
+
+
+@functools.cache
+def reference_params() -> Any:
+    """Beside the policy."""
+    random = np.random.default_rng(2)
+    return jax.tree.map(
+        lambda x: x + random.normal(0.0, 0.1, x.shape).astype(np.float32), initial_state().params
+    )
+
+
+@functools.cache
+def compiled(name: str, on_policy: bool) -> Any:
+    return make_train_step(
+        MODEL,
+        OBJECTIVES[name],
+        gradient_keeper(),
+        temperature=TEMPERATURE,
+        on_policy=on_policy,
+        reference_params=reference_params(),
+    )
+
+
+def step(name: str, batch: Batch, on_policy: bool = False) -> tuple[TrainState, Metrics, Any]:
+    """New state, metrics and gradient after one step from the initial state."""
+    with jax.default_matmul_precision("highest"):
+        state, metrics = jax.device_get(compiled(name, on_policy)(initial_state(), batch))
+    return state, metrics, state.optimizer_states["policy"]
+
+
+def split(
+    name: str, rows_per_microbatch: int = 8, of: list[TrainingSequence] | None = None
+) -> Batch:
+    of = sequences() if of is None else of
+    return batch_of(of, OBJECTIVES[name], rows_per_microbatch, SHAPE)
+
+
+def largest(tree: Any) -> float:
+    return max(np.abs(x).max() for x in jax.tree.leaves(tree))
+
+
+@functools.partial(jax.jit, static_argnames="temperature")
+def _all_logprobs(params: Any, rows: Rows, temperature: float) -> jax.Array:
+    hidden = forward(params, MODEL, rows.tokens, rows.positions, rows.segment_ids).hidden
+    return jax.nn.log_softmax(hidden @ output_head(params, MODEL) / temperature)
+
+
+def naive_logprobs(batch: Batch, params: Any, temperature: float = TEMPERATURE) -> np.ndarray:
+    """[B, T, V] of the first microbatch."""
+    rows = jax.tree.map(lambda x: x[0], batch.rows)
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(_all_logprobs(params, rows, temperature))
+
+
+def of_targets(logprobs: np.ndarray, batch: Batch) -> np.ndarray:
+    """[B, T] of the first microbatch."""
+    return np.take_along_axis(logprobs, batch.rows.targets[0][..., None], axis=-1)[..., 0]

@@ -1,0 +1,157 @@
+"""Time and memory of the whole train step beside the bare matrix products that it cannot avoid.
+
+    python benchmarks/train_step.py --vocab 4096 --preset srft
+
+`step_over_bare_matmul`: the model's FLOPs, 3 (2 n_mm B T + 4 T^2 N H L B) with n_mm all parameters
+but the input embedding and no credit for causality, at the rate of a jitted (x @ w) @ y with
+x [B T, D], w [D, F], y [F, D], timed between the steps. Prints one JSON line last.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from srft_jax.batch import Batch, Role
+from srft_jax.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
+from srft_jax.models.decoder import Runtime, init_params, num_params
+from srft_jax.objectives.methods import PRESETS, expand
+from srft_jax.objectives.objective import Objective
+from srft_jax.objectives.rows import TrainingSequence, make_batch
+from srft_jax.training.optimizer import make_optimizer
+from srft_jax.training.state import new_state
+from srft_jax.training.step import make_train_step
+
+
+def model_of(args: argparse.Namespace) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=args.vocab,
+        dim=args.dim,
+        num_layers=args.layers,
+        num_heads=args.heads,
+        num_kv_heads=args.kv_heads,
+        head_dim=args.head_dim,
+        mlp_dim=args.ffn,
+        tie_embeddings=False,
+    )
+
+
+def batch_of(args: argparse.Namespace, objective: Objective) -> Batch:
+    """Rows of one prompt and completion each; one of each group is a demonstration if used."""
+    random = np.random.default_rng(0)
+    sequences = []
+    for number in range(args.batch):
+        demonstration = objective.trains_demonstrations and number % args.group == args.group - 1
+        tokens = random.integers(0, args.vocab, args.prompt + args.completion)
+        sequences.append(
+            TrainingSequence(
+                tokens[: args.prompt].tolist(),
+                tokens[args.prompt :],
+                Role.DEMONSTRATION if demonstration else Role.SELF,
+                advantage=float(random.normal()),
+                correct=bool(number % 2),
+                old_logprobs=None if demonstration else np.full(args.completion, -8.0, np.float32),
+            )
+        )
+    rows = args.rows_per_microbatch
+    training = TrainingConfig(
+        row_length=args.prompt + args.completion - 1, rows_per_microbatch=rows
+    )
+    return make_batch(
+        sequences,
+        objective,
+        training,
+        num_microbatches=-(-args.batch // rows),
+        length_cap=args.completion,
+    )
+
+
+def model_flops(args: argparse.Namespace, num_matmul_params: int) -> float:
+    length = args.prompt + args.completion
+    attention = 4 * length**2 * args.heads * args.head_dim * args.layers * args.batch
+    return 3.0 * (2 * num_matmul_params * args.batch * length + attention)
+
+
+def bare_rate(args: argparse.Namespace) -> Any:
+    """() -> FLOP/s of one (x @ w) @ y."""
+    tokens = args.batch * (args.prompt + args.completion)
+    x, w, y = (
+        jnp.ones(shape, args.dtype)
+        for shape in ((tokens, args.dim), (args.dim, args.ffn), (args.ffn, args.dim))
+    )
+    product = jax.jit(lambda x, w, y: (x @ w) @ y)
+    jax.block_until_ready(product(x, w, y))
+
+    def rate() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(product(x, w, y))
+        return 4.0 * tokens * args.dim * args.ffn / (time.perf_counter() - start)
+
+    return rate
+
+
+def measure(args: argparse.Namespace, preset: str) -> dict[str, float]:
+    objective = expand(ObjectiveConfig(preset=preset))
+    model = model_of(args)
+    optimizer = make_optimizer(OptimizerConfig(), model, num_updates=1000)
+    params = init_params(model, jax.random.key(0))
+    num_matmul_params = num_params(params) - params["embedding"].size
+    state, batch = (
+        new_state(params, {"policy": optimizer}),
+        jax.device_put(batch_of(args, objective)),
+    )
+    step = make_train_step(
+        model,
+        objective,
+        optimizer,
+        temperature=1.0,
+        on_policy=True,
+        runtime=Runtime(dtype=args.dtype, remat=args.remat),
+        reference_params=jax.tree.map(jnp.copy, params) if objective.uses_reference else None,
+        logits_mib=args.logits_mib,
+    )
+    start = time.perf_counter()
+    compiled = step.func.lower(*step.args, state, batch).compile()
+    compile_s = time.perf_counter() - start
+    rate, times, ratios = bare_rate(args), [], []
+    for iteration in range(args.iters + 1):
+        bare = statistics.median(rate() for _ in range(5))
+        start = time.perf_counter()
+        state, metrics = jax.block_until_ready(compiled(*step.args, state, batch))
+        if iteration:  # the first warms up
+            times.append(time.perf_counter() - start)
+            ratios.append(times[-1] * bare / model_flops(args, num_matmul_params))
+    assert np.isfinite(metrics["loss/total"]) and not metrics["loss/skipped"]
+    median = statistics.median(times)
+    return {
+        "step_ms_median": 1e3 * median,
+        "tokens_per_s": args.batch * (args.prompt + args.completion) / median,
+        "step_over_bare_matmul": statistics.median(ratios),
+        "xla_temp_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+        "compile_s": compile_s,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in dict(
+        layers=4, dim=256, ffn=1024, heads=4, kv_heads=2, head_dim=64, vocab=4096, batch=16,
+        prompt=64, completion=192, group=8, rows_per_microbatch=4, logits_mib=64, iters=5,
+    ).items():  # fmt: skip
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--remat", choices=["none", "dots", "block"], default="dots")
+    parser.add_argument("--preset", choices=list(PRESETS), default="srft")
+    args = parser.parse_args()
+    found = measure(args, args.preset)
+    shown = {k: float(f"{v:.4g}") for k, v in found.items()}
+    print(json.dumps(vars(args) | {"device": jax.devices()[0].device_kind} | shown))
+
+
+if __name__ == "__main__":
+    main()

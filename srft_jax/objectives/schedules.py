@@ -1,0 +1,63 @@
+"""What changes with the step, or is drawn for it: mixing weights, lengths of prefixes."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from srft_jax.objectives.objective import Objective
+
+
+def _cosine(start: float, end: float, num_steps: int, step: int) -> float:
+    """start at step 0, end from step num_steps on, half a cosine in between."""
+    progress = min(step / num_steps, 1.0) if num_steps else 1.0
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def mix_weights(objective: Objective, step: int) -> tuple[float, float]:
+    """`TrainingSequence.weight` of demonstrations and of completions: mu and 1 - mu, or 1 and 1.
+
+    Args:
+        objective: With its mix_start, mix_end and mix_steps.
+        step: Counted from 0.
+    """
+    if objective.mix == "sum":
+        return 1.0, 1.0
+    mu = _cosine(objective.mix_start, objective.mix_end, objective.mix_steps, step)
+    return mu, 1.0 - mu
+
+
+def prefix_length(
+    objective: Objective, step: int, num_tokens: int, rng: np.random.Generator
+) -> int:
+    """Tokens of a demonstration that a completion starts with; at least one is left to generate.
+
+    UFT: as many of `prefix_chunks` equal chunks as Binomial(chunks, share) says, where the share
+    falls from prefix_start to prefix_end. Prefix-RFT (no chunks): a share drawn uniformly between
+    that falling value and prefix_start, so that ever shorter prefixes join the long ones.
+
+    Args:
+        objective: With the schedule.
+        step: Counted from 0; from prefix_until on the length is 0.
+        num_tokens: Of the whole demonstration, EOS included.
+        rng: To draw from.
+    """
+    if step >= objective.prefix_until:
+        return 0
+    share = _cosine(objective.prefix_start, objective.prefix_end, objective.prefix_steps, step)
+    if objective.prefix_chunks:
+        share = rng.binomial(objective.prefix_chunks, share) / objective.prefix_chunks
+    else:
+        share = rng.uniform(share, objective.prefix_start)
+    return max(min(round(share * num_tokens), num_tokens - 1), 0)
+
+
+def top_entropy(entropies: Sequence[float] | np.ndarray, share: float) -> np.ndarray:
+    """The tokens of highest entropy, bool: that share of them, rounded, but at least one.
+
+    In: entropies [.1, 2., .5, .3, 0.], share .4.  Out: [False, True, True, False, False].
+    """
+    values = np.asarray(entropies, np.float64)
+    chosen = np.zeros(values.shape, bool)
+    chosen[np.argsort(-values, kind="stable")[: max(round(share * values.size), 1)]] = True
+    return chosen

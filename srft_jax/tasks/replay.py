@@ -1,0 +1,158 @@
+"""Verb `replay`: the batch of a skipped update once more, term by term and sequence by sequence."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from srft_jax.batch import Batch, Role, Rows, TrainState
+from srft_jax.config import RunConfig, UsageError
+from srft_jax.objectives import loss as losses
+from srft_jax.report.terminal import table
+from srft_jax.tasks.setup import Setup, prepare
+from srft_jax.tasks.stages import Stage
+from srft_jax.tasks.states import abstract_state, load_reference
+from srft_jax.tasks.updates import make_programs, put
+from srft_jax.training.checkpoint import Checkpoints
+from srft_jax.training.microbatch import Inputs, make_loss_fn
+from srft_jax.training.saved_batch import saved_batch
+
+MOST_SHOWN, LARGEST_SHOWN = 20, 5  # sequences: broken ones, or else of the largest loss
+
+
+class _Microbatch(NamedTuple):
+    """Flat tokens [N]."""
+
+    rows: Rows
+    logprob: Array
+    terms: dict[str, Array]  # of the loss
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sequence:
+    prompt: list[int]  # up to the first trained token
+    completion: list[int]
+    loss: float  # of all terms
+    facts: dict[str, str]
+
+
+def replay(config: RunConfig) -> int:
+    """Prints what the newest checkpoint makes of the newest saved batch; nothing is updated.
+
+    Raises:
+        UsageError: the run has no saved batch, or no checkpoint.
+    """
+    setup = prepare(config)
+    found = saved_batch(config.run_dir)
+    if found is None:
+        raise UsageError(f"{config.run_dir} has no saved batch: none of its updates was skipped")
+    step, batch = found
+    with jax.set_mesh(setup.mesh):
+        saved_at, state = _newest_state(setup)
+        stage, reference_params = _stage_of(setup, step, batch), load_reference(setup)
+        inputs = Inputs(state, reference_params, put(batch, setup.mesh))
+        microbatches = _compute(setup, stage, inputs)
+        programs = make_programs(setup, stage, reference_params)
+        norms = jax.device_get(programs.gradient_norms(state, inputs.batch))
+    print(f"the batch of step {step}, under the parameters of step {saved_at}\n")
+    rows = [
+        [name, _number(_total(microbatches, name)), _number(norms[f"loss/{name}_gradient_norm"])]
+        for name in microbatches[0].terms
+    ]
+    print(table(["term", "loss", "gradient norm"], rows) + "\n")
+    print(_describe(setup, [one for part in microbatches for one in _sequences(part)]))
+    return 0
+
+
+def _newest_state(setup: Setup) -> tuple[int, TrainState]:
+    with Checkpoints(setup.config.run_dir, setup.config.training.keep_checkpoints) as checkpoints:
+        step = checkpoints.newest()
+        if step is None:
+            raise UsageError(f"{setup.config.run_dir} has no checkpoint yet")
+        return step, checkpoints.restore(step, abstract_state(setup))[0]
+
+
+def _stage_of(setup: Setup, step: int, batch: Batch) -> Stage:
+    """Where demonstrations are buffered, they are never in one batch with completions."""
+    sampled = np.any(batch.rows.loss_mask & (batch.rows.role != Role.DEMONSTRATION))
+    buffered = setup.objective.demo_buffer and not sampled
+    return setup.buffered_stage if buffered else setup.stage_at(step)
+
+
+def _compute(setup: Setup, stage: Stage, inputs: Inputs) -> list[_Microbatch]:
+    """Those in use."""
+    training = setup.config.training
+    loss_fn = make_loss_fn(
+        setup.model_config,
+        stage.objective,
+        temperature=setup.config.rollout.temperature,
+        on_policy=training.updates_per_rollout == 1,
+        runtime=setup.runtime,
+        logits_mib=training.logits_mib,
+    )
+
+    @jax.jit
+    def compute(inputs: Inputs, i: Array) -> _Microbatch:
+        tokens = loss_fn(inputs.state.params, inputs, i, None)[1]
+        return _Microbatch(tokens.rows, tokens.stats.logprob, losses.loss_terms(*tokens))
+
+    used = range(int(inputs.batch.num_microbatches))
+    return [jax.device_get(compute(inputs, np.int32(i))) for i in used]
+
+
+def _total(microbatches: Sequence[_Microbatch], term: str) -> float:
+    return float(sum(np.sum(one.terms[term]) for one in microbatches))
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):.4g}"
+
+
+def _sequences(microbatch: _Microbatch) -> Iterator[_Sequence]:
+    """Those that have trained tokens."""
+    rows, logprob, terms = microbatch
+    loss = sum(terms.values(), start=np.zeros_like(logprob))
+    for number in np.unique(rows.sequence_ids):
+        inside = (rows.segment_ids > 0) & (rows.sequence_ids == number)
+        trained = inside & rows.loss_mask
+        if not trained.any():
+            continue
+        start = int(np.argmax(rows.loss_mask[inside]))
+        log_ratio = logprob[trained] - rows.old_logprobs[trained]
+        facts = {
+            "role": Role(int(rows.role[trained][-1])).name.lower(),
+            "advantage": _number(rows.advantage[trained][0]),
+            "loss": _number(loss[inside].sum()),
+            "min logprob": _number(logprob[trained].min()),
+            "max logprob": _number(logprob[trained].max()),
+            "max ratio": _number(np.exp(log_ratio.max())),
+        }
+        yield _Sequence(
+            prompt=rows.tokens[inside][: start + 1].tolist(),
+            completion=rows.targets[inside][start:].tolist(),
+            loss=float(loss[inside].sum()),
+            facts=facts,
+        )
+
+
+def _describe(setup: Setup, sequences: Sequence[_Sequence]) -> str:
+    """The sequences to look at: a table, and their text."""
+    broken = [one for one in sequences if not np.isfinite(one.loss)]
+    shown = broken[:MOST_SHOWN]
+    title = f"{len(broken)} of {len(sequences)} sequences have a loss that is not finite"
+    if not broken:
+        shown = sorted(sequences, key=lambda one: -abs(one.loss))[:LARGEST_SHOWN]
+        title = f"the loss of all {len(sequences)} sequences is finite; the largest are"
+    facts = [[f"{number}", *one.facts.values()] for number, one in enumerate(shown, start=1)]
+    texts = [
+        f"{number}  {_text(setup, one.prompt)}\n   {_text(setup, one.completion)}"
+        for number, one in enumerate(shown, start=1)
+    ]
+    return "\n".join([title, "", table(["", *shown[0].facts], facts), "", *texts])
+
+
+def _text(setup: Setup, ids: list[int]) -> str:
+    return setup.tokenizer.decode(ids).strip().replace("\n", "\n   ")

@@ -1,0 +1,79 @@
+"""How a run goes on from its newest checkpoint, and what keeps it from being another run."""
+
+import dataclasses
+from typing import Any
+
+from etils import epath
+
+from srft_jax.batch import TrainState
+from srft_jax.config import RunConfig, UsageError, parse, to_yaml
+from srft_jax.report.writers import cut_back
+from srft_jax.tasks.setup import Setup
+from srft_jax.tasks.states import abstract_state, fresh_state
+from srft_jax.tasks.streams import Streams
+from srft_jax.training.checkpoint import Checkpoints
+
+# Sections that may differ when a run is continued; anything else would make it another run.
+MAY_CHANGE = ("run_dir", "evaluation", "generate", "report")
+
+
+def check_same_run(config: RunConfig) -> None:
+    """Refuses to continue a run under another configuration, naming what differs."""
+    stored = epath.Path(config.run_dir) / "config.yaml"
+    if not stored.exists():
+        return
+    _, stored_config = parse(["--config", str(stored)])
+    before, now = _leaves(dataclasses.asdict(stored_config)), _leaves(dataclasses.asdict(config))
+    changed = [
+        f"{key} = {now.get(key)} (was {before.get(key)})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not _may_change(key, config)
+    ]
+    if changed:
+        raise UsageError(
+            f"{config.run_dir} holds a run with another configuration: {', '.join(changed)}; "
+            "choose another run_dir, or delete this one"
+        )
+
+
+def _may_change(key: str, config: RunConfig) -> bool:
+    if key == "training.num_steps":  # a cosine's length is the run's, so its past would differ
+        training = config.training
+        schedules = {training.optimizer.schedule, training.demonstration_optimizer.schedule}
+        return schedules == {"constant"}
+    return key.split(".")[0] in MAY_CHANGE
+
+
+def _leaves(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= (
+            _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def fresh_or_resumed(
+    setup: Setup, checkpoints: Checkpoints, streams: Streams
+) -> tuple[TrainState, int]:
+    """The state to start from and its step; `streams` are moved to where they were then."""
+    start, run_dir = checkpoints.newest(), setup.config.run_dir
+    if start is None:
+        return fresh_state(setup), 0
+    if start > setup.config.training.num_steps:
+        raise UsageError(
+            f"{run_dir} has a checkpoint of step {start}, beyond "
+            f"training.num_steps = {setup.config.training.num_steps}"
+        )
+    state, data_state = checkpoints.restore(start, abstract_state(setup))
+    streams.restore(data_state, run_dir)
+    return state, start
+
+
+def open_run_dir(config: RunConfig, start: int) -> None:
+    """Records of steps after the checkpoint are dropped: those steps are done again."""
+    run_dir = epath.Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    cut_back(config.run_dir, start if start else -1)
+    (run_dir / "config.yaml").write_text(to_yaml(config))

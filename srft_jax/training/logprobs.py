@@ -1,0 +1,52 @@
+"""Log-probs of a batch under given parameters, by the trainer's own forward pass."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from srft_jax.batch import Batch, Role
+from srft_jax.config import ModelConfig
+from srft_jax.models.decoder import Params, Runtime
+from srft_jax.ops.head import token_stats
+from srft_jax.training.microbatch import hidden_and_head, rows_of
+
+
+def make_old_logprobs(
+    model_config: ModelConfig,
+    *,
+    temperature: float,
+    runtime: Runtime = Runtime(),
+    logits_mib: int = 64,
+) -> Callable[[Params, Batch], Batch]:
+    """A compiled `(params, batch) -> batch` whose `old_logprobs` are those of `params`, on the
+    tokens of completions and prefixes; the others keep theirs.
+
+    Args:
+        model_config: Architecture.
+        temperature: That the rollouts were sampled at.
+        runtime: Precision.
+        logits_mib: Memory for tiles of logits on each device.
+    """
+
+    def old_logprobs(params: Params, batch: Batch) -> Batch:
+        def of_microbatch(i: Array, found: Array) -> Array:
+            rows = rows_of(batch, i)
+            recomputed = rows.loss_mask & ((rows.role == Role.SELF) | (rows.role == Role.PREFIX))
+            logprob = token_stats(
+                *hidden_and_head(params, model_config, rows, runtime),
+                rows.targets.reshape(-1),
+                mask=recomputed.reshape(-1),
+                temperature=temperature,
+                transposed=model_config.tie_embeddings,
+                logits_bytes=logits_mib * 2**20,
+            ).logprob
+            logprob = logprob.reshape(recomputed.shape)
+            return found.at[i].set(jnp.where(recomputed, logprob, rows.old_logprobs))
+
+        found = jax.lax.fori_loop(0, batch.num_microbatches, of_microbatch, batch.rows.old_logprobs)
+        return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, old_logprobs=found))
+
+    return jax.jit(old_logprobs)

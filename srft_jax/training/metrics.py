@@ -1,0 +1,163 @@
+"""What a step says about its tokens.
+
+Each microbatch gives sums, minima and maxima; a mean is divided once, by the whole step's count. So
+no metric depends on how the step was split into microbatches, or over devices.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from srft_jax.batch import Metrics, Normalisers, Role, Rows
+from srft_jax.objectives import loss as losses
+from srft_jax.objectives.objective import Objective
+from srft_jax.objectives.surrogates import is_clipped
+from srft_jax.ops.head import ReferencedStats
+
+
+class _Metric(NamedTuple):
+    quantity: str  # of `_quantities`; where the objective has none, there is no metric
+    tokens: str  # of `_masks` and `_counts`
+    by: Literal["mean", "min", "max"] = "mean"
+
+
+METRICS = {
+    "policy/entropy_self": _Metric("entropy", "self"),
+    "policy/entropy_demo": _Metric("entropy", "demonstration"),
+    "policy/logprob_demo": _Metric("logprob", "demonstration"),
+    "policy/sampler_kl": _Metric("sampler_kl", "self"),
+    "policy/sampler_max_difference": _Metric("sampler_difference", "sampled", "max"),
+    "policy/clip_fraction": _Metric("clipped", "self"),
+    "policy/clip_fraction_low": _Metric("clipped_low", "self"),
+    "policy/clip_fraction_high": _Metric("clipped_high", "self"),
+    "policy/ratio_mean": _Metric("ratio", "self"),
+    "policy/ratio_min": _Metric("ratio", "self", "min"),
+    "policy/ratio_max": _Metric("ratio", "self", "max"),
+    "policy/reference_kl": _Metric("reference_kl", "reference"),
+    "weights/sft": _Metric("sft_weight", "demonstration"),
+    "weights/sft_min": _Metric("sft_weight", "demonstration", "min"),
+    "weights/sft_max": _Metric("sft_weight", "demonstration", "max"),
+    "weights/rl": _Metric("rl_weight", "positive"),
+    "weights/rl_min": _Metric("rl_weight", "positive", "min"),
+    "weights/rl_max": _Metric("rl_weight", "positive", "max"),
+    "weights/importance": _Metric("importance", "self"),
+}
+
+
+class _Reduction(NamedTuple):
+    within: Callable[..., Array]  # of a microbatch
+    between: Callable[[Array, Array], Array]
+    of_nothing: float
+
+
+_REDUCTIONS = {
+    "mean": _Reduction(jnp.sum, jnp.add, 0.0),
+    "min": _Reduction(jnp.min, jnp.minimum, math.inf),
+    "max": _Reduction(jnp.max, jnp.maximum, 0.0),  # nothing here is negative
+}
+
+
+def _masks(rows: Rows, objective: Objective) -> dict[str, Array]:
+    def of_role(*roles: Role) -> Array:
+        return rows.loss_mask & jnp.isin(rows.role, jnp.array(roles))
+
+    own, demonstration = of_role(Role.SELF), of_role(Role.DEMONSTRATION)
+    return {
+        "self": own,
+        "positive": own & losses.is_positive(rows, objective),
+        "demonstration": demonstration,
+        "sampled": of_role(Role.SELF, Role.HINT, Role.PREFIX),  # the sampler scores forced tokens
+        "reference": own if objective.kl_role == "self" else demonstration,
+    }
+
+
+def _counts(normalisers: Normalisers) -> dict[str, Array]:
+    """Of each mask in the whole step; 0 where it is empty."""
+    return {
+        "self": normalisers.self_tokens,
+        "positive": normalisers.positive_tokens,
+        "demonstration": normalisers.demonstration_tokens,
+        "sampled": normalisers.self_tokens,
+        "reference": normalisers.kl,
+    }
+
+
+def _quantities(stats: losses.Stats, rows: Rows, context: losses.LossContext) -> dict[str, Array]:
+    objective = context.objective
+    difference = stats.logprob - rows.sampler_logprobs
+    found = {
+        "logprob": stats.logprob,
+        "entropy": stats.entropy,
+        "sampler_kl": jnp.expm1(difference) - difference,
+        "sampler_difference": jnp.abs(difference),
+        "sft_weight": losses.sft_weight(stats, rows, context),
+        "rl_weight": losses.rl_weight(stats, rows, context),
+    }
+    if objective.self_form == "policy_gradient":
+        ratio = losses.ratio(stats, rows, context)
+        low, high = is_clipped(ratio, rows.advantage, objective)
+        clips = {"clipped": low | high, "clipped_low": low, "clipped_high": high}
+        found |= clips | {"ratio": ratio}
+    if objective.old_logprobs == "trainer":
+        found["importance"] = losses.importance_weight(stats, rows, context)
+    if isinstance(stats, ReferencedStats):
+        found["reference_kl"] = stats.kl
+    return found
+
+
+def of_microbatch(stats: losses.Stats, rows: Rows, context: losses.LossContext) -> Metrics:
+    """What `combine` takes: sums over its tokens, minima and maxima, and its share of each loss
+    term."""
+    masks, quantities = _masks(rows, context.objective), _quantities(stats, rows, context)
+    found = {}
+    for name, metric in METRICS.items():
+        if metric.quantity in quantities:
+            reduction = _REDUCTIONS[metric.by]
+            values = jnp.where(
+                masks[metric.tokens], quantities[metric.quantity], reduction.of_nothing
+            )
+            found[name] = reduction.within(values)
+    terms = losses.loss_terms(stats, rows, context)
+    return found | {f"loss/{name}": jnp.sum(term) for name, term in terms.items()}
+
+
+def _reduction(name: str) -> _Reduction:
+    return _REDUCTIONS[METRICS[name].by if name in METRICS else "mean"]
+
+
+def of_nothing(names: Iterable[str]) -> Metrics:
+    """Before the first microbatch."""
+    return {name: jnp.float32(_reduction(name).of_nothing) for name in names}
+
+
+def combine(total: Metrics, part: Metrics) -> Metrics:
+    """Of the microbatches so far and one more."""
+    return {name: _reduction(name).between(total[name], value) for name, value in part.items()}
+
+
+def of_step(total: Metrics, normalisers: Normalisers, objective: Objective) -> Metrics:
+    """Means, minima and maxima of all microbatches; 0 over no tokens, which `present` leaves out.
+
+    Loss terms are divided already, by the normaliser of each.
+    """
+    counts = _counts(normalisers)
+    counts["reference"] = counts["self" if objective.kl_role == "self" else "demonstration"]
+    found = dict(total)
+    for name in total.keys() & METRICS.keys():
+        count = counts[METRICS[name].tokens]
+        divisor = jnp.maximum(count, 1.0) if METRICS[name].by == "mean" else 1.0
+        found[name] = jnp.where(count > 0, total[name] / divisor, 0.0)
+    return found
+
+
+def present(metrics: Metrics, normalisers: Normalisers) -> Metrics:
+    """The metrics of tokens that the batch has."""
+    counts = _counts(normalisers)
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name not in METRICS or counts[METRICS[name].tokens]
+    }

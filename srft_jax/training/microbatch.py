@@ -1,0 +1,117 @@
+"""The loss of one microbatch: a forward pass, the head, and the objective."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float
+
+from srft_jax.batch import Batch, Rows, TrainState
+from srft_jax.config import ModelConfig
+from srft_jax.models.decoder import Params, Runtime, forward
+from srft_jax.objectives import loss as losses
+from srft_jax.objectives.objective import Objective
+from srft_jax.ops.head import Reference, token_loss
+
+
+class Inputs(NamedTuple):
+    """Of a step. The reference's parameters are data: a constant would be part of the program."""
+
+    state: TrainState
+    reference_params: Params | None
+    batch: Batch
+
+
+class Tokens(NamedTuple):
+    """Of a microbatch, flat [B * T]: what its loss terms and metrics are made of."""
+
+    stats: losses.Stats
+    rows: Rows
+    context: losses.LossContext
+
+
+# (params, inputs, i, term) -> share of microbatch i in the step's loss, and its tokens. The loss is
+# that of all terms, or of the one of this number in the order of their names.
+LossFn = Callable[[Params, Inputs, Array, Array | None], tuple[Array, Tokens]]
+
+
+def rows_of(batch: Batch, i: int | Array) -> Rows:
+    """[M, B, T] -> [B, T]."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch.rows)
+
+
+def hidden_and_head(
+    params: Params, model_config: ModelConfig, rows: Rows, runtime: Runtime
+) -> tuple[Float[Array, "N D"], Float[Array, "D V"]]:
+    """What the head needs for the tokens of a microbatch [B, T], flat.
+
+    A tied head is the embedding as it is stored, [V, D]: call the head with `transposed`.
+    """
+    hidden = forward(
+        params, model_config, rows.tokens, rows.positions, rows.segment_ids, runtime=runtime
+    ).hidden
+    head = params["embedding" if model_config.tie_embeddings else "head"]
+    return hidden.reshape(-1, hidden.shape[-1]), head
+
+
+def _token_objective(context: losses.LossContext, term: Array | None) -> Callable[..., Array]:
+    if term is None:
+        return lambda stats, rows: losses.token_objective(stats, rows, context)
+
+    def one_term(stats: Any, rows: Rows) -> Array:
+        terms = jax.eval_shape(lambda: losses.loss_terms(stats, rows, context))
+
+        def branch(name: str) -> Callable[[], Array]:
+            return lambda: losses.loss_terms(stats, rows, context)[name]
+
+        # Not a sum with weights of 0 and 1: zero times a term that is not finite is not zero.
+        return jax.lax.switch(term, [branch(name) for name in sorted(terms)])
+
+    return one_term
+
+
+def make_loss_fn(
+    model_config: ModelConfig,
+    objective: Objective,
+    *,
+    temperature: float,
+    on_policy: bool,
+    runtime: Runtime,
+    logits_mib: int,
+) -> LossFn:
+    """The loss of one microbatch; arguments as of `make_train_step`."""
+
+    def loss_fn(
+        params: Params, inputs: Inputs, i: Array, term: Array | None = None
+    ) -> tuple[Array, Tokens]:
+        state, reference_params, batch = inputs
+        rows = rows_of(batch, i)
+        flat = jax.tree.map(lambda x: x.reshape(-1), rows)
+        context = losses.LossContext(
+            batch.normalisers, state.entropy_self, state.entropy_demonstration, objective, on_policy
+        )
+        reference = None
+        if reference_params is not None:
+            reference = Reference(*hidden_and_head(reference_params, model_config, rows, runtime))
+        loss, stats = token_loss(
+            *hidden_and_head(params, model_config, rows, runtime),
+            flat,
+            _token_objective(context, term),
+            temperature=temperature,
+            elementwise=objective.is_elementwise,
+            reference=reference,
+            transposed=model_config.tie_embeddings,
+            logits_bytes=logits_mib * 2**20,
+        )
+        return loss, Tokens(stats, flat, context)
+
+    return loss_fn
+
+
+def used_reference(objective: Objective, reference_params: Params | None) -> Params | None:
+    if objective.uses_reference and reference_params is None:
+        raise ValueError(
+            f"the objective's kl = {objective.kl} is taken to a reference policy, "
+            "but there are no reference_params"
+        )
+    return reference_params if objective.uses_reference else None

@@ -1,0 +1,42 @@
+"""The batch of a skipped update, kept for the verb `replay`."""
+
+import dataclasses
+import io
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from srft_jax.batch import Batch, Normalisers, Rows
+
+
+def save_batch(run_dir: str, step: int, batch: Batch) -> str:
+    """Writes run_dir/replay/step_N.npz in place of an earlier one, and returns its path."""
+    batch = jax.device_get(batch)
+    arrays = vars(batch.rows) | vars(batch.normalisers)
+    file = io.BytesIO()
+    np.savez_compressed(file, num_microbatches=batch.num_microbatches, **arrays)
+    path = _folder(run_dir) / f"step_{step}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for earlier in path.parent.glob("step_*.npz"):
+        earlier.unlink()
+    path.write_bytes(file.getvalue())
+    return os.fspath(path)
+
+
+def saved_batch(run_dir: str) -> tuple[int, Batch] | None:
+    """The step and the batch that `save_batch` wrote last."""
+    paths = {int(path.stem.removeprefix("step_")): path for path in _folder(run_dir).glob("*.npz")}
+    if not paths:
+        return None
+    step = max(paths)
+    with np.load(io.BytesIO(paths[step].read_bytes())) as arrays:
+        rows: Any = {field.name: arrays[field.name] for field in dataclasses.fields(Rows)}
+        counts: Any = {field.name: arrays[field.name] for field in dataclasses.fields(Normalisers)}
+        return step, Batch(Rows(**rows), Normalisers(**counts), arrays["num_microbatches"])
+
+
+def _folder(run_dir: str) -> epath.Path:
+    return epath.Path(run_dir) / "replay"

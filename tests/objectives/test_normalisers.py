@@ -1,0 +1,88 @@
+"""What every role's tokens are divided by."""
+
+import dataclasses
+
+import pytest
+
+from srft_jax.batch import Role
+from srft_jax.objectives.methods import PRESETS, Objective
+from srft_jax.objectives.rows import TrainingSequence, normalisers
+
+NONE, SELF, DEMO, HINT, PREFIX = Role
+
+# Rollouts of 2 and 4 tokens, demonstrations of 3, 1 and 1, a rollout of 1 token after a hint of 2,
+# one of 3 after a prefix of 3, of which one is not trained; the longest allowed 8.
+COUNTED = [
+    (2, SELF), (4, SELF), (3, DEMO), (1, DEMO), (1, DEMO), (3, [HINT, HINT, SELF]),
+    (6, [PREFIX, NONE, PREFIX, SELF, SELF, SELF]),
+]  # fmt: skip
+
+
+def counted(**coefficients):
+    sequences = [
+        TrainingSequence([1, 2], range(length), role, 0.5 - n, correct=n % 2 == 0)
+        for n, (length, role) in enumerate(COUNTED)
+    ]
+    return normalisers(sequences, Objective(**coefficients), length_cap=8)
+
+
+AGGREGATIONS = pytest.mark.parametrize(
+    ("aggregation", "of"),
+    [
+        ("tokens", lambda tokens, sequences: tokens),
+        ("sequences", lambda tokens, sequences: sequences),
+        ("length_cap", lambda tokens, sequences: 8),
+        ("sequence_caps", lambda tokens, sequences: 8 * sequences),
+    ],
+)
+
+
+@AGGREGATIONS
+def test_a_role_counts_in_the_policy_terms_where_it_has_one(aggregation, of):
+    own, demo, prefix = dict(self_form="likelihood"), dict(demo_policy=1.0), dict(prefix_policy=1.0)
+    for coefficients, tokens, sequences in [
+        (own, 10, 4),
+        (demo, 5, 3),
+        (own | demo, 15, 7),
+        (own | prefix, 12, 4),
+        (prefix, 2, 1),
+        (own | demo | prefix, 17, 7),
+    ]:
+        found = counted(**coefficients, policy_aggregation=aggregation)
+        assert found.policy == of(tokens, sequences)
+        assert found.entropy == of(15, 7)  # of completions and demonstrations, whatever is on
+        assert found.demonstration == found.kl == 0
+
+
+@AGGREGATIONS
+def test_a_role_counts_in_the_likelihoods_where_it_has_one(aggregation, of):
+    for coefficients, tokens, sequences in [
+        (dict(demo_nll=1.0), 5, 3),
+        (dict(hint_nll=1.0), 2, 1),
+        (dict(demo_nll=1.0, hint_nll=1.0), 7, 4),
+    ]:
+        found = counted(**coefficients, demo_aggregation=aggregation)
+        assert found.demonstration == of(tokens, sequences)
+        assert found.policy == 0
+
+
+@AGGREGATIONS
+def test_the_kl_counts_its_own_role(aggregation, of):
+    for role, tokens, sequences in [("self", 10, 4), ("demo", 5, 3)]:
+        found = counted(kl=0.1, kl_role=role, policy_aggregation=aggregation, demo_policy=1.0)
+        assert found.kl == of(tokens, sequences)
+
+
+def test_counts_for_metrics():
+    """Sequences of even number are correct; the advantage of the first alone is above 0."""
+    for form, positive in [("none", 0), ("likelihood", 2 + 3), ("policy_gradient", 2)]:
+        found = counted(demo_nll=1.0, self_form=form)
+        assert (found.self_tokens, found.demonstration_tokens) == (10, 5)
+        assert found.positive_tokens == positive
+
+
+def test_nothing_counts_as_zero():
+    found = normalisers([], PRESETS["srft"], length_cap=8)
+    assert dataclasses.astuple(found) == (0, 0, 0, 0, 0, 0, 0)
+    capped = Objective(self_form="likelihood", policy_aggregation="length_cap")
+    assert normalisers([TrainingSequence([1], [2, 3], DEMO)], capped, length_cap=8).policy == 0

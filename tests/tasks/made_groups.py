@@ -1,0 +1,41 @@
+"""Groups with given rewards, as a rollout would have left them, and the setup of a tiny run."""
+
+import numpy as np
+from tiny_runs import tiny_config
+
+from srft_jax.evaluation.verdicts import Scored
+from srft_jax.rollout import Completion
+from srft_jax.tasks.rollouts import Group
+from srft_jax.tasks.setup import prepare
+
+LENGTH_CAP = 16  # of the tiny run
+
+
+def setup_of(path, preset, **coefficients):
+    """A tiny run in which every training prompt has a demonstration."""
+    flags = [f"--objective.{name}={value}" for name, value in coefficients.items()]
+    return prepare(
+        tiny_config(
+            path / "run",
+            "--data.arithmetic.num_demonstrated=40",
+            "--objective.entropy_scope=token",
+            f"--objective.preset={preset}",
+            *flags,
+        )
+    )
+
+
+def made_completion(length=4, finished=True, num_forced=0):
+    values = np.arange(length, dtype=np.float32)
+    return Completion(np.arange(length) + 10, -values, values, finished, num_forced)
+
+
+def made_group(example, rewards, *, demonstration=0, demonstration_reward=1.0, completions=None):
+    """By default completions of four tokens that ended by themselves."""
+    return Group(
+        example=example,
+        completions=completions or [made_completion() for _ in rewards],
+        scored=[Scored(None, "text", reward, "right") for reward in rewards],
+        demonstration=demonstration,
+        demonstration_reward=demonstration_reward,
+    )
