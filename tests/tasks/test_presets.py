@@ -10,6 +10,8 @@ from srft_jax.models.checkpoint_hf import save_hf
 from srft_jax.models.tokenizer import load_tokenizer
 from srft_jax.objectives.methods import PRESETS
 
+pytestmark = pytest.mark.slow
+
 # Preset -> the terms of its loss that metrics must show, and what the run is given besides.
 TERMS = {
     "srft": ("demo_nll demo_policy self", {"training.gradient_norms_every": 2}),
@@ -47,9 +49,11 @@ def test_every_preset_is_here():
 def quick_compilation():
     """XLA spends most of these tests on making fast what runs three times."""
     before = jax.config.values["jax_disable_most_optimizations"]
+    jax.clear_caches()  # which do not tell programs of the two kinds apart
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
