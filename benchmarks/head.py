@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from srft_jax.ops import head_passes
 from srft_jax.ops.head import TokenStats, token_loss, token_stats
 
 
@@ -120,10 +121,13 @@ def main() -> None:
     parser.add_argument("--iters", type=int, default=3)
     parser.add_argument("--implementation", choices=["auto", "xla"], default="auto")
     parser.add_argument("--logits-mib", type=int, default=64, help="budget for tiles of logits")
+    parser.add_argument("--route", choices=["auto", "kept", "again"], default="auto", help="logits")
     parser.add_argument("--trained", type=float, default=1.0, help="share of rows not masked")
     parser.add_argument("--naive", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
 
+    if args.route != "auto":
+        head_passes.LEAST_KEPT_ROWS = 1 if args.route == "kept" else args.tokens
     inputs = problem(args)
     budget = args.logits_mib * 2**20
 

@@ -4,7 +4,8 @@
 
 `step_over_bare_matmul`: the model's FLOPs, 3 (2 n_mm B T + 4 T^2 N H L B) with n_mm all parameters
 but the input embedding and no credit for causality, at the rate of a jitted (x @ w) @ y with
-x [B T, D], w [D, F], y [F, D], timed between the steps. Prints one JSON line last.
+x [B T, D], w [D, F], y [F, D], timed between the steps. `--against grpo` alternates with another
+preset on as many rows. Prints one JSON line last.
 """
 
 import argparse
@@ -95,16 +96,11 @@ def bare_rate(args: argparse.Namespace) -> Any:
     return rate
 
 
-def measure(args: argparse.Namespace, preset: str) -> dict[str, float]:
-    objective = expand(ObjectiveConfig(preset=preset))
-    model = model_of(args)
+def compile_step(args: argparse.Namespace, preset: str) -> dict[str, Any]:
+    """A compiled step with its inputs, and what XLA says of it."""
+    objective, model = expand(ObjectiveConfig(preset=preset)), model_of(args)
     optimizer = make_optimizer(OptimizerConfig(), model, num_updates=1000)
     params = init_params(model, jax.random.key(0))
-    num_matmul_params = num_params(params) - params["embedding"].size
-    state, batch = (
-        new_state(params, {"policy": optimizer}),
-        jax.device_put(batch_of(args, objective)),
-    )
     step = make_train_step(
         model,
         objective,
@@ -115,26 +111,52 @@ def measure(args: argparse.Namespace, preset: str) -> dict[str, float]:
         reference_params=jax.tree.map(jnp.copy, params) if objective.uses_reference else None,
         logits_mib=args.logits_mib,
     )
+    state = new_state(params, {"policy": optimizer})
+    batch = jax.device_put(batch_of(args, objective))
     start = time.perf_counter()
     compiled = step.func.lower(*step.args, state, batch).compile()
-    compile_s = time.perf_counter() - start
-    rate, times, ratios = bare_rate(args), [], []
-    for iteration in range(args.iters + 1):
-        bare = statistics.median(rate() for _ in range(5))
-        start = time.perf_counter()
-        state, metrics = jax.block_until_ready(compiled(*step.args, state, batch))
-        if iteration:  # the first warms up
-            times.append(time.perf_counter() - start)
-            ratios.append(times[-1] * bare / model_flops(args, num_matmul_params))
-    assert np.isfinite(metrics["loss/total"]) and not metrics["loss/skipped"]
-    median = statistics.median(times)
     return {
+        "run": lambda state: compiled(*step.args, state, batch),
+        "state": state,
+        "matmul_params": num_params(params) - params["embedding"].size,
+        "params_mib": 4 * num_params(params) / 2**20,
+        "compile_s": time.perf_counter() - start,
+        "xla_temp_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+    }
+
+
+def timed(step: dict[str, Any]) -> float:
+    """Seconds of one update, which the step's state takes part in."""
+    start = time.perf_counter()
+    step["state"], metrics = jax.block_until_ready(step["run"](step["state"]))
+    taken = time.perf_counter() - start
+    assert np.isfinite(metrics["loss/total"]) and not metrics["loss/skipped"]
+    return taken
+
+
+def measure(args: argparse.Namespace) -> dict[str, float]:
+    """Medians over iterations; of ratios, each to what was timed just before it."""
+    step, rate = compile_step(args, args.preset), bare_rate(args)
+    other = compile_step(args, args.against) if args.against else None
+    times, over_bare, over_other = [], [], []
+    for iteration in range(args.iters + 1):
+        bare = statistics.median(rate() for _ in range(9))
+        of_other = timed(other) if other else 0.0
+        taken = timed(step)
+        if iteration:  # the first warms up
+            times.append(taken)
+            over_bare.append(taken * bare / model_flops(args, step["matmul_params"]))
+            over_other.append(taken / of_other if other else 0.0)
+    median = statistics.median(times)
+    found = {
         "step_ms_median": 1e3 * median,
         "tokens_per_s": args.batch * (args.prompt + args.completion) / median,
-        "step_over_bare_matmul": statistics.median(ratios),
-        "xla_temp_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
-        "compile_s": compile_s,
+        "step_over_bare_matmul": statistics.median(over_bare),
+        "xla_temp_mib": step["xla_temp_mib"],
+        "params_mib": step["params_mib"],
+        "compile_s": step["compile_s"],
     }
+    return found | ({"step_over_against": statistics.median(over_other)} if other else {})
 
 
 def main() -> None:
@@ -147,8 +169,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--remat", choices=["none", "dots", "block"], default="dots")
     parser.add_argument("--preset", choices=list(PRESETS), default="srft")
+    parser.add_argument("--against", choices=list(PRESETS), help="timed alternately with it")
     args = parser.parse_args()
-    found = measure(args, args.preset)
+    found = measure(args)
     shown = {k: float(f"{v:.4g}") for k, v in found.items()}
     print(json.dumps(vars(args) | {"device": jax.devices()[0].device_kind} | shown))
 

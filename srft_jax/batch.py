@@ -61,7 +61,7 @@ class Normalisers:
     # Of the terms over completions, and of the policy gradient of demonstrations and prefixes.
     policy: Float[Array, ""]
     kl: Float[Array, ""]  # of the KL, over the tokens of its role
-    entropy: Float[Array, ""]  # of the entropy bonus, over all trained tokens
+    entropy: Float[Array, ""]  # of the entropy bonus, over SELF and DEMONSTRATION
     # Trained tokens, for metrics.
     self_tokens: Float[Array, ""]
     positive_tokens: Float[Array, ""]  # completions' tokens that `self_positive` weighs

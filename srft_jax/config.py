@@ -260,7 +260,7 @@ class ObjectiveConfig:
         kl: Weight beta of the KL to model.reference.
         kl_estimator: k1, k2, k3 of the sampled token, or the exact KL over the whole vocabulary.
         kl_role: On completions or on demonstrations.
-        entropy_bonus: Weight d of -H on all trained tokens.
+        entropy_bonus: Weight d of -H on tokens of completions and whole demonstrations.
         demo_aggregation: Normaliser of likelihoods of given text, see objectives/rows.py.
         policy_aggregation: Normaliser of every other term.
     """

@@ -15,10 +15,12 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from srft_jax.batch import KVCache
 from srft_jax.config import ModelConfig
+from srft_jax.mesh import split_axes
 from srft_jax.models import families
 from srft_jax.ops.attention import attention, packed_attention
 from srft_jax.ops.layers import rms_norm, rope, rope_tables
@@ -172,7 +174,7 @@ def forward(
         cache: Of earlier tokens; needs room for T more.
         runtime: Precision and rematerialisation.
     """
-    x = params["embedding"].astype(runtime.dtype)[tokens.reshape(-1)]
+    x = _embedded(params["embedding"][tokens.reshape(-1)].astype(runtime.dtype))
     cos_sin = rope_tables(positions, model_config.head_dim, model_config.rope_theta)
     if cache is None:
         x = _forward_scanned(params, model_config, x, cos_sin, segment_ids, runtime)
@@ -180,6 +182,18 @@ def forward(
         x, cache = _forward_cached(params, model_config, x, cos_sin, segment_ids, cache)
     hidden = rms_norm(x, params["final_norm"], model_config.norm_epsilon)
     return ForwardOutput(hidden=hidden.reshape(*tokens.shape, -1), cache=cache, aux={})
+
+
+def _embedded(x: Float[Array, "BT D"]) -> Float[Array, "BT D"]:
+    """Looked up in each shard of the table for the rows of its replica, then exchanged: left to
+    itself XLA gathers the rows of all replicas."""
+    mesh = jax.sharding.get_abstract_mesh()
+    rows, model = split_axes(mesh, "rows", x.shape[0]), split_axes(mesh, "model", x.shape[1])
+    if not rows or not model:
+        return x
+    replica = tuple(axis for axis in rows if axis not in model)
+    x = jax.lax.with_sharding_constraint(x, PartitionSpec(replica, model))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, None))
 
 
 def _forward_scanned(

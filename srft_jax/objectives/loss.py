@@ -123,7 +123,8 @@ def ratio(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
 def importance_weight(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
     """min(p_old / p_sampler, importance_cap): what the sampler's other arithmetic is corrected by.
 
-    1 where old log-probs are the sampler's, as then the ratio itself holds the difference.
+    1 where old log-probs are the sampler's: with several updates the ratio itself then holds the
+    difference, with one it is left uncorrected.
     """
     if context.objective.old_logprobs == "sampler":
         return jnp.ones_like(stats.logprob)
