@@ -11,7 +11,7 @@ from srft_jax.config import Aggregation
 class Objective:
     """The coefficients of the loss, all of them; `ObjectiveConfig` says what each means.
 
-    The defaults train nothing: a row of the table below switches its terms on.
+    The defaults train nothing: a row of `methods.PRESETS` switches its terms on.
     """
 
     demo_nll: float = 0.0

@@ -45,9 +45,8 @@ def packed_attention(
 
 
 def _grouped(query: Float[Array, "B T N H"], num_kv_heads: int) -> Float[Array, "B K GT H"]:
-    """Scaled; the queries that share a kv head are one matmul."""
+    """The queries that share a kv head are one matmul."""
     batch, length, num_heads, head_dim = query.shape
-    query = query * head_dim**-0.5
     query = query.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
     return query.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, -1, head_dim)
 
@@ -63,7 +62,8 @@ def _matmul(subscripts: str, a: Array, b: Array) -> Array:
 
 
 def _scores(query: Array, key: Array, mask: Bool[Array, "B T S"]) -> Float[Array, "B K GT S"]:
-    scores = _matmul("bkqh,bksh->bkqs", query, key)
+    """Scaled in float32: a query scaled before would be rounded once more."""
+    scores = _matmul("bkqh,bksh->bkqs", query, key) * query.shape[-1] ** -0.5
     batch, num_kv_heads, _, num_keys = scores.shape
     by_query = scores.reshape(batch, num_kv_heads, -1, *mask.shape[1:])
     return jnp.where(mask[:, None, None], by_query, _MASKED).reshape(scores.shape)
@@ -86,13 +86,15 @@ def _chunk_backward(
 ) -> tuple[Array, Array, Array]:
     """Gradients by query, key and value, float32.
 
-    With P the weights and dP = dO v^T:  dS = P (dP - sum(dO O)),  dq = dS k,  dk = dS^T q.
+    With P the weights and dP = dO v^T:
+    dS = P (dP - sum(dO O)) / sqrt(H),  dq = dS k,  dk = dS^T q,  dv = P^T dO.
     """
     weights = jnp.exp(_scores(query, key, mask) - lse[..., None])
     d_value = _matmul("bkqs,bkqh->bksh", weights.astype(value.dtype), d_out)
     d_weights = _matmul("bkqh,bksh->bkqs", d_out, value)
     mean = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    d_scores = (weights * (d_weights - mean)).astype(query.dtype)
+    scale = query.shape[-1] ** -0.5
+    d_scores = (weights * (d_weights - mean) * scale).astype(query.dtype)
     d_query = _matmul("bkqs,bksh->bkqh", d_scores, key)
     return d_query, _matmul("bkqs,bkqh->bksh", d_scores, query), d_value
 

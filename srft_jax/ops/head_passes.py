@@ -30,6 +30,7 @@ LOGITS_BYTES = 64 * 2**20
 LEAST_KEPT_ROWS = 512
 # More do not make the products faster.
 MOST_ROWS, MOST_COLUMNS = 4096, 1024
+LEAST_COLUMNS = 128
 
 
 class Inputs(NamedTuple):
@@ -71,16 +72,21 @@ def make_layout(
 ) -> Layout:
     """Blocks and tiles for the rows and columns of one device, from the budget of bytes.
 
-    Kept logits take up to 7/8 of it. Where they are not kept, a tile takes a quarter, as it is
-    there up to four times: logits, their gradient, and on the way into and out of a product.
-    In: 4,096 rows, 151,936 columns, 512 MiB.  Out: blocks of 772 rows, tiles of 1,024, kept.
+    Kept logits take up to 7/8 of it. Blocks are then an eighth of the rows, so that the last one,
+    which masked rows leave unfilled, wastes little; but at least 256 rows. Where logits are not
+    kept, a tile takes a quarter of the budget, as it is there up to four times: logits, their
+    gradient, and on the way into and out of a product.
+    In: 4,096 rows, 151,936 columns, 512 MiB.  Out: blocks of 512 rows, tiles of 1,024, kept.
     In: the same, 64 MiB.  Out: blocks of 4,096 rows, tiles of 1,024, not kept.
     """
     budget = options.logits_bytes // (4 * num_heads)  # float32 numbers
     fit = budget * 7 // 8 // vocab_size
     keep = fit >= min(num_rows, LEAST_KEPT_ROWS)
-    rows = min(num_rows, fit if keep else MOST_ROWS)
-    columns = max(128, min(MOST_COLUMNS, budget // 4 // rows) // 128 * 128)
+    if keep:
+        rows = min(num_rows, fit, max(256, -(-num_rows // 8)))
+    else:
+        rows = min(num_rows, MOST_ROWS, max(1, budget // 4 // LEAST_COLUMNS))
+    columns = max(LEAST_COLUMNS, min(MOST_COLUMNS, budget // 4 // rows) // 128 * 128)
     return Layout(rows, min(vocab_size, columns), keep, options.transposed, options.softcap, axes)
 
 

@@ -136,7 +136,7 @@ def collect(
 
 
 def _is_dropped(group: Group, objective: Objective) -> bool:
-    """Unwanted, as all the rewards that its advantages are taken over are equal."""
+    """Unwanted, as the verifier's rewards are all equal; the overlong penalty is not looked at."""
     rewards = group.rewards
     if group.demonstration is not None and objective.advantage_group == "augmented":
         rewards = [*rewards, group.demonstration_reward]

@@ -79,6 +79,19 @@ def test_bfloat16_inputs():
         assert dot.params["preferred_element_type"] == jnp.float32
 
 
+def test_scores_of_bfloat16_are_scaled_in_float32():
+    """1 / sqrt(H) is no power of two for H = 6: a query scaled in bfloat16 is rounded once more."""
+    query, key, value, mask = problem()
+    rounded = [jnp.asarray(x, jnp.bfloat16) for x in (8 * query, key)]
+    scores = attention_module._scores(
+        attention_module._grouped(rounded[0], KV_HEADS), rounded[1], jnp.ones_like(mask)
+    )
+    wide = [np.asarray(x, np.float32) for x in rounded]
+    grouped = attention_module._grouped(jnp.asarray(wide[0]), KV_HEADS)
+    exact = np.einsum("bkqh,bksh->bkqs", grouped, wide[1]) / H**0.5
+    np.testing.assert_allclose(scores, exact, rtol=1e-5, atol=1e-5)
+
+
 def dots_of(function, *inputs):
     equations = jax.make_jaxpr(function)(*inputs).jaxpr.eqns
     dots = [e for e in equations if e.primitive.name == "dot_general"]

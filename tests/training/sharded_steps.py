@@ -20,7 +20,6 @@ from srft_jax.batch import Batch, TrainState
 from srft_jax.config import ObjectiveConfig, OptimizerConfig
 from srft_jax.mesh import sharding
 from srft_jax.objectives.methods import expand
-from srft_jax.ops import head as head_module
 from srft_jax.ops.head import token_stats
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import state_shardings
@@ -130,7 +129,6 @@ def head_flops(mesh: Mesh) -> float:
 def main() -> None:
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_default_matmul_precision", "highest")
-    head_module.LOGITS_BYTES = 4 * MODEL.vocab_size * 48  # three chunks a microbatch
     batch = batch_of(sequences(), OBJECTIVE, rows_per_microbatch=4, shape=(2, 8))
     expected_state, expected_metrics = two_steps(initial_state(), batch, reference_params())
     results = {
