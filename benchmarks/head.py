@@ -128,6 +128,10 @@ def main() -> None:
 
     if args.route != "auto":
         head_passes.LEAST_KEPT_ROWS = 1 if args.route == "kept" else args.tokens
+    options = head_passes.Options(None, False, args.logits_mib * 2**20)
+    layout = head_passes.make_layout(args.tokens, args.vocab, 1, options)
+    if args.route != "auto" and layout.keep != (args.route == "kept"):
+        parser.error(f"--logits-mib {args.logits_mib} has no route {args.route!r}: {layout}")
     inputs = problem(args)
     budget = args.logits_mib * 2**20
 
@@ -153,7 +157,8 @@ def main() -> None:
         of_naive |= errors(hidden, head, rows, jax.jit(naive_stats)(hidden, head, rows.targets))
         found |= {f"naive_{name}": value for name, value in of_naive.items()}
     device = jax.devices()[0]
-    print(json.dumps(rounded(vars(args) | {"device": device.device_kind} | found)))
+    cut = {"block_rows": layout.rows, "tile_columns": layout.columns, "kept": layout.keep}
+    print(json.dumps(rounded(vars(args) | {"device": device.device_kind} | cut | found)))
 
 
 if __name__ == "__main__":

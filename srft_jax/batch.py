@@ -9,6 +9,7 @@ import enum
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -50,6 +51,11 @@ class Rows:
     old_logprobs: Float[Array, "*lead"]
     sampler_logprobs: Float[Array, "*lead"]  # as returned with the rollouts; 0 on demonstrations
     inverse_length: Float[Array, "*lead"]  # 1 / trained tokens of the sequence
+
+
+def of_role(rows: Rows, *roles: Role) -> Bool[Array, "*lead"]:
+    """Trained tokens of these roles."""
+    return rows.loss_mask & jnp.isin(rows.role, jnp.array(roles))
 
 
 @jax.tree_util.register_dataclass

@@ -69,7 +69,7 @@ class ModelSection:
         architecture: Start from random weights of this shape; excludes `path`.
         tokenizer: Hugging Face directory of the tokenizer; by default `path`.
         reference: Hugging Face directory of the reference policy, for objectives with a KL; by
-            default `path`.
+            default `path`, also after a first stage of SFT.
         dtype: Of activations and matmul inputs. Parameters, log-probs and losses stay float32.
         remat: What of a block the backward pass computes again: nothing, all but the matmuls
             (dots), or the whole block. Less memory; on a CPU dots is also the fastest.
@@ -254,7 +254,8 @@ class ObjectiveConfig:
         hint_nll: Weight of the prefix's negative log-likelihood.
         prefix_policy: Weight of the prefix's policy gradient.
         prefix_top_entropy: Share of the prefix's tokens, those of highest entropy, that it takes.
-        entropy_scope: H of the token, its sequence's mean, or the previous step's mean of its role.
+        entropy_scope: H of the token, its sequence's mean, or the previous step's mean of its role,
+            which is 0 before the first step.
         advantage_group: Mean and std over completions alone, or over completions and demonstration.
         advantage_std: Divide the advantage by the group's std.
         kl: Weight beta of the KL to model.reference.

@@ -7,6 +7,7 @@ cache once a token.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -233,24 +234,21 @@ def _forward_cached(
     slot_of_query = cache.length + jnp.arange(num_new)
     causal = jnp.arange(cache.capacity) <= slot_of_query[:, None]
     mask = causal & (segment_ids[:, :, None] == seen[:, None, :])
-    keys: list[Array] = []
-    values: list[Array] = []
+    keys, values = list(cache.keys), list(cache.values)
 
-    def attend(query: Array, key: Array, value: Array) -> Array:
-        def write(slots: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(
-                slots, new.astype(slots.dtype), cache.length, axis=2
-            )
+    def write(slots: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(
+            slots, new.astype(slots.dtype), cache.length, axis=2
+        )
 
-        layer = len(keys)
-        keys.append(write(cache.keys[layer], key))
-        values.append(write(cache.values[layer], value))
+    def attend(layer: int, query: Array, key: Array, value: Array) -> Array:
+        keys[layer], values[layer] = write(keys[layer], key), write(values[layer], value)
         return attention(query, keys[layer], values[layer], mask)
 
     for layer in range(config.num_layers):
         weights = jax.tree.map(lambda stacked: stacked[layer], params["layers"])  # noqa: B023
-        out: Any = Block(config).apply({"params": weights}, x, cos_sin, attend)
-        x = out
+        attend_here = functools.partial(attend, layer)
+        x = Block(config).apply({"params": weights}, x, cos_sin, attend_here)  # type: ignore[assignment]
     return x, KVCache(tuple(keys), tuple(values), seen, cache.length + num_new)
 
 

@@ -1,14 +1,24 @@
 """Which coefficients make no sense, alone or together."""
 
 import math
+import sys
 from collections.abc import Iterator
 
 from srft_jax.objectives.objective import Objective
 
 # Ranges of single coefficients, as (lowest, highest, what that is called).
 _NOT_NEGATIVE = (0.0, math.inf, "below 0")
+_WEIGHT = (0.0, sys.float_info.max, "not a finite weight of at least 0")
 _SHARE = (0.0, 1.0, "outside 0 to 1")
 _RANGES: dict[str, tuple[float, float, str]] = {
+    "demo_nll": _WEIGHT,
+    "demo_policy": _WEIGHT,
+    "self_positive": _WEIGHT,
+    "self_negative": _WEIGHT,
+    "hint_nll": _WEIGHT,
+    "prefix_policy": _WEIGHT,
+    "kl": _WEIGHT,
+    "entropy_bonus": _WEIGHT,
     "demo_ratio_gamma": _NOT_NEGATIVE,
     "demo_per_step": _NOT_NEGATIVE,
     "demo_buffer": _NOT_NEGATIVE,
@@ -23,7 +33,6 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "prefix_steps": _NOT_NEGATIVE,
     "prefix_until": _NOT_NEGATIVE,
     "prefix_chunks": _NOT_NEGATIVE,
-    "kl": _NOT_NEGATIVE,
 }
 
 
@@ -93,6 +102,17 @@ def _bad_completions(o: Objective) -> Iterator[str]:
     """A sentence for each thing said about completions, prefixes or the KL that is of no effect."""
     if o.drop_zero_std and o.self_form == "none":
         yield "objective.drop_zero_std needs completions, but objective.self_form = none"
+    if o.max_refills and not o.drop_zero_std:
+        yield (
+            f"objective.max_refills = {o.max_refills} replaces groups left out, but "
+            "objective.drop_zero_std = false"
+        )
+    if o.drop_zero_std and o.demo_nll and o.demo_source == "group" and o.advantage_group == "self":
+        yield (
+            "objective.drop_zero_std would leave out the demonstrations of prompts that no "
+            "completion, or every one, solves; set objective.demo_source to own, or "
+            "objective.advantage_group to augmented"
+        )
     if o.prefix != "none" and o.self_form == "none":
         yield f"objective.prefix = {o.prefix} needs completions, but objective.self_form = none"
     for name in ("hint_nll", "prefix_policy"):
@@ -107,6 +127,16 @@ def _bad_completions(o: Objective) -> Iterator[str]:
         yield (
             f"objective.prefix_policy = {o.prefix_policy} takes a ratio of each token, but "
             "objective.surrogate = gspo that of the sequence"
+        )
+    if o.policy_aggregation == "sequences" and o.prefix_policy:
+        yield (
+            f"objective.prefix_policy = {o.prefix_policy} and what follows the prefix would share "
+            "one mean; set objective.policy_aggregation to another than sequences"
+        )
+    if o.kl and o.kl_role == "demo" and o.kl_estimator != "full":
+        yield (
+            f"objective.kl_estimator = {o.kl_estimator} is of tokens that the policy sampled, but "
+            "objective.kl_role = demo; set objective.kl_estimator to full"
         )
     trained = o.trains_demonstrations if o.kl_role == "demo" else o.self_form != "none"
     if o.kl and not trained:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from srft_jax.batch import Normalisers, Role, Rows
+from srft_jax.batch import Normalisers, Role, Rows, of_role
 from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.surrogates import bounded_exp, kl_estimate, surrogate_loss
 from srft_jax.ops.head import ReferencedStats, TokenStats
@@ -49,10 +49,6 @@ def _per_count(values: Array, count: Array) -> Array:
     return jnp.where(count > 0, values / jnp.maximum(count, 1e-9), 0.0)
 
 
-def _of_role(rows: Rows, *roles: Role) -> Bool[Array, " N"]:
-    return rows.loss_mask & jnp.isin(rows.role, jnp.array(roles))
-
-
 def _sequence_mean(values: Array, counted: Array, rows: Rows) -> Array:
     """Each token gets the mean over its sequence's counted tokens; 0 where there are none."""
     size = values.shape[0]  # no microbatch has more sequences than tokens
@@ -71,7 +67,7 @@ def _scoped_entropy(stats: Stats, rows: Rows, context: LossContext) -> Array:
         return jnp.where(
             rows.role == Role.SELF, context.entropy_self, context.entropy_demonstration
         )
-    return _sequence_mean(entropy, _of_role(rows, Role.SELF, Role.DEMONSTRATION), rows)
+    return _sequence_mean(entropy, of_role(rows, Role.SELF, Role.DEMONSTRATION), rows)
 
 
 def sft_weight(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
@@ -116,7 +112,7 @@ def ratio(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
     if context.objective.surrogate != "gspo":
         return bounded_exp(log_r)
     fixed = jax.lax.stop_gradient(log_r)
-    mean = _sequence_mean(fixed, _of_role(rows, Role.SELF), rows)
+    mean = _sequence_mean(fixed, of_role(rows, Role.SELF), rows)
     return bounded_exp(mean + (log_r - fixed))
 
 
@@ -168,7 +164,7 @@ def loss_terms(stats: Stats, rows: Rows, context: LossContext) -> dict[str, Floa
     by_sequence = {"sequences": rows.inverse_length}
     nll_share = by_sequence.get(objective.demo_aggregation, 1.0)
     policy_share = by_sequence.get(objective.policy_aggregation, 1.0)
-    own, demo = _of_role(rows, Role.SELF), _of_role(rows, Role.DEMONSTRATION)
+    own, demo = of_role(rows, Role.SELF), of_role(rows, Role.DEMONSTRATION)
 
     def nll(where: Array, loss: Array) -> Array:
         return _per_count(jnp.where(where, loss * nll_share, 0.0), z.demonstration)
@@ -180,7 +176,7 @@ def loss_terms(stats: Stats, rows: Rows, context: LossContext) -> dict[str, Floa
     if objective.demo_nll:
         terms["demo_nll"] = nll(demo, -sft_weight(stats, rows, context) * stats.logprob)
     if objective.hint_nll:
-        hint = _of_role(rows, Role.HINT)
+        hint = of_role(rows, Role.HINT)
         terms["hint_nll"] = nll(hint, -objective.hint_nll * rows.weight * stats.logprob)
     if objective.demo_policy:
         rho = _demonstration_ratio(stats, rows, objective.demo_ratio_gamma)
@@ -188,7 +184,7 @@ def loss_terms(stats: Stats, rows: Rows, context: LossContext) -> dict[str, Floa
         terms["demo_policy"] = policy(demo, -weight * rho * rows.advantage)
     if objective.prefix_policy:
         weight = objective.prefix_policy * rows.weight
-        prefix = _of_role(rows, Role.PREFIX)
+        prefix = of_role(rows, Role.PREFIX)
         terms["prefix_policy"] = policy(prefix, weight * _policy_gradient(stats, rows, context))
     if objective.self_form != "none":
         terms["self"] = policy(own, _self_loss(stats, rows, context))

@@ -123,13 +123,13 @@ def token_loss(
         loss = jnp.sum(jnp.where(inputs.mask, objective(stats, rows), 0.0))
         return loss, jax.lax.stop_gradient(stats)
 
-    def of_block(public: tuple[Array, ...], rows: Any) -> Float[Array, " R"]:
-        return objective(_named(public), rows)
+    def of_block(outputs: tuple[Array, ...], rows: Any) -> Float[Array, " R"]:
+        return objective(_named(outputs), rows)
 
     rows = jax.tree.map(jnp.asarray, rows)
     result = passes.loss_and_gradient(of_block, jax.lax.stop_gradient(inputs), rows, options)
     loss = _with_gradient(hidden, head, result.loss, result.d_hidden, result.d_head)
-    return loss, _named(passes.public(result.stats))
+    return loss, _named(passes.outputs_of(result.stats))
 
 
 def _inputs(
@@ -148,8 +148,8 @@ def _inputs(
     )
 
 
-def _named(public: tuple[Array, ...]) -> TokenStats | ReferencedStats:
-    return TokenStats(*public) if len(public) == 2 else ReferencedStats(*public)
+def _named(outputs: tuple[Array, ...]) -> TokenStats | ReferencedStats:
+    return TokenStats(*outputs) if len(outputs) == 2 else ReferencedStats(*outputs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -159,7 +159,7 @@ def _stats(inputs: Inputs, options: Options) -> tuple[Array, ...]:
 
 def _stats_forward(inputs: Inputs, options: Options) -> tuple[tuple[Array, ...], Any]:
     stats = passes.statistics(inputs, options).stats
-    return passes.public(stats), (inputs, stats)
+    return passes.outputs_of(stats), (inputs, stats)
 
 
 def _stats_backward(options: Options, saved: Any, cotangents: tuple[Array, ...]) -> tuple[Inputs]:

@@ -97,7 +97,7 @@ def statistics(inputs: Inputs, options: Options) -> Result:
 def gradient(
     inputs: Inputs, stats: RowStats, cotangents: tuple[Array, ...], options: Options
 ) -> Result:
-    """From the statistics and the cotangents of `public(stats)`."""
+    """From the statistics and the cotangents of `outputs_of(stats)`."""
     return _on_mesh(_gradient, inputs, (stats, cotangents), options)
 
 
@@ -107,11 +107,11 @@ def loss_and_gradient(
     rows: Any,
     options: Options,
 ) -> Result:
-    """Of the sum of `objective(public(stats), rows)`, which is called with blocks of rows."""
+    """Of the sum of `objective(outputs_of(stats), rows)`, which is called with blocks of rows."""
     return _on_mesh(functools.partial(_loss_and_gradient, objective), inputs, rows, options)
 
 
-def public(stats: RowStats) -> tuple[Array, ...]:
+def outputs_of(stats: RowStats) -> tuple[Array, ...]:
     """logprob, entropy; with a reference also its logprob and the kl."""
     if stats.kl is None:
         return stats.logprob, stats.entropy
@@ -120,7 +120,7 @@ def public(stats: RowStats) -> tuple[Array, ...]:
 
 
 def _slopes(cotangents: tuple[Array, ...], counts: Bool[Array, " R"]) -> Slopes:
-    """From the cotangents of `public`."""
+    """From the cotangents of `outputs_of`."""
     logprob, entropy, *other = (jnp.where(counts, x, 0.0) for x in cotangents)
     return Slopes(logprob, entropy, other[1] if other else None)
 
@@ -204,10 +204,10 @@ def _loss_and_gradient(objective: Callable, inputs: Inputs, data: Any, layout: L
         stats, kept = sweeps.sweep_statistics(block, heads, kept, layout)
         rows = jax.tree.map(lambda x: x[index], data)
 
-        def block_loss(public: tuple[Array, ...]) -> Array:
-            return jnp.sum(jnp.where(counts, objective(public, rows), 0.0))
+        def block_loss(outputs: tuple[Array, ...]) -> Array:
+            return jnp.sum(jnp.where(counts, objective(outputs, rows), 0.0))
 
-        more, cotangents = jax.value_and_grad(block_loss)(public(stats))
+        more, cotangents = jax.value_and_grad(block_loss)(outputs_of(stats))
         slopes = _slopes(cotangents, counts)
         d_hidden, d_head = sweeps.sweep_gradient(block, heads, kept, stats, slopes, d_head, layout)
         return (loss + more, d_head, kept), (stats, d_hidden)

@@ -111,15 +111,23 @@ def _update(setup: Setup, stage: Stage, sequences: Sequence[TrainingSequence]) -
 
 def _has_gradient(sequence: TrainingSequence, objective: Objective) -> bool:
     """Some term of the objective wants its tokens likelier or less likely."""
-    if objective.kl or objective.entropy_bonus:
-        return True
-    roles = set(sequence.roles.tolist())
-    by_likelihood = (
-        (objective.demo_nll and Role.DEMONSTRATION in roles)
-        or (objective.hint_nll and Role.HINT in roles)
-        or (objective.self_form == "likelihood" and Role.SELF in roles)
+    roles, has_advantage = set(sequence.roles.tolist()), sequence.advantage != 0
+    of_self = objective.self_form == "likelihood" or (
+        objective.self_form == "policy_gradient" and has_advantage
     )
-    return bool(sequence.weight and (by_likelihood or sequence.advantage))
+    weighted = {
+        Role.SELF: of_self,
+        Role.DEMONSTRATION: objective.demo_nll or (objective.demo_policy and has_advantage),
+        Role.HINT: objective.hint_nll,
+        Role.PREFIX: objective.prefix_policy and has_advantage,
+    }
+    kl_role = Role.SELF if objective.kl_role == "self" else Role.DEMONSTRATION
+    unweighted = {
+        Role.SELF: objective.entropy_bonus,
+        Role.DEMONSTRATION: objective.entropy_bonus,
+        kl_role: objective.kl or objective.entropy_bonus,
+    }
+    return any(unweighted.get(role) or (sequence.weight and weighted.get(role)) for role in roles)
 
 
 def _is_demonstration(sequence: TrainingSequence) -> bool:
@@ -191,6 +199,8 @@ def _roles(objective: Objective, completion: Completion) -> Role | np.ndarray:
 
 
 def _is_kept(objective: Objective, completion: Completion, correct: bool) -> bool:
+    if objective.self_form == "none" and not objective.entropy_bonus:
+        return False  # it was sampled for the advantage of the demonstration
     if objective.keep == "correct":
         return correct and completion.finished
     return completion.finished or not objective.mask_truncated

@@ -85,10 +85,13 @@ def _check_optimizer(config: RunConfig, section: str) -> None:
 def _check_shapes(config: RunConfig) -> None:
     """Group sizes, row lengths and splits that cannot work whatever the data."""
     rollout, training = config.rollout, config.training
-    if config.objective.advantage_std and rollout.completions_per_prompt == 1:
+    objective = config.objective
+    compared = rollout.completions_per_prompt - (objective.prefix == "one")
+    if objective.advantage_std and compared == 1:
         raise UsageError(
-            "rollout.completions_per_prompt = 1 has no standard deviation; "
-            "sample at least 2 or set objective.advantage_std to false"
+            f"rollout.completions_per_prompt = {rollout.completions_per_prompt} with "
+            f"objective.prefix = {objective.prefix} leaves one completion to take a standard "
+            "deviation over; sample one more or set objective.advantage_std to false"
         )
     if config.data.prompts_per_step % training.updates_per_rollout:
         raise UsageError(

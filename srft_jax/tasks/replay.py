@@ -53,9 +53,12 @@ def replay(config: RunConfig) -> int:
     with jax.set_mesh(setup.mesh):
         saved_at, state = _newest_state(setup)
         stage, reference_params = _stage_of(setup, step, batch), load_reference(setup)
-        inputs = Inputs(state, reference_params, put(batch, setup.mesh))
-        microbatches = _compute(setup, stage, inputs)
         programs = make_programs(setup, stage, reference_params)
+        batch = put(batch, setup.mesh)
+        if programs.old_logprobs is not None:
+            batch = programs.old_logprobs(state.params, batch)
+        inputs = Inputs(state, reference_params, batch)
+        microbatches = _compute(setup, stage, inputs)
         norms = jax.device_get(programs.gradient_norms(state, inputs.batch))
     print(f"the batch of step {step}, under the parameters of step {saved_at}\n")
     rows = [

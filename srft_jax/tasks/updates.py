@@ -103,7 +103,7 @@ def apply(
         stage_programs = programs[update.stage]
         norms = stage_programs.gradient_norms(state, batch) if measure_norms else {}
         state, of_update = stage_programs.train_step(state, batch)
-        values = present(of_update, update.batch.normalisers) | norms
+        values = present(of_update, update.batch.normalisers, update.stage.objective) | norms
         metrics.append({update.stage.label + name: value for name, value in values.items()})
     return state, metrics
 

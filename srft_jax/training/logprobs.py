@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from srft_jax.batch import Batch, Role
+from srft_jax.batch import Batch, Role, of_role
 from srft_jax.config import ModelConfig
 from srft_jax.models.decoder import Params, Runtime
 from srft_jax.ops.head import token_stats
@@ -34,7 +34,7 @@ def make_old_logprobs(
     def old_logprobs(params: Params, batch: Batch) -> Batch:
         def of_microbatch(i: Array, found: Array) -> Array:
             rows = rows_of(batch, i)
-            recomputed = rows.loss_mask & ((rows.role == Role.SELF) | (rows.role == Role.PREFIX))
+            recomputed = of_role(rows, Role.SELF, Role.PREFIX)
             logprob = token_stats(
                 *hidden_and_head(params, model_config, rows, runtime),
                 rows.targets.reshape(-1),

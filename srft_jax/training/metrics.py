@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from srft_jax.batch import Metrics, Normalisers, Role, Rows
+from srft_jax.batch import Metrics, Normalisers, Role, Rows, of_role
 from srft_jax.objectives import loss as losses
 from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.surrogates import is_clipped
@@ -61,27 +61,27 @@ _REDUCTIONS = {
 
 
 def _masks(rows: Rows, objective: Objective) -> dict[str, Array]:
-    def of_role(*roles: Role) -> Array:
-        return rows.loss_mask & jnp.isin(rows.role, jnp.array(roles))
-
-    own, demonstration = of_role(Role.SELF), of_role(Role.DEMONSTRATION)
+    own, demonstration = of_role(rows, Role.SELF), of_role(rows, Role.DEMONSTRATION)
     return {
         "self": own,
         "positive": own & losses.is_positive(rows, objective),
         "demonstration": demonstration,
-        "sampled": of_role(Role.SELF, Role.HINT, Role.PREFIX),  # the sampler scores forced tokens
+        "sampled": of_role(
+            rows, Role.SELF, Role.HINT, Role.PREFIX
+        ),  # the sampler scores forced tokens
         "reference": own if objective.kl_role == "self" else demonstration,
     }
 
 
-def _counts(normalisers: Normalisers) -> dict[str, Array]:
+def _counts(normalisers: Normalisers, objective: Objective) -> dict[str, Array]:
     """Of each mask in the whole step; 0 where it is empty."""
+    of_demo = objective.kl_role == "demo"
     return {
         "self": normalisers.self_tokens,
         "positive": normalisers.positive_tokens,
         "demonstration": normalisers.demonstration_tokens,
         "sampled": normalisers.self_tokens,
-        "reference": normalisers.kl,
+        "reference": normalisers.demonstration_tokens if of_demo else normalisers.self_tokens,
     }
 
 
@@ -143,9 +143,7 @@ def of_step(total: Metrics, normalisers: Normalisers, objective: Objective) -> M
 
     Loss terms are divided already, by the normaliser of each.
     """
-    counts = _counts(normalisers)
-    counts["reference"] = counts["self" if objective.kl_role == "self" else "demonstration"]
-    found = dict(total)
+    counts, found = _counts(normalisers, objective), dict(total)
     for name in total.keys() & METRICS.keys():
         count = counts[METRICS[name].tokens]
         divisor = jnp.maximum(count, 1.0) if METRICS[name].by == "mean" else 1.0
@@ -153,9 +151,9 @@ def of_step(total: Metrics, normalisers: Normalisers, objective: Objective) -> M
     return found
 
 
-def present(metrics: Metrics, normalisers: Normalisers) -> Metrics:
+def present(metrics: Metrics, normalisers: Normalisers, objective: Objective) -> Metrics:
     """The metrics of tokens that the batch has."""
-    counts = _counts(normalisers)
+    counts = _counts(normalisers, objective)
     return {
         name: value
         for name, value in metrics.items()

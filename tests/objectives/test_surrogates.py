@@ -107,7 +107,7 @@ def test_importance_weight_corrects_for_the_sampler_where_the_trainer_recomputes
     r = 1.0 if on_policy else np.exp(logp - old)
     for role, coefficients in [
         (Role.SELF, {}),
-        (Role.PREFIX, dict(prefix="one", prefix_policy=1.0)),
+        (Role.PREFIX, dict(prefix="one", prefix_policy=1.0, policy_aggregation="tokens")),
     ]:
         rows = make_rows(3, role, **fields)
         for kind, factor in [("trainer", expected), ("sampler", 1.0)]:

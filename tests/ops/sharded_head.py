@@ -69,7 +69,7 @@ def difference(got: object, expected: object) -> float:
 
 
 def collectives_in_loops(mesh: jax.sharding.Mesh, inputs: tuple) -> int:
-    """Bytes of the largest array that devices exchange inside a loop."""
+    """Elements of the largest array that devices exchange inside a loop."""
     jaxpr = jax.make_jaxpr(run(True, 2**20, False))(*inputs)
 
     def largest(jaxpr: object, in_loop: bool) -> int:

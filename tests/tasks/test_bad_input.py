@@ -81,7 +81,7 @@ CASES = {
     ),
     "group of one": (
         ["--objective.preset=grpo", "--rollout.completions_per_prompt=1"],
-        "rollout.completions_per_prompt = 1 has no standard deviation",
+        "rollout.completions_per_prompt = 1 with objective.prefix = none leaves one completion",
     ),
     "nothing to train": (
         ["--objective.preset=sft", "--objective.demo_nll=0"],

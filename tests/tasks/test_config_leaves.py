@@ -207,7 +207,7 @@ TABLE = {
     "objective.advantage_std": Change("true"),
     "objective.kl": Change("0.2", base=KL),
     "objective.kl_estimator": Change("k2", base=KL),
-    "objective.kl_role": Change("demo", base=KL),
+    "objective.kl_role": Change("demo", base=KL + objective(kl_estimator="full")),
     "objective.entropy_bonus": Change("0.01"),
     "objective.demo_aggregation": Change("sequences"),
     "objective.policy_aggregation": Change("length_cap"),

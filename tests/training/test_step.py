@@ -81,7 +81,7 @@ def test_a_step_without_a_role_is_finite(name, kept):
     elif objective.trains_demonstrations and objective.self_form != "none":
         assert largest(gradient) > 1e-3
     # What is not there is not reported, and leaves the running entropy alone.
-    shown = present(metrics, batch.normalisers)
+    shown = present(metrics, batch.normalisers, objective)
     assert ("policy/entropy_self" in shown) == (Role.SELF in kept)
     assert ("weights/sft" in shown) == (Role.DEMONSTRATION in kept)
     carried = (state.entropy_self, state.entropy_demonstration)

@@ -47,7 +47,7 @@ _SETTINGS["all else"] = dict(
     kl=0.1,
     kl_estimator="k2",
     demo_aggregation="sequences",
-    policy_aggregation="sequences",
+    policy_aggregation="sequence_caps",
 )
 OBJECTIVES = {name: expand(ObjectiveConfig(**own)) for name, own in _SETTINGS.items()}
 
