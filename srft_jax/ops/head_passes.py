@@ -170,15 +170,19 @@ def _over_blocks(
     return carry, jax.tree.map(lambda x: x[place], results)
 
 
-def _block(inputs: Inputs, index: Int[Array, " R"]) -> tuple[sweeps.Block, Heads]:
+def _block(
+    inputs: Inputs, index: Int[Array, " R"], counts: Bool[Array, " R"]
+) -> tuple[sweeps.Block, Heads]:
+    """Rows that do not count are zero: a slope of zero times a NaN would not be."""
     rows = (inputs.hidden, inputs.targets, inputs.temperature, inputs.reference_hidden)
     block = sweeps.Block(*jax.tree.map(lambda x: x[index], rows))
+    block = block._replace(hidden=jnp.where(counts[:, None], block.hidden, 0))
     return block, Heads(inputs.head, inputs.reference_head)
 
 
 def _statistics(inputs: Inputs, data: None, layout: Layout) -> Result:
     def body(index: Array, counts: Array, carry: None) -> tuple[None, RowStats]:
-        return None, sweeps.sweep_statistics(*_block(inputs, index), (), layout)[0]
+        return None, sweeps.sweep_statistics(*_block(inputs, index, counts), (), layout)[0]
 
     return Result(stats=_over_blocks(inputs.mask, layout.rows, body, None)[1])
 
@@ -188,7 +192,7 @@ def _gradient(inputs: Inputs, data: tuple[RowStats, tuple[Array, ...]], layout: 
         stats, cotangents = jax.tree.map(lambda x: x[index], data)
         slopes = _slopes(cotangents, counts)
         d_hidden, d_head = sweeps.sweep_gradient(
-            *_block(inputs, index), (), stats, slopes, d_head, layout
+            *_block(inputs, index, counts), (), stats, slopes, d_head, layout
         )
         return d_head, d_hidden
 
@@ -200,7 +204,7 @@ def _gradient(inputs: Inputs, data: tuple[RowStats, tuple[Array, ...]], layout: 
 def _loss_and_gradient(objective: Callable, inputs: Inputs, data: Any, layout: Layout) -> Result:
     def body(index: Array, counts: Array, carry: Any) -> tuple[Any, Any]:
         loss, d_head, kept = carry
-        block, heads = _block(inputs, index)
+        block, heads = _block(inputs, index, counts)
         stats, kept = sweeps.sweep_statistics(block, heads, kept, layout)
         rows = jax.tree.map(lambda x: x[index], data)
 

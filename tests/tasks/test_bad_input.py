@@ -83,6 +83,14 @@ CASES = {
         ["--objective.preset=grpo", "--rollout.completions_per_prompt=1"],
         "rollout.completions_per_prompt = 1 with objective.prefix = none leaves one completion",
     ),
+    "one completion beside the prefixed one": (
+        [
+            "--objective.preset=prefix_rft",
+            "--objective.advantage_std=true",
+            "--rollout.completions_per_prompt=2",
+        ],
+        "rollout.completions_per_prompt = 2 with objective.prefix = one leaves one completion",
+    ),
     "nothing to train": (
         ["--objective.preset=sft", "--objective.demo_nll=0"],
         "the objective trains nothing",

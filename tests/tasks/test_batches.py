@@ -90,10 +90,23 @@ class TestFilters:
         assert [one.advantage for one in sequences] == pytest.approx([0.5, 0.0, -0.5])
         assert all(one.correct for one in sequences)
 
+    def test_completions_that_only_set_the_advantage_are_no_rows(self, tmp_path):
+        """Unless their entropy is raised."""
+        group = made_group(0, [1, 0, 0])
+        for bonus, expected in [(0, [DEMONSTRATION]), (0.1, [SELF, SELF, SELF, DEMONSTRATION])]:
+            setup = setup_of(tmp_path, "luffy", self_form="none", entropy_bonus=bonus)
+            found = sequences_of(setup, group)
+            assert [one.role for one in found] == expected
+            assert found[-1].advantage == pytest.approx(0.5)
+
 
 class TestNothingToLearn:
     def test_equal_rewards_have_no_gradient(self, tmp_path):
         assert updates_of(setup_of(tmp_path, "grpo"), [made_group(0, [1, 1, 1])]) == []
+
+    def test_the_entropy_bonus_teaches_without_an_advantage(self, tmp_path):
+        setup = setup_of(tmp_path, "grpo", entropy_bonus=0.1)
+        assert len(updates_of(setup, [made_group(0, [1, 1, 1])])) == 1
 
     def test_nothing_is_left(self, tmp_path):
         setup = setup_of(tmp_path, "on_policy_sft")
