@@ -50,10 +50,25 @@ _SECTIONS: dict[str, tuple[_Chart, ...]] = {
         _Chart("Entropy-aware weights", {"weights/rl": "rl", "weights/sft": "sft"}, "token mean"),
         _Chart("Loss terms", {"loss/*": "*"}),
         _Chart("Completion length", {"rollout/length": "length"}, "tokens"),
+        _Chart(
+            "Groups by their completions",
+            {
+                "rollout/groups_all_right": "all right",
+                "rollout/groups_mixed": "mixed",
+                "rollout/groups_all_wrong": "all wrong",
+            },
+            percent=True,
+        ),
     ),
     "Diagnostics": (
         _Chart("Truncated completions", {"rollout/truncated": "truncated"}, percent=True),
-        _Chart("Gradient norm", {"loss/gradient_norm": "gradient norm"}, "before clipping"),
+        _Chart(
+            "Gradient norm",
+            {"loss/gradient_norm": "gradient norm", "loss/*_gradient_norm": "*"},
+            "before clipping",
+        ),
+        _Chart("Learning rate", {"optimizer/learning_rate": "learning rate"}),
+        _Chart("Skipped updates", {"loss/skipped": "skipped"}),
         _Chart("Throughput", {"perf/tokens_per_second": "tokens"}, "tokens per second"),
         _Chart("Time per step", {"time/*": "*"}, "seconds"),
     ),
@@ -115,6 +130,17 @@ def _matches(names: Iterable[str], pattern: str) -> dict[str, str]:
     return {name: match[1] for name, match in found if match}
 
 
+def _pattern_of(name: str) -> str | None:
+    """The most particular pattern of a chart that a metric fits.
+
+    In: loss/self_gradient_norm.  Out: loss/*_gradient_norm, not loss/*.
+    """
+    lines = {line for charts in _SECTIONS.values() for chart in charts for line in chart.lines}
+    return max(
+        (line for line in lines if "*" in line and _matches([name], line)), key=len, default=None
+    )
+
+
 def _sections(metrics: Rows) -> dict[str, list[Markup]]:
     """Every chart that has data, by section."""
     named = {name for charts in _SECTIONS.values() for chart in charts for name in chart.lines}
@@ -129,7 +155,8 @@ def _sections(metrics: Rows) -> dict[str, list[Markup]]:
 def _draw(chart: _Chart, metrics: Rows, unnamed: Sequence[str]) -> Markup:
     labels: dict[str, str] = {}
     for name, label in chart.lines.items():
-        labels |= _matches(unnamed, name) if "*" in name else {name: label}
+        of_pattern = [one for one in unnamed if _pattern_of(one) == name]
+        labels |= _matches(of_pattern, name) if "*" in name else {name: label}
     series = {label: _curve(metrics, name) for name, label in labels.items()}
     drawn = figures.line_chart(chart.title, series, y_label=chart.y_label, percent=chart.percent)
     return Markup(drawn)  # line_chart escapes

@@ -57,6 +57,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", METHODS)
 def test_stages_buffers_and_further_iterators_continue_bit_for_bit(
     preset, tmp_path, interrupt_in, monkeypatch
