@@ -10,6 +10,8 @@ import pytest
 
 from srft_jax.training import metrics
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("sharded_steps.py")
 ROOT = Path(__file__).parents[2]
 # Nearly all of the time goes to compiling.
