@@ -205,12 +205,12 @@ def _forward_scanned(
     segment_ids: Array,
     runtime: Runtime,
 ) -> Array:
-    block = Block(config)
+    block: Any = Block(config)
 
     def attend(query: Array, key: Array, value: Array) -> Array:
         return packed_attention(query, key, value, segment_ids)
 
-    def layer(x: Array, weights: Params) -> tuple[Any, None]:
+    def layer(x: Array, weights: Params) -> tuple[Array, None]:
         return block.apply({"params": weights}, x, cos_sin, attend), None
 
     if runtime.remat != "none":
@@ -235,6 +235,7 @@ def _forward_cached(
     causal = jnp.arange(cache.capacity) <= slot_of_query[:, None]
     mask = causal & (segment_ids[:, :, None] == seen[:, None, :])
     keys, values = list(cache.keys), list(cache.values)
+    block: Any = Block(config)
 
     def write(slots: Array, new: Array) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(
@@ -247,8 +248,7 @@ def _forward_cached(
 
     for layer in range(config.num_layers):
         weights = jax.tree.map(lambda stacked: stacked[layer], params["layers"])  # noqa: B023
-        attend_here = functools.partial(attend, layer)
-        x = Block(config).apply({"params": weights}, x, cos_sin, attend_here)  # type: ignore[assignment]
+        x = block.apply({"params": weights}, x, cos_sin, functools.partial(attend, layer))
     return x, KVCache(tuple(keys), tuple(values), seen, cache.length + num_new)
 
 

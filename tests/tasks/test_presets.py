@@ -10,7 +10,7 @@ from srft_jax.models.checkpoint_hf import save_hf
 from srft_jax.models.tokenizer import load_tokenizer
 from srft_jax.objectives.methods import PRESETS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 # Preset -> the terms of its loss that metrics must show, and what the run is given besides.
 TERMS = {
@@ -43,17 +43,6 @@ ALL_TERMS = set("demo_nll hint_nll demo_policy prefix_policy self kl entropy_bon
 
 def test_every_preset_is_here():
     assert TERMS.keys() == PRESETS.keys()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """XLA spends most of these tests on making fast what runs three times."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.clear_caches()  # which do not tell programs of the two kinds apart
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,63 @@
+"""From a command line or a stored file to a `RunConfig`, and back.
+
+`parse` turns `run.py VERB --config FILE --section.key VALUE` into a verb and a `RunConfig`. A
+mistake of the user is a `UsageError`: one sentence that names the key.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, cast, get_args
+
+import jsonargparse
+import yaml
+
+from srft_jax.config.errors import UsageError
+from srft_jax.config.sections import RunConfig
+
+Verb = Literal["train", "evaluate", "generate", "export", "report", "replay"]
+
+
+def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
+    """The verb and the configuration that a command line asks for.
+
+    Args:
+        argv: Without the program: [verb] [--config FILE] [--section.key VALUE ...].
+
+    Raises:
+        UsageError: an unknown or ill-typed key, or a file that cannot be read.
+    """
+    verbs = get_args(Verb)
+    verb, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("train", argv)
+    if verb not in verbs:
+        raise UsageError(f"unknown verb {verb!r}; the verbs are {', '.join(verbs)}")
+    parser = jsonargparse.ArgumentParser(
+        prog="run.py",
+        usage=f"run.py [{'|'.join(verbs)}] [options]",
+        exit_on_error=False,
+        allow_abbrev=False,  # `--training.num_step` is a mistake, not num_steps
+    )
+    parser.add_argument("--config", action="config", help="YAML file of this page's keys")
+    parser.add_class_arguments(RunConfig, fail_untyped=True)
+    try:
+        values = parser.instantiate(parser.parse_args(list(flags)))
+    except jsonargparse.ArgumentError as error:
+        raise UsageError(" ".join(str(error).split())) from None
+    fields = {field.name: values[field.name] for field in dataclasses.fields(RunConfig)}
+    return cast(Verb, verb), RunConfig(**fields)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The configuration as a file that `parse` reads back to an equal one."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+def read_yaml(text: str) -> Any:
+    """Plain values of a stored configuration, which need not load as today's `RunConfig`.
+
+    Raises:
+        UsageError: the text is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"not YAML: {' '.join(str(error).split())}") from error
