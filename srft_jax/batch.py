@@ -1,7 +1,8 @@
 """The pytrees that rooms hand to each other.
 
-Dimension key: B rows, P prompts, G completions per prompt, T query length, S key length, L layers,
-D model, F mlp, N query heads, K kv heads, H head dim, V vocabulary, M microbatches.
+Dimension key: B rows, P prompts, R rows of the sampler, G completions per prompt, T query length,
+S key length, C and U lengths of a cache's own and recent part, L layers, D model, F mlp, N query
+heads, K kv heads, H head dim, V vocabulary, M microbatches.
 """
 
 import dataclasses
@@ -87,22 +88,32 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values of the tokens seen so far, one slot a token, the same slot in every row.
+    """Keys and values while R rows complete P prompts; one entry of each tuple a layer.
 
-    Prompts are padded on the left, so that all rows write the next token to slot `length`:
+    A prompt is stored once and read once for all of its rows, at most G: each is one of the
+    prompt's lanes. A row's own tokens are in two places. All rows write the token at hand to the
+    same column of the recent part, which costs no scatter; before the next segment of decode steps
+    `rollout.cache.settle` moves that part behind the row's older tokens. A row with a prompt of 3
+    that has drawn 5 tokens, 2 of them in this segment:
 
-        segment_ids   0 0 1 1 1 1 . .     row with a prompt of 4
-                      1 1 1 1 1 1 . .     row with a prompt of 6; length = 6, capacity S = 8
+        prompt  p p p . . .    own  a b c .    recent  d e . .
+
+    Keys have their tokens in the last axis: the product with a query then reads them in order.
+    Where rows are split over devices, so are prompts, and lanes and rows are numbered within one
+    device.
     """
 
-    keys: tuple[Float[Array, "B K S H"], ...]  # one entry a layer
-    values: tuple[Float[Array, "B K S H"], ...]
-    segment_ids: Int[Array, "B S"]
-    length: Int[Array, ""]
-
-    @property
-    def capacity(self) -> int:
-        return self.segment_ids.shape[1]
+    prompt_keys: tuple[Float[Array, "P K H S"], ...]
+    prompt_values: tuple[Float[Array, "P K S H"], ...]
+    keys: tuple[Float[Array, "R K H C"], ...]
+    values: tuple[Float[Array, "R K C H"], ...]
+    recent_keys: tuple[Float[Array, "R K H U"], ...]
+    recent_values: tuple[Float[Array, "R K U H"], ...]
+    prompt_lengths: Int[Array, " P"]
+    lengths: Int[Array, " R"]  # of the own part, once settled
+    num_recent: Int[Array, ""]
+    row_of_lane: Int[Array, "P G"]  # any row where the lane is empty
+    lane_of_row: Int[Array, " R"]  # p G + g
 
 
 @jax.tree_util.register_dataclass

@@ -1,9 +1,12 @@
 """Meshes, and the one table from logical axes to mesh axes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from srft_jax.config import MeshConfig, UsageError
@@ -49,13 +52,101 @@ def split_axes(mesh: Mesh | AbstractMesh, logical: str | None, size: int) -> tup
     return axes if size % math.prod(mesh.shape[name] for name in axes) == 0 else ()
 
 
-def sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+def spec(
+    mesh: Mesh | AbstractMesh, logical_axes: Sequence[str | None], shape: Sequence[int]
+) -> PartitionSpec:
     """Where an array with these logical axes lives; an axis that does not divide is replicated.
 
     In: ("layers", "model", "mlp"), (28, 3584, 18944) on fsdp=4, tensor=2.
     Out: PartitionSpec(None, "fsdp", "tensor").
     """
-    spec = [
-        split_axes(mesh, axis, size) or None for axis, size in zip(logical_axes, shape, strict=True)
-    ]
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    sized = zip(logical_axes, shape, strict=True)
+    return PartitionSpec(*(split_axes(mesh, axis, size) or None for axis, size in sized))
+
+
+def sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    """The same for arrays outside jit."""
+    return NamedSharding(mesh, spec(mesh, logical_axes, shape))
+
+
+def constrained(x: jax.Array, logical_axes: Sequence[str | None]) -> jax.Array:
+    """Inside jit: `x` where `spec` says on the mesh in context; without a mesh, `x` as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(mesh, logical_axes, x.shape))
+
+
+def by_row_shard(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of arrays with rows in front, run by each device on the rows that it holds.
+
+    So indices into rows may be numbered within one device, and XLA exchanges nothing. Arguments and
+    results are pytrees; scalars go to every device. Other axes stay with XLA. Without a mesh in
+    context, or where nothing splits the rows, it is the function itself.
+    """
+
+    def run(*args: Any) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        num_rows = next(x.shape[0] for x in jax.tree.leaves(args) if x.ndim)
+        axes = split_axes(mesh, "rows", num_rows)
+        if not axes:
+            return function(*args)
+
+        def by_axes(tree: Any) -> Any:
+            return jax.tree.map(lambda x: PartitionSpec(axes) if x.ndim else PartitionSpec(), tree)
+
+        results = by_axes(jax.eval_shape(function, *args))
+        return jax.shard_map(
+            function,
+            in_specs=by_axes(args),
+            out_specs=results,
+            axis_names=set(axes),
+            check_vma=False,
+        )(*args)
+
+    return run
+
+
+def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
+    """The same devices in the same order, `tensor` to a copy of the parameters, the rest replicas.
+
+    Raises:
+        UsageError: `tensor` does not divide the number of devices of a process, each of which has
+            rows of its own.
+    """
+    num_devices = mesh.size // jax.process_count()
+    if tensor < 1 or num_devices % tensor:
+        raise UsageError(
+            f"rollout.tensor = {tensor} does not divide the {num_devices} devices of a process"
+        )
+    shape = (mesh.size // tensor, 1, tensor)
+    return Mesh(mesh.devices.reshape(shape), mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Into how many parts rows are split."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in RULES["rows"])
+
+
+def rows_of_process(array: jax.Array) -> np.ndarray:
+    """Those rows, in order, that devices of this process hold."""
+    if array.is_fully_replicated:
+        return np.asarray(array)
+    shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
+
+
+def rows_of_all(mesh: Mesh | None, tree: Any) -> Any:
+    """Arrays [rows of this process, ...] as parts of arrays over all processes, by rows."""
+    if mesh is None:
+        return tree
+    where = NamedSharding(mesh, PartitionSpec(RULES["rows"]))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), tree)
+
+
+def largest_of_processes(*values: int) -> tuple[int, ...]:
+    """Each value's maximum over processes, which must all call this: so they decide alike."""
+    if jax.process_count() == 1:
+        return values
+    gathered = multihost_utils.process_allgather(np.asarray(values, np.int32))
+    return tuple(int(value) for value in gathered.max(axis=0))

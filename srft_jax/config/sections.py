@@ -149,16 +149,30 @@ class RolloutConfig:
     Args:
         completions_per_prompt: Group size G; the demonstration comes on top.
         temperature: Of sampling, and of the log-probs and entropies of the loss.
+        top_k: Only the likeliest so many tokens are drawn; 0 is off. The loss knows nothing of
+            this and the next two: its ratios are to the whole distribution.
+        top_p: Only the likeliest tokens are drawn that together hold this probability; 1 is off.
+        min_p: Only tokens at least this share as likely as the likeliest; 0 is off.
         max_new_tokens: Longest completion; also the longest demonstration.
-        slots: Most completions decoded side by side.
-        segment: Decode steps between two looks at what has finished.
+        slots: Most completions decoded side by side, by all devices together.
+        segment: Most decode steps between two looks at what has finished. Where completions wait
+            for a slot, it ends as soon as a sixteenth of the slots is free.
+        cache_mib: Memory of the KV cache on each device, which may allow fewer than `slots`; by
+            default what the device has left.
+        tensor: Devices that share one copy of the parameters while decoding; by default
+            `mesh.tensor`. The others each hold a copy, also where `mesh.fsdp` splits them.
     """
 
     completions_per_prompt: int = 7
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
     max_new_tokens: int = 64
     slots: int = 256
-    segment: int = 16
+    segment: int = 64
+    cache_mib: int | None = None
+    tensor: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,12 +285,18 @@ class GenerateConfig:
         prompt: Text of one user turn; by default the first prompts of the held-out set.
         num_prompts: Held-out prompts completed when no prompt is given.
         temperature: 0 is greedy.
+        top_k: Only the likeliest so many tokens are drawn; 0 is off.
+        top_p: Only the likeliest tokens are drawn that together hold this probability; 1 is off.
+        min_p: Only tokens at least this share as likely as the likeliest; 0 is off.
         completions: Per prompt.
     """
 
     prompt: str | None = None
     num_prompts: int = 4
     temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
     completions: int = 1
 
 

@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
+from threading import Event
 from typing import Any, Protocol
 
 from srft_jax.data.examples import Example
 from srft_jax.rewards import RewardPool, RewardRequest, RewardResult
-from srft_jax.rollout.requests import Completion
 
 
 class Decoder(Protocol):
@@ -42,13 +42,18 @@ class Scored:
         )
 
 
-def verify(pool: RewardPool, examples: Sequence[Example], texts: Sequence[str]) -> list[Scored]:
-    """Verdicts on `texts[i]` as an answer to `examples[i]`."""
+def verify(
+    pool: RewardPool,
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    cancelled: Event | None = None,
+) -> list[Scored]:
+    """Verdicts on `texts[i]` as an answer to `examples[i]`; see RewardPool.score."""
     requests = [
         RewardRequest(example.kind, text, example.answer)
         for example, text in zip(examples, texts, strict=True)
     ]
-    results: list[RewardResult] = pool.score(requests)
+    results: list[RewardResult] = pool.score(requests, cancelled)
     return [
         Scored(example, text, result.reward, result.verdict)
         for example, text, result in zip(examples, texts, results, strict=True)
@@ -58,20 +63,3 @@ def verify(pool: RewardPool, examples: Sequence[Example], texts: Sequence[str]) 
 def completion_text(tokenizer: Decoder, ids: Sequence[int]) -> str:
     """Text of a completion, without special tokens and with what the chat template began of it."""
     return tokenizer.think_prefix + tokenizer.decode(ids)
-
-
-def verify_groups(
-    pool: RewardPool,
-    examples: Sequence[Example],
-    groups: Sequence[Sequence[Completion]],
-    tokenizer: Decoder,
-) -> list[list[Scored]]:
-    """Verdicts on each example's completions."""
-    owners = [example for example, group in zip(examples, groups, strict=True) for _ in group]
-    texts = [
-        completion_text(tokenizer, completion.tokens.tolist())
-        for group in groups
-        for completion in group
-    ]
-    scored = iter(verify(pool, owners, texts))
-    return [[next(scored) for _ in group] for group in groups]

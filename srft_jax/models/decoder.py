@@ -2,8 +2,8 @@
 
 Parameters are a nested dict with layers stacked on axis 0. Training scans the block over the
 layers, so compile time does not grow with depth. With a KV cache the layers are unrolled, so that
-each layer's cache is a buffer of its own that XLA updates in place; a scan would copy the whole
-cache once a token.
+each layer's cache is a buffer of its own that XLA reads and updates in place; a scan would copy
+it.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
@@ -23,7 +23,8 @@ from srft_jax.batch import KVCache
 from srft_jax.config import ModelConfig
 from srft_jax.mesh import split_axes
 from srft_jax.models import families
-from srft_jax.ops.attention import attention, packed_attention
+from srft_jax.ops.attention import packed_attention
+from srft_jax.ops.decode_attention import decode_attention
 from srft_jax.ops.layers import rms_norm, rope, rope_tables
 
 Params = dict[str, Any]
@@ -73,13 +74,12 @@ class Block(nn.Module):
     """
 
     config: ModelConfig
+    joined: bool = False  # see families.joined
 
     def setup(self) -> None:
-        for row in families.parameters(self.config):
-            if row.stacked:
-                name = row.path.removeprefix("layers/")
-                shape = families.shape(row, self.config)
-                setattr(self, name, self.param(name, _initializer(row, self.config), shape))
+        for name, shape in families.block_shapes(self.config, self.joined).items():
+            # Values are always given: `init_params` makes them.
+            setattr(self, name, self.param(name, nn.initializers.zeros, shape))
 
     def __call__(
         self, x: Float[Array, "BT D"], cos_sin: tuple[Array, Array], attend: Attend
@@ -99,9 +99,18 @@ class Block(nn.Module):
             x = checkpoint_name(x, "middle")
         with jax.named_scope("mlp"):
             normed = rms_norm(x, self.mlp_norm, self.config.norm_epsilon)
-            gate = checkpoint_name(normed @ self.gate.astype(dtype), "gate")
-            up = checkpoint_name(normed @ self.up.astype(dtype), "up")
+            gate, up = self._products(normed, "gate", "up")
+            gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
             return x + (nn.silu(gate) * up) @ self.down.astype(dtype)
+
+    def _products(self, x: Float[Array, "BT D"], *names: str) -> list[Array]:
+        """x times each of these matrices, which is one product where they are joined."""
+        if not self.joined:
+            return [x @ getattr(self, name).astype(x.dtype) for name in names]
+        shapes = families.block_shapes(self.config, as_joined=False)
+        ends = np.cumsum([shapes[name][1] for name in names])
+        whole = x @ getattr(self, families.joined_name(names)).astype(x.dtype)
+        return jnp.split(whole, ends[:-1], axis=1)
 
     def _query_key_value(
         self, x: Float[Array, "BT D"], cos_sin: tuple[Array, Array]
@@ -109,12 +118,13 @@ class Block(nn.Module):
         """[B, T, N, H] and, rotated as well, keys [B, K, T, H]; values [B, K, T, H]."""
         heads = (*cos_sin[0].shape[:2], -1, self.config.head_dim)
 
-        def project(weight: Array, bias: Array) -> Float[Array, "B T heads H"]:
-            return (x @ weight.astype(x.dtype) + bias.astype(x.dtype)).reshape(heads)
+        def by_head(product: Array, bias: Array) -> Float[Array, "B T heads H"]:
+            return (product + bias.astype(x.dtype)).reshape(heads)
 
-        query = rope(project(self.query, self.query_bias), *cos_sin)
-        key = rope(project(self.key, self.key_bias), *cos_sin).transpose(0, 2, 1, 3)
-        value = project(self.value, self.value_bias).transpose(0, 2, 1, 3)
+        products = self._products(x, "query", "key", "value")
+        query = rope(by_head(products[0], self.query_bias), *cos_sin)
+        key = rope(by_head(products[1], self.key_bias), *cos_sin).transpose(0, 2, 1, 3)
+        value = by_head(products[2], self.value_bias).transpose(0, 2, 1, 3)
         return (
             checkpoint_name(query, "query"),
             checkpoint_name(key, "key"),
@@ -129,25 +139,11 @@ def init_params(model_config: ModelConfig, key: Array) -> Params:
         shape = families.stacked_shape(row, model_config)
         initializer = _initializer(row, model_config)
         flat[row.path] = initializer(jax.random.fold_in(key, number), shape, jnp.float32)
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
+    return families.by_path(flat)
 
 
 def num_params(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def init_cache(
-    model_config: ModelConfig, batch_size: int, capacity: int, dtype: str = "float32"
-) -> KVCache:
-    """An empty cache of `capacity` slots for each of `batch_size` rows."""
-    shape = (batch_size, model_config.num_kv_heads, capacity, model_config.head_dim)
-    layers = range(model_config.num_layers)
-    return KVCache(
-        keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
-        values=tuple(jnp.zeros(shape, dtype) for _ in layers),
-        segment_ids=jnp.zeros((batch_size, capacity), jnp.int32),
-        length=jnp.zeros((), jnp.int32),
-    )
 
 
 def forward(
@@ -162,27 +158,70 @@ def forward(
 ) -> ForwardOutput:
     """Hidden states after the final norm.
 
-    Without a cache a token attends to the earlier tokens of its segment in its row. With one, the
-    tokens are written to slots [length, length + T) and attend to all slots of their segment up to
-    their own.
+    Without a cache a token attends to the earlier tokens of its segment in its row. With one, each
+    row has one new token, which attends to all that the row's cache holds and to itself.
 
     Args:
-        params: As made by `init_params`.
+        params: As made by `init_params`; with a cache, with a tuple of layers instead of a stack.
         model_config: Architecture.
         tokens: Ids below vocab_size.
         positions: Rotary position of each token, from 0 in each sequence.
-        segment_ids: 0 for padding; equal ids within a row see each other.
-        cache: Of earlier tokens; needs room for T more.
+        segment_ids: 0 for padding; equal ids within a row see each other. Not read with a cache.
+        cache: Of earlier tokens, with room for one more in its recent part; T is 1.
         runtime: Precision and rematerialisation.
     """
-    x = _embedded(params["embedding"][tokens.reshape(-1)].astype(runtime.dtype))
     cos_sin = rope_tables(positions, model_config.head_dim, model_config.rope_theta)
-    if cache is None:
-        x = _forward_scanned(params, model_config, x, cos_sin, segment_ids, runtime)
-    else:
-        x, cache = _forward_cached(params, model_config, x, cos_sin, segment_ids, cache)
-    hidden = rms_norm(x, params["final_norm"], model_config.norm_epsilon)
-    return ForwardOutput(hidden=hidden.reshape(*tokens.shape, -1), cache=cache, aux={})
+    if cache is not None:
+        hidden, cache = forward_one(params, model_config, tokens[:, 0], cos_sin, cache, runtime)
+        return ForwardOutput(hidden=hidden[:, None], cache=cache, aux={})
+    x = _looked_up(params, tokens, runtime)
+    x, _ = _forward_scanned(params, model_config, x, cos_sin, segment_ids, runtime, False)
+    return ForwardOutput(hidden=_hidden(params, model_config, x, tokens), cache=None, aux={})
+
+
+def forward_with_keys(
+    params: Params,
+    model_config: ModelConfig,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    *,
+    runtime: Runtime = Runtime(),
+) -> tuple[Float[Array, "B T D"], Float[Array, "L B K T H"], Float[Array, "L B K T H"]]:
+    """`forward` without a cache, and the keys and values of all layers: what a prefill is."""
+    cos_sin = rope_tables(positions, model_config.head_dim, model_config.rope_theta)
+    x = _looked_up(params, tokens, runtime)
+    x, kept = _forward_scanned(params, model_config, x, cos_sin, segment_ids, runtime, True)
+    keys, values = kept
+    return _hidden(params, model_config, x, tokens), keys, values
+
+
+def forward_one(
+    params: Params,
+    model_config: ModelConfig,
+    tokens: Int[Array, " R"],
+    cos_sin: tuple[Float[Array, "R 1 half"], Float[Array, "R 1 half"]],
+    cache: KVCache,
+    runtime: Runtime,
+) -> tuple[Float[Array, "R D"], KVCache]:
+    """`forward` with a cache, from rotary tables: a loop of decode steps makes them beforehand.
+
+    In the loop XLA would compute sine and cosine again wherever a layer reads them.
+    """
+    x = _looked_up(params, tokens, runtime)
+    x, cache = _forward_cached(params, model_config, x, cos_sin, cache)
+    return _hidden(params, model_config, x, tokens), cache
+
+
+def _looked_up(params: Params, tokens: Int[Array, "*lead"], runtime: Runtime) -> Array:
+    """The residual stream [tokens, D] before the first block."""
+    return _embedded(params["embedding"][tokens.reshape(-1)].astype(runtime.dtype))
+
+
+def _hidden(params: Params, config: ModelConfig, x: Array, tokens: Int[Array, "*lead"]) -> Array:
+    """The residual stream after the last block, normed, in the tokens' shape."""
+    normed = rms_norm(x, params["final_norm"], config.norm_epsilon)
+    return normed.reshape(*tokens.shape, -1)
 
 
 def _embedded(x: Float[Array, "BT D"]) -> Float[Array, "BT D"]:
@@ -204,52 +243,55 @@ def _forward_scanned(
     cos_sin: tuple[Array, Array],
     segment_ids: Array,
     runtime: Runtime,
-) -> Array:
+    keep_keys: bool,
+) -> tuple[Array, tuple[Array, ...]]:
+    """x after all blocks; keys and values of all layers, [L, B, K, T, H] each, where asked for."""
     block: Any = Block(config)
 
-    def attend(query: Array, key: Array, value: Array) -> Array:
-        return packed_attention(query, key, value, segment_ids)
+    def layer(x: Array, weights: Params) -> tuple[Array, tuple[Array, ...]]:
+        kept: tuple[Array, ...] = ()
 
-    def layer(x: Array, weights: Params) -> tuple[Array, None]:
-        return block.apply({"params": weights}, x, cos_sin, attend), None
+        def attend(query: Array, key: Array, value: Array) -> Array:
+            nonlocal kept
+            kept = (key, value) if keep_keys else ()
+            return packed_attention(query, key, value, segment_ids)
+
+        x = block.apply({"params": weights}, x, cos_sin, attend)
+        return x, kept
 
     if runtime.remat != "none":
         names = _DOTS if runtime.remat == "dots" else ()
         # In a scan nothing else stops XLA from keeping what should be computed again.
         policy = jax.checkpoint_policies.save_only_these_names(*names)
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-    return jax.lax.scan(layer, x, params["layers"])[0]
+    return jax.lax.scan(layer, x, params["layers"])
 
 
 def _forward_cached(
-    params: Params,
-    config: ModelConfig,
-    x: Array,
-    cos_sin: tuple[Array, Array],
-    segment_ids: Array,
-    cache: KVCache,
+    params: Params, config: ModelConfig, x: Array, cos_sin: tuple[Array, Array], cache: KVCache
 ) -> tuple[Array, KVCache]:
-    num_new = segment_ids.shape[1]
-    seen = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.length, axis=1)
-    slot_of_query = cache.length + jnp.arange(num_new)
-    causal = jnp.arange(cache.capacity) <= slot_of_query[:, None]
-    mask = causal & (segment_ids[:, :, None] == seen[:, None, :])
-    keys, values = list(cache.keys), list(cache.values)
-    block: Any = Block(config)
-
-    def write(slots: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(
-            slots, new.astype(slots.dtype), cache.length, axis=2
-        )
+    block: Any = Block(config, joined=families.is_joined(params["layers"][0]))
 
     def attend(layer: int, query: Array, key: Array, value: Array) -> Array:
-        keys[layer], values[layer] = write(keys[layer], key), write(values[layer], value)
-        return attention(query, keys[layer], values[layer], mask)
+        nonlocal cache
+        cache = _with_recent(cache, layer, key, value)
+        return decode_attention(query[:, 0], cache, layer)
 
-    for layer in range(config.num_layers):
-        weights = jax.tree.map(lambda stacked: stacked[layer], params["layers"])  # noqa: B023
+    for layer, weights in enumerate(params["layers"]):
         x = block.apply({"params": weights}, x, cos_sin, functools.partial(attend, layer))
-    return x, KVCache(tuple(keys), tuple(values), seen, cache.length + num_new)
+    return x, dataclasses.replace(cache, num_recent=cache.num_recent + 1)
+
+
+def _with_recent(
+    cache: KVCache, layer: int, key: Float[Array, "R K 1 H"], value: Float[Array, "R K 1 H"]
+) -> KVCache:
+    """The token at hand in column `num_recent` of a layer's recent part."""
+    keys, values = list(cache.recent_keys), list(cache.recent_values)
+    write, column = jax.lax.dynamic_update_slice_in_dim, cache.num_recent
+    transposed = jnp.swapaxes(key, 2, 3).astype(keys[layer].dtype)
+    keys[layer] = write(keys[layer], transposed, column, axis=3)
+    values[layer] = write(values[layer], value.astype(values[layer].dtype), column, axis=2)
+    return dataclasses.replace(cache, recent_keys=tuple(keys), recent_values=tuple(values))
 
 
 def output_head(params: Params, model_config: ModelConfig) -> Float[Array, "D V"]:

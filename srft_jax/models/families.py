@@ -4,9 +4,16 @@ The Linen modules, sharding, import and export all read these rows; a new family
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from srft_jax.config import ModelConfig
+from srft_jax.mesh import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +34,16 @@ class Parameter:
     @property
     def stacked_axes(self) -> tuple[str, ...]:
         return ("layers", *self.axes) if self.stacked else self.axes
+
+    @property
+    def name(self) -> str:
+        """Within the block, or of the parameter outside of it."""
+        return self.path.removeprefix("layers/")
+
+    @property
+    def is_scale(self) -> bool:
+        """Of a norm, which multiplies in float32 whatever the activations."""
+        return self.init == "ones"
 
 
 _BLOCK = "model.layers.{layer}."
@@ -82,3 +99,51 @@ def shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
 def stacked_shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
     """Shape in the nested dict: with the leading [L] where there is one per layer."""
     return (config.num_layers,) * parameter.stacked + shape(parameter, config)
+
+
+# Matrices of a block that multiply the same vector.
+_JOINED = (("query", "key", "value"), ("gate", "up"))
+
+
+def joined_name(names: Sequence[str]) -> str:
+    return "_".join(names)
+
+
+def joined(layer: dict[str, Any]) -> dict[str, Any]:
+    """A layer's parameters with such matrices side by side in one: few rows then take one product
+    where they took three. Not for columns that are split over devices.
+
+    In: query [D, 4], key [D, 2], value [D, 2], ...  Out: query_key_value [D, 8], ...
+    """
+    layer = dict(layer)
+    for names in _JOINED:
+        parts = [layer.pop(name) for name in names]
+        layer[joined_name(names)] = jnp.concatenate(parts, axis=1)
+    return layer
+
+
+def is_joined(layer: dict[str, Any]) -> bool:
+    return joined_name(_JOINED[0]) in layer
+
+
+def block_shapes(config: ModelConfig, as_joined: bool) -> dict[str, tuple[int, ...]]:
+    """Of each parameter of one block."""
+    rows = [row for row in parameters(config) if row.stacked]
+    layer = {row.name: jax.ShapeDtypeStruct(shape(row, config), "float32") for row in rows}
+    layer = jax.eval_shape(joined, layer) if as_joined else layer
+    return {name: one.shape for name, one in layer.items()}
+
+
+def by_path(values: dict[str, Any]) -> dict[str, Any]:
+    """In: {"layers/query": x, "head": y}.  Out: {"layers": {"query": x}, "head": y}."""
+    return flax.traverse_util.unflatten_dict(values, sep="/")
+
+
+def param_shardings(mesh: Mesh, config: ModelConfig) -> dict[str, Any]:
+    """Of each parameter, by its logical axes; layers are never split."""
+    return by_path(
+        {
+            row.path: sharding(mesh, row.stacked_axes, stacked_shape(row, config))
+            for row in parameters(config)
+        }
+    )

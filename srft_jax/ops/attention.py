@@ -1,4 +1,4 @@
-"""Grouped-query attention: over packed rows for training, over masks given as data for decoding."""
+"""Grouped-query attention over packed rows: of training, and of prompts before decoding."""
 
 import functools
 
@@ -16,28 +16,16 @@ _MASKED = -1e30
 _MOST_CHUNKS, _LEAST_QUERIES = 8, 64
 
 
-def attention(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B K S H"],
-    value: Float[Array, "B K S H"],
-    mask: Bool[Array, "B T S"],
-) -> Float[Array, "B T N H"]:
-    """softmax(q k^T / sqrt(H)) v in float32; query head n reads kv head n // (N / K)."""
-    length, num_kv_heads = query.shape[1], key.shape[1]
-    out, _ = _chunk_forward(_grouped(query, num_kv_heads), key, value, mask)
-    return _ungrouped(out, length)
-
-
 def packed_attention(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B K T H"],
     value: Float[Array, "B K T H"],
     segment_ids: Int[Array, "B T"],
 ) -> Float[Array, "B T N H"]:
-    """`attention` where query t sees key s if s <= t and both are of one segment.
+    """softmax(q k^T / sqrt(H)) v, where query t sees key s if s <= t and both are of one segment.
 
-    No score is kept for the backward pass, which computes them again from the output and the
-    log-sum-exp of each query.
+    Scores and softmax are float32; query head n reads kv head n // (N / K). No score is kept for
+    the backward pass, which computes them again from the output and each query's log-sum-exp.
     In: segment_ids [1, 1, 2].  Out: queries see keys [1, 0, 0], [1, 1, 0], [0, 0, 1].
     """
     grouped = _grouped(query, key.shape[1])

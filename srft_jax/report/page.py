@@ -69,8 +69,17 @@ _SECTIONS: dict[str, tuple[_Chart, ...]] = {
         ),
         _Chart("Learning rate", {"optimizer/learning_rate": "learning rate"}),
         _Chart("Skipped updates", {"loss/skipped": "skipped"}),
-        _Chart("Throughput", {"perf/tokens_per_second": "tokens"}, "tokens per second"),
+        _Chart(
+            "Throughput",
+            {"perf/tokens_per_second": "step", "perf/rollout_tokens_per_second": "rollout"},
+            "tokens per second",
+        ),
         _Chart("Time per step", {"time/*": "*"}, "seconds"),
+        _Chart(
+            "Time of rollouts",
+            {"time/rollout_*": "*", "time/reward_wait": "reward wait"},
+            "seconds per step",
+        ),
     ),
 }
 

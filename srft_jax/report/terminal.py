@@ -1,5 +1,6 @@
 """What a run prints: one line of progress, and plain-text tables."""
 
+import math
 import re
 import shutil
 import sys
@@ -19,6 +20,8 @@ _FIELDS = (
 )
 _GAP = "  "  # between the fields of the line
 _CLEAR = "\r\x1b[K"  # back to the first column, erase to the end of the line
+# Seconds that something within a step must last to be shown; in a log, also those between lines.
+_PATIENCE_IN_PLACE, _PATIENCE_IN_LOG = 2.0, 30.0
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?%?|-?|nan", re.IGNORECASE)
 
 
@@ -26,7 +29,7 @@ class Progress:
     """A line about the latest step: rewritten in place on a terminal, elsewhere one line each.
 
     Args:
-        num_steps: Steps of the whole run, for `step i/n` and the time left.
+        num_steps: Steps of the whole run, for `step i/n` and the time left; 0 for what has none.
         stream: Where to; by default the standard output.
         every: Off a terminal, print only steps that this divides, and the last.
         clock: Seconds, monotonic.
@@ -34,7 +37,7 @@ class Progress:
 
     def __init__(
         self,
-        num_steps: int,
+        num_steps: int = 0,
         stream: TextIO | None = None,
         *,
         every: int = 1,
@@ -46,15 +49,32 @@ class Progress:
         self._every = every
         self._clock = clock
         self._first: tuple[int, float] | None = None  # step and time of the first update
+        self._last_interim = -math.inf  # time of the last line in a log
         self._line = ""
+        self._drawn = ""
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """Shows `step`, counted from 1, with those of its metrics that the line has a place for."""
         line = self._format(step, values)
         if self._in_place:
             self._line = line
-            self._draw()
+            self._draw(line)
         elif step % self._every == 0 or step == self._num_steps:
+            self._write(line + "\n")
+
+    def interim(self, fields: Sequence[str], seconds: float) -> None:
+        """Shows how far something long is, until the next message or update.
+
+        Args:
+            fields: Of the line.
+            seconds: How long it has taken so far; what is over soon is never shown.
+        """
+        line = _GAP.join(fields)
+        if self._in_place:
+            if seconds >= _PATIENCE_IN_PLACE:
+                self._draw(line)
+        elif min(seconds, self._clock() - self._last_interim) >= _PATIENCE_IN_LOG:
+            self._last_interim = self._clock()
             self._write(line + "\n")
 
     def message(self, text: str) -> None:
@@ -62,13 +82,13 @@ class Progress:
         if not self._in_place:
             return self._write(text + "\n")
         self._write(_CLEAR + text + "\n")
-        self._draw()
+        self._draw(self._line)
 
     def close(self) -> None:
         """Leaves the last line standing."""
-        if self._line:
+        if self._drawn:
             self._write("\n")
-            self._line = ""
+            self._line = self._drawn = ""
 
     def __enter__(self) -> Self:
         return self
@@ -97,10 +117,11 @@ class Progress:
             return None
         return (now - start) / (step - first_step) * (self._num_steps - step)
 
-    def _draw(self) -> None:
+    def _draw(self, line: str) -> None:
+        self._drawn = line
         # A line as wide as the terminal would wrap, and \r would no longer reach its beginning.
         width = shutil.get_terminal_size().columns - 1
-        shown, *fields = self._line.split(_GAP)
+        shown, *fields = line.split(_GAP)
         for field in fields:  # whole ones only: a number cut in two is another number
             if len(shown) + len(_GAP) + len(field) > width:
                 break

@@ -12,6 +12,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
+from threading import Event
 from typing import Any, Self
 
 from srft_jax.config import UsageError
@@ -87,10 +89,20 @@ class RewardPool:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def score(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
-        """Results in the order of requests.
+    def score(
+        self, requests: Sequence[RewardRequest], cancelled: Event | None = None
+    ) -> list[RewardResult]:
+        """Results in the order of requests. May be called from any thread, but by one at a time.
 
         Never raises for what a completion, a row or a scorer does: that is what verdicts are for.
+
+        Args:
+            requests: What to verify.
+            cancelled: To be set where the results are no longer wanted; looked at whenever there
+                is news, and every timeout_seconds.
+
+        Raises:
+            CancelledError: it was set.
         """
         if not self._workers:
             raise RuntimeError("score needs an open pool: `with RewardPool(...) as pool`")
@@ -98,9 +110,11 @@ class RewardPool:
         job = _Job(requests, deque(range(len(requests))), {})
         try:
             while self._hand_out(job):
+                if cancelled is not None and cancelled.is_set():
+                    raise CancelledError(f"{len(requests) - len(job.results)} results are missing")
                 first = min(worker.deadline for worker in self._workers)
-                self._collect(job, first - time.monotonic())
-        finally:  # on Ctrl-C, answers to this call must not reach the next one
+                self._collect(job, min(first - time.monotonic(), self._timeout_seconds))
+        finally:  # when cancelled or on Ctrl-C, answers to this call must not reach the next one
             for worker in self._workers:
                 if worker.in_flight:
                     self._replace(worker)

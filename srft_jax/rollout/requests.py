@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from srft_jax.config import UsageError
+from srft_jax.rollout.truncation import Truncation
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
@@ -12,25 +15,33 @@ class SamplingConfig:
 
     Attributes:
         temperature: Divides the logits; 0 is greedy.
+        truncation: Which tokens may be drawn at all.
         max_new_tokens: Longest completion, where the request does not say.
-        slots: Most completions decoded side by side.
-        segment: Decode steps between two looks at what has finished; the cache grows by as many
-            slots.
+        slots: Most completions decoded side by side, by all devices together.
+        segment: Most decode steps between two looks at what has finished. Where completions wait
+            for a slot, it ends as soon as a sixteenth of the slots is free.
+        cache_mib: Memory of the KV cache on each device, which may allow fewer than `slots`; None
+            takes what the device has left.
         dtype: Of activations and cache.
+        tensor: Devices that share one copy of the parameters while decoding; None takes the size
+            of the mesh's axis `tensor`.
     """
 
     temperature: float = 1.0
+    truncation: Truncation = Truncation()
     max_new_tokens: int = 128
     slots: int = 256
-    segment: int = 32
+    segment: int = 64
+    cache_mib: int | None = None
     dtype: str = "float32"
+    tensor: int | None = None
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise ValueError(f"temperature {self.temperature} is below 0")
+            raise UsageError(f"temperature {self.temperature} is below 0")
         for name in ("max_new_tokens", "slots", "segment"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} is below 1")
+                raise UsageError(f"{name} = {getattr(self, name)} is below 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +72,12 @@ class Completion:
 
     Attributes:
         tokens: Ids, int32 [n]; the first `num_forced` are the request's.
-        logprobs: Of those tokens under the tempered policy, float32 [n].
-        entropies: Of the distribution each token was drawn from, float32 [n].
-        finished: It ended by a stop id or string; otherwise it was cut at its limit.
+        logprobs: Of those tokens under the whole tempered policy, which is what the trainer
+            computes, float32 [n].
+        entropies: Of the whole tempered policy at each token, float32 [n].
+        drawn_logprobs: Of those tokens under the truncated and renormalised distribution they were
+            drawn from, float32 [n]; equal to `logprobs` without truncation and on forced tokens.
+        finished: It ended by a stop id or string.
         num_forced: How many tokens were given, not sampled.
         request: Index of its request.
         member: Its number within the group.
@@ -72,7 +86,43 @@ class Completion:
     tokens: np.ndarray
     logprobs: np.ndarray
     entropies: np.ndarray
+    drawn_logprobs: np.ndarray
     finished: bool
     num_forced: int = 0
     request: int = 0
     member: int = 0
+
+    @property
+    def truncated(self) -> bool:
+        """It was cut at its limit."""
+        return not self.finished
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a rollout is. Seconds are wall time of the calling thread.
+
+    Attributes:
+        finished: Completions that have ended.
+        total: Completions asked for.
+        tokens: Drawn so far.
+        steps: Decode steps so far.
+        occupancy: Share of slots that drew a token, mean over the steps at which completions were
+            waiting for a slot; 1 where none ever was.
+        prefill_seconds: Running prompts.
+        decode_seconds: Running decode steps, what the caller did meanwhile included.
+        host_seconds: The rest: choosing what comes next, taking completions apart.
+    """
+
+    finished: int
+    total: int
+    tokens: int
+    steps: int
+    occupancy: float
+    prefill_seconds: float
+    decode_seconds: float
+    host_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.prefill_seconds + self.decode_seconds + self.host_seconds

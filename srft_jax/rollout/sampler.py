@@ -1,187 +1,300 @@
-"""Device side of the sampler: prefill, and a segment of decode steps.
+"""Device side of the sampler: two programs, prefill and a segment of decode steps.
 
-Rows are padded on the left, so every row writes its next key to the same cache slot. A prompt is
-prefilled once and its cache copied to the completions of its group. What a row draws depends on its
-own key and step alone, neither on its slot nor on its neighbours.
+What a row draws depends on its own key and the number of its token alone, neither on its slot nor
+on its neighbours. Everything that changes between segments is an argument; what is static, and so
+compiled anew, is a cache's capacity (one of a few) and the sampling config.
 """
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from srft_jax.batch import KVCache
 from srft_jax.config import ModelConfig
-from srft_jax.models.decoder import Params, Runtime, forward, init_cache, output_head
+from srft_jax.mesh import by_row_shard, constrained, split_axes
+from srft_jax.models.decoder import (
+    Params,
+    Runtime,
+    forward_one,
+    forward_with_keys,
+    output_head,
+)
+from srft_jax.ops.head import TokenStats, token_stats
+from srft_jax.ops.layers import rope_tables
+from srft_jax.ops.rounding import ROUND_AS_WRITTEN
+from srft_jax.rollout.cache import Places, on_shards, put_prompts, settle
 from srft_jax.rollout.sampling import draw
+from srft_jax.rollout.truncation import Truncation
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a program is compiled for, besides the shapes of its arguments."""
+
+    config: ModelConfig
+    runtime: Runtime
+    temperature: float
+    truncation: Truncation
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Wave:
-    """What is fixed for a wave of B rows, with at most F forced tokens and E stop ids each."""
-
-    keys: Array  # [B] one PRNG key a row
-    forced: Int[Array, "B F"]  # -1 where nothing is forced
-    limit: Int[Array, " B"]  # tokens a row may make
-    stop_ids: Int[Array, "B E"]  # -1 fills
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DecodeState:
-    """What a decode step changes. A fresh one is returned; the old one's buffers are donated."""
+class SamplerState:
+    """What stays on the device. Programs return a fresh one; the old one's buffers are donated."""
 
     cache: KVCache
-    hidden: Float[Array, "B D"]  # of the last token, from which the next is drawn
-    positions: Int[Array, " B"]  # of the next token
-    step: Int[Array, ""]  # tokens made so far
-    tokens: Int[Array, "B C"]  # C tokens at most
-    logprobs: Float[Array, "B C"]
-    entropies: Float[Array, "B C"]
-    lengths: Int[Array, " B"]  # tokens of each row so far
-    done: Bool[Array, " B"]
-    stopped: Bool[Array, " B"]  # done by a stop id
+    prompt_hidden: Float[Array, "P D"]  # of each prompt's last token
+    hidden: Float[Array, "R D"]  # of each row's last token, from which the next is drawn
 
 
-@functools.partial(jax.jit, static_argnames=("config", "runtime", "max_new", "room"))
-def prefill(
-    params: Params,
-    prompts: Int[Array, "P S"],
-    lengths: Int[Array, " P"],
-    prompt_of_row: Int[Array, " B"],
-    active: Bool[Array, " B"],
-    *,
-    config: ModelConfig,
-    runtime: Runtime,
-    max_new: int,
-    room: int,
-) -> DecodeState:
-    """Runs each prompt once and hands its cache to its rows, with `room` free slots.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedPrompts:
+    """Prompts one after the other in rows, to be run in one forward pass."""
 
-    Args:
-        params: Of the policy.
-        prompts: Padded on the left.
-        lengths: Tokens of each prompt.
-        prompt_of_row: Which prompt a row completes.
-        active: Rows that are wanted; the others fill the shape.
-        config: Architecture.
-        runtime: Precision.
-        max_new: Room for tokens in the state.
-        room: Free cache slots.
-    """
-    num_prompts, width = prompts.shape
-    start = (width - lengths)[:, None]
-    slots = jnp.arange(width)[None, :]
-    cache = init_cache(config, num_prompts, width, runtime.dtype)
-    real = (slots >= start).astype(jnp.int32)
-    out = forward(
-        params, config, prompts, jnp.maximum(slots - start, 0), real, cache=cache, runtime=runtime
-    )
-    num_rows = prompt_of_row.shape[0]
-    rows_cache = jax.tree.map(lambda x: x[prompt_of_row] if x.ndim else x, out.cache)
-    return DecodeState(
-        cache=grow(rows_cache, room),
-        hidden=out.hidden[prompt_of_row, -1],
-        positions=lengths[prompt_of_row],
-        step=jnp.zeros((), jnp.int32),
-        tokens=jnp.zeros((num_rows, max_new), jnp.int32),
-        logprobs=jnp.zeros((num_rows, max_new), jnp.float32),
-        entropies=jnp.zeros((num_rows, max_new), jnp.float32),
-        lengths=jnp.zeros((num_rows,), jnp.int32),
-        done=~active,
-        stopped=jnp.zeros((num_rows,), bool),
-    )
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    segment_ids: Int[Array, "B T"]
+    places: Places
+    # The forced token that follows each token, -1 elsewhere; None where no request forces any.
+    forced: Int[Array, "B T"] | None
 
 
-@functools.partial(jax.jit, static_argnames=("room",))
-def grow(cache: KVCache, room: int) -> KVCache:
-    """The same cache with `room` more free slots."""
-    pad = [(0, 0), (0, 0), (0, room), (0, 0)]
-    return KVCache(
-        keys=tuple(jnp.pad(x, pad) for x in cache.keys),
-        values=tuple(jnp.pad(x, pad) for x in cache.values),
-        segment_ids=jnp.pad(cache.segment_ids, [(0, 0), (0, room)]),
-        length=cache.length,
-    )
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowInputs:
+    """The host's view of the rows before a segment, with at most E stop ids each."""
+
+    keys: UInt[Array, "R 2"]  # of the call
+    requests: Int[Array, " R"]
+    members: Int[Array, " R"]  # within the request's group
+    counts: Int[Array, " R"]  # tokens of the completion so far, forced ones included
+    limits: Int[Array, " R"]  # tokens it may have
+    positions: Int[Array, " R"]  # of its next token
+    stop_ids: Int[Array, "R E"]  # -1 fills
+    live: Bool[Array, " R"]  # the others idle
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Tokens of a segment: row r has drawn the first `counts[r]` of each line."""
+
+    tokens: Int[Array, "R U"]
+    logprobs: Float[Array, "R U"]
+    entropies: Float[Array, "R U"]
+    drawn_logprobs: Float[Array, "R U"]
+    counts: Int[Array, " R"]
+    stopped: Bool[Array, " R"]  # by a stop id
+    steps: Int[Array, ""]
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "runtime", "temperature", "steps"),
+    static_argnames=("program",),
     donate_argnames=("state",),
+    compiler_options=ROUND_AS_WRITTEN,
+)
+def prefill(
+    params: Params, state: SamplerState, packed: PackedPrompts, *, program: Program
+) -> tuple[SamplerState, TokenStats | None]:
+    """Runs prompts once each and puts their keys, values and last hidden states into their slots.
+
+    Returns:
+        The state, and log-probs and entropies [B, T] of forced tokens where there are any.
+    """
+    hidden, keys, values = forward_with_keys(
+        params,
+        program.config,
+        packed.tokens,
+        packed.positions,
+        packed.segment_ids,
+        runtime=program.runtime,
+    )
+    keys, values = (constrained(x, (None, "rows", "kv_heads", None, None)) for x in (keys, values))
+    cache = put_prompts(state.cache, keys, values, packed.places)
+    prompt_hidden = by_row_shard(_put_last)(state.prompt_hidden, hidden, packed.places)
+    state = on_shards(dataclasses.replace(state, cache=cache, prompt_hidden=prompt_hidden))
+    if packed.forced is None:
+        return state, None
+    stats = token_stats(
+        hidden.reshape(-1, hidden.shape[-1]),
+        output_head(params, program.config),
+        jnp.maximum(packed.forced, 0).reshape(-1),
+        mask=(packed.forced >= 0).reshape(-1),
+        temperature=program.temperature or 1.0,
+    )
+    return state, on_shards(TokenStats(*(x.reshape(packed.forced.shape) for x in stats)))
+
+
+def _put_last(
+    slots: Float[Array, "P D"], hidden: Float[Array, "B T D"], places: Places
+) -> Float[Array, "P D"]:
+    last = hidden[places.row, places.start + places.length - 1]
+    return slots.at[places.slot].set(last, mode="drop")
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("program",),
+    donate_argnames=("state",),
+    compiler_options=ROUND_AS_WRITTEN,
 )
 def decode(
     params: Params,
-    wave: Wave,
-    state: DecodeState,
+    state: SamplerState,
+    rows: RowInputs,
+    enough_finished: Int[Array, ""],
     *,
-    config: ModelConfig,
-    runtime: Runtime,
-    temperature: float,
-    steps: int,
-) -> DecodeState:
-    """Up to `steps` decode steps; ends early when every row is done."""
-    head = output_head(params, config)
-    last = state.step + steps
+    program: Program,
+) -> tuple[SamplerState, Drawn]:
+    """A segment: decode steps until the recent part is full, no row is live, or enough have ended.
 
-    def wanted(state: DecodeState) -> Bool[Array, ""]:
-        return (state.step < last) & ~jnp.all(state.done)
+    The last segment's tokens are settled first, so that a row's own part need not have room for
+    this segment's, which every step would read.
 
-    def step(state: DecodeState) -> DecodeState:
-        return _step(params, head, wave, state, config, runtime, temperature)
+    Args:
+        params: As `rollout.params.decode_params` returns them.
+        state: With room for the tokens of all segments before this one.
+        rows: What each row is to do.
+        enough_finished: Completions ended in this segment at which new ones had better be let in.
+        program: Architecture, precision, temperature.
+    """
+    head = output_head(params, program.config)
+    hidden = by_row_shard(_first_hidden)(state.hidden, state.prompt_hidden, state.cache)
+    num_rows, segment = rows.live.shape[0], state.cache.recent_keys[0].shape[-1]
+    loop = _Loop(
+        cache=settle(state.cache),
+        hidden=hidden,
+        live=rows.live,
+        drawn=_nothing_drawn(num_rows, segment),
+    )
 
-    return jax.lax.while_loop(wanted, step, state)
+    def wanted(loop: _Loop) -> Bool[Array, ""]:
+        num_live = jnp.sum(loop.live)
+        room = loop.drawn.steps < segment
+        return room & (num_live > 0) & (jnp.sum(rows.live) - num_live < enough_finished)
+
+    step = functools.partial(
+        _step,
+        params,
+        head,
+        rows,
+        _uniforms(rows, segment),
+        _rotary(rows, segment, program.config),
+        program,
+    )
+    loop = jax.lax.while_loop(wanted, step, loop)
+    return on_shards((SamplerState(loop.cache, state.prompt_hidden, loop.hidden), loop.drawn))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    cache: KVCache
+    hidden: Float[Array, "R D"]
+    live: Bool[Array, " R"]
+    drawn: Drawn
+
+
+def _nothing_drawn(num_rows: int, segment: int) -> Drawn:
+    floats = jnp.zeros((num_rows, segment), jnp.float32)
+    return Drawn(
+        tokens=jnp.zeros((num_rows, segment), jnp.int32),
+        logprobs=floats,
+        entropies=floats,
+        drawn_logprobs=floats,
+        counts=jnp.zeros((num_rows,), jnp.int32),
+        stopped=jnp.zeros((num_rows,), bool),
+        steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def _first_hidden(
+    hidden: Float[Array, "R D"], prompt_hidden: Float[Array, "P D"], cache: KVCache
+) -> Float[Array, "R D"]:
+    """Of a row that has drawn nothing yet: that of its prompt."""
+    prompt = cache.lane_of_row // cache.row_of_lane.shape[1]
+    return jnp.where((cache.lengths == 0)[:, None], prompt_hidden[prompt], hidden)
 
 
 def _step(
     params: Params,
     head: Array,
-    wave: Wave,
-    state: DecodeState,
-    config: ModelConfig,
-    runtime: Runtime,
-    temperature: float,
-) -> DecodeState:
-    """Draws the next token of every row and runs the decoder on it; rows that are done idle."""
-    uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, state.step)))(
-        wave.keys
+    rows: RowInputs,
+    uniforms: Float[Array, "U R"],
+    cos_sin: tuple[Array, Array],
+    program: Program,
+    loop: _Loop,
+) -> _Loop:
+    """Draws the next token of every row and runs the decoder on it; idle rows go along."""
+    drawn = loop.drawn
+    logits = jnp.dot(
+        loop.hidden, head.astype(loop.hidden.dtype), preferred_element_type=jnp.float32
     )
-    is_forced = state.step < wave.forced.shape[1]
-    column = jnp.minimum(state.step, wave.forced.shape[1] - 1)
-    forced = jnp.where(
-        is_forced, jax.lax.dynamic_index_in_dim(wave.forced, column, axis=1, keepdims=False), -1
+    new = on_shards(
+        draw(_whole_rows(logits), uniforms[drawn.steps], program.temperature, program.truncation)
     )
-    drawn = draw(state.hidden, head, uniform, forced, temperature)
-
-    stop = jnp.any(drawn.token[:, None] == wave.stop_ids, axis=1) & (forced < 0) & ~state.done
-    lengths = state.lengths + ~state.done
-    out = forward(
+    hidden, cache = forward_one(
         params,
-        config,
-        drawn.token[:, None],
-        state.positions[:, None],
-        jnp.ones_like(state.positions)[:, None],
-        cache=state.cache,
-        runtime=runtime,
+        program.config,
+        new.token,
+        (cos_sin[0][drawn.steps], cos_sin[1][drawn.steps]),
+        loop.cache,
+        program.runtime,
     )
+    stop = loop.live & jnp.any(new.token[:, None] == rows.stop_ids, axis=1)
 
-    assert out.cache is not None
+    def record(lines: Array, column: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(lines, column[:, None], drawn.steps, axis=1)
 
-    def record(buffer: Array, column: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(buffer, column[:, None], state.step, axis=1)
-
-    return DecodeState(
-        cache=out.cache,
-        hidden=out.hidden[:, 0],
-        positions=state.positions + 1,
-        step=state.step + 1,
-        tokens=record(state.tokens, drawn.token),
-        logprobs=record(state.logprobs, drawn.logprob),
-        entropies=record(state.entropies, drawn.entropy),
-        lengths=lengths,
-        done=state.done | stop | (lengths >= wave.limit),
-        stopped=state.stopped | stop,
+    new_loop = _Loop(
+        cache=cache,
+        hidden=hidden,
+        live=loop.live & ~stop & (rows.counts + drawn.counts + 1 < rows.limits),
+        drawn=Drawn(
+            tokens=record(drawn.tokens, new.token),
+            logprobs=record(drawn.logprobs, new.logprob),
+            entropies=record(drawn.entropies, new.entropy),
+            drawn_logprobs=record(drawn.drawn_logprobs, new.drawn_logprob),
+            counts=drawn.counts + loop.live,
+            stopped=drawn.stopped | stop,
+            steps=drawn.steps + 1,
+        ),
     )
+    return on_shards(new_loop)
+
+
+def _uniforms(rows: RowInputs, segment: int) -> Float[Array, "U R"]:
+    """Token n of member g of request r is drawn with fold_in(fold_in(fold_in(key, r), g), n)."""
+
+    def of_row(key: Array, request: Array, member: Array, count: Array) -> Float[Array, " U"]:
+        key = jax.random.wrap_key_data(key)
+        key = jax.random.fold_in(jax.random.fold_in(key, request), member)
+        of_tokens = jax.vmap(jax.random.fold_in, (None, 0))(key, count + jnp.arange(segment))
+        return jax.vmap(jax.random.uniform)(of_tokens)
+
+    return jax.vmap(of_row, out_axes=1)(rows.keys, rows.requests, rows.members, rows.counts)
+
+
+def _rotary(
+    rows: RowInputs, segment: int, config: ModelConfig
+) -> tuple[Float[Array, "U R 1 half"], Float[Array, "U R 1 half"]]:
+    """Tables of the tokens that rows may draw, step by step."""
+    positions = rows.positions + jnp.arange(segment)[:, None]
+    return rope_tables(positions[..., None], config.head_dim, config.rope_theta)
+
+
+def _whole_rows(logits: Float[Array, "R V"]) -> Float[Array, "R V"]:
+    """Each row's logits on one device, all devices with as many rows: then a draw is local."""
+    mesh = jax.sharding.get_abstract_mesh()
+    logits = constrained(logits, ("rows", "vocab"))
+    axes = split_axes(mesh, "rows", 0) + split_axes(mesh, "vocab", 0)
+    if not axes or logits.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+        return constrained(logits, ("rows", None))
+    return jax.lax.with_sharding_constraint(logits, PartitionSpec(axes))

@@ -1,22 +1,33 @@
-"""Host side of the sampler: requests in, completions out.
+"""Host side of the sampler: requests in, completions out, by continuous batching.
 
-Requests are cut into waves of at most `slots` completions. A wave decodes in segments; after each,
-finished completions leave. Shapes are rounded up (width of prompts and of forced tokens to 16,
-prompts and rows to 8), so that a run sees few of them.
+    waiting completions take free rows -> new prompts are prefilled -> a segment of decode steps
+        -> what has finished is handed out, while the next segment runs
+
+Shapes are static: rows, prompts and lanes of a call are planned once, capacities are powers of two.
+Several processes each bring requests of their own and decode in lock step; one that does not
+consume its stream keeps the others waiting.
 """
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+import bisect
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from srft_jax.config import ModelConfig
-from srft_jax.models.decoder import Params, Runtime
-from srft_jax.rollout.requests import Completion, Request, SamplingConfig
-from srft_jax.rollout.sampler import DecodeState, Wave, decode, grow, prefill
+from srft_jax.config import ModelConfig, UsageError
+from srft_jax.mesh import decode_mesh, largest_of_processes
+from srft_jax.models.decoder import Params
+from srft_jax.rollout.engine import Engine
+from srft_jax.rollout.plan import make_plan
+from srft_jax.rollout.requests import Completion, Progress, Request, SamplingConfig
+from srft_jax.rollout.sampler import Drawn
+from srft_jax.rollout.slots import Row, Slots, distinct_prompts, limit_of
+
+# A segment ends early when this share of the rows has finished and others wait for a row.
+_SHARE_FINISHED = 1 / 16
 
 
 class Decoder(Protocol):
@@ -25,7 +36,7 @@ class Decoder(Protocol):
     def decode(self, tokens: Sequence[int]) -> str: ...
 
 
-Member = tuple[int, int]  # (request, number within its group)
+Observer = Callable[[Progress], None]
 
 
 def sample(
@@ -36,11 +47,18 @@ def sample(
     sampling_config: SamplingConfig,
     *,
     tokenizer: Decoder | None = None,
+    observer: Observer | None = None,
 ) -> list[list[Completion]]:
     """What `sample_stream` yields, in the order of requests and of group members."""
     groups: list[list[Completion | None]] = [[None] * request.group_size for request in requests]
     for completion in sample_stream(
-        params, model_config, requests, key, sampling_config, tokenizer=tokenizer
+        params,
+        model_config,
+        requests,
+        key,
+        sampling_config,
+        tokenizer=tokenizer,
+        observer=observer,
     ):
         groups[completion.request][completion.member] = completion
     return groups  # type: ignore[return-value]
@@ -54,195 +72,179 @@ def sample_stream(
     sampling_config: SamplingConfig,
     *,
     tokenizer: Decoder | None = None,
+    observer: Observer | None = None,
 ) -> Iterator[Completion]:
     """Completions in the order in which they finish.
 
+    What the caller does with them goes on beside the next segment of decode steps.
+
     Args:
-        params: Of the policy.
+        params: Of the policy; the mesh in context says how they lie on devices.
         model_config: Architecture.
         requests: Prompts; request r's member g draws from fold_in(fold_in(key, r), g) whatever else
-            is asked for.
+            is asked for. Several processes each bring their own, and a key of their own.
         key: PRNG key.
-        sampling_config: Temperature, lengths, shapes.
+        sampling_config: Temperature, lengths, memory.
         tokenizer: Needed where a request has stop strings.
+        observer: Called after every segment.
 
     Raises:
-        ValueError: an empty prompt, a limit below the forced tokens, or stop strings without a
-            tokenizer.
+        UsageError: an empty prompt, a limit below the forced tokens, more tokens than the model
+            has positions, stop strings without a tokenizer, or no memory for a single row.
     """
-    _check(requests, sampling_config, tokenizer)
-    members = [
-        (index, member)
-        for index, request in enumerate(requests)
-        for member in range(request.group_size)
-    ]
-    for start in range(0, len(members), sampling_config.slots):
-        wave = members[start : start + sampling_config.slots]
-        yield from _run_wave(params, model_config, requests, wave, key, sampling_config, tokenizer)
-
-
-def _check(requests: Sequence[Request], config: SamplingConfig, tokenizer: Decoder | None) -> None:
-    for index, request in enumerate(requests):
-        limit = _limit(request, config)
-        if not len(request.prompt):
-            raise ValueError(f"request {index} has an empty prompt")
-        if limit < max(1, len(request.forced)):
-            raise ValueError(
-                f"request {index} may make {limit} tokens but has {len(request.forced)} forced ones"
-            )
-        if request.stop_strings and tokenizer is None:
-            raise ValueError(f"request {index} has stop strings, which need a tokenizer")
-
-
-def _limit(request: Request, config: SamplingConfig) -> int:
-    return config.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def _padded(
-    rows: Sequence[Sequence[int]], shape: tuple[int, int], fill: int, left: bool = False
-) -> np.ndarray:
-    """Rows of a matrix, filled up on the right or on the left."""
-    out = np.full(shape, fill, np.int32)
-    for number, row in enumerate(rows):
-        columns = slice(shape[1] - len(row), None) if left else slice(len(row))
-        out[number, columns] = row
-    return out
-
-
-def _make_wave(
-    requests: Sequence[Request], wave: Sequence[Member], key: jax.Array, config: SamplingConfig
-) -> Wave:
-    of_row = [requests[index] for index, _ in wave]
-    num_rows = _round_up(len(wave), 8)
-    pairs = np.zeros((num_rows, 2), np.uint32)
-    pairs[: len(wave)] = wave
-    keys = jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(key, pair[0]), pair[1]))(
-        jnp.asarray(pairs)
+    _check(requests, model_config, sampling_config, tokenizer)
+    mesh = _mesh(sampling_config)
+    prompts = distinct_prompts(requests, sampling_config)
+    plan = make_plan(model_config, prompts, sampling_config, mesh)
+    slots = Slots(
+        prompts,
+        shards=plan.local_shards,
+        rows=plan.rows,
+        prompt_slots=plan.prompts,
+        lanes=plan.lanes,
     )
-    width = max(1, _round_up(max(len(request.forced) for request in of_row), 16))
-    stops = max(1, *(len(request.stop_ids) for request in of_row))
-    limits = [_limit(request, config) for request in of_row]
-    return Wave(
-        keys=keys,
-        forced=jnp.asarray(_padded([request.forced for request in of_row], (num_rows, width), -1)),
-        limit=jnp.asarray(limits + [1] * (num_rows - len(wave)), jnp.int32),
-        stop_ids=jnp.asarray(
-            _padded([request.stop_ids for request in of_row], (num_rows, stops), -1)
-        ),
-    )
+    with_forced = largest_of_processes(any(len(request.forced) for request in requests))[0] > 0
+    engine = Engine(params, model_config, sampling_config, plan, key, mesh, with_forced)
+    account = _Account(total=sum(request.group_size for request in requests))
+    enough = max(1, int(_SHARE_FINISHED * plan.rows * plan.shards))
+    finished: list[Completion] = []
+    while True:
+        placements = slots.admit()
+        began = time.monotonic()
+        engine.prefill(slots, placements)
+        account.prefill_seconds += time.monotonic() - began
+
+        busy, waiting = largest_of_processes(bool(slots.running), slots.waiting)
+        began = time.monotonic()
+        running = (
+            engine.start(slots, enough if waiting else plan.rows * plan.shards) if busy else None
+        )
+        yield from finished
+        if running is None:
+            return
+        drawn = engine.finish(running)
+        account.decode_seconds += time.monotonic() - began
+
+        account.note_segment(drawn, slots)
+        finished = _finish(requests, slots, drawn, tokenizer)
+        account.finished += len(finished)
+        if observer is not None:
+            observer(account.progress())
 
 
-def _prefill_wave(
-    params: Params,
-    model_config: ModelConfig,
+def _check(
     requests: Sequence[Request],
-    wave: Sequence[Member],
-    config: SamplingConfig,
-    max_new: int,
-) -> DecodeState:
-    distinct = sorted({index for index, _ in wave})
-    prompts = [requests[index].prompt for index in distinct]
-    number = {index: position for position, index in enumerate(distinct)}
-    num_prompts, num_rows = _round_up(len(prompts), 8), _round_up(len(wave), 8)
-    width = _round_up(max(len(prompt) for prompt in prompts), 16)
-    lengths = [len(prompt) for prompt in prompts] + [1] * (num_prompts - len(prompts))
-    prompt_of_row = np.zeros(num_rows, np.int32)
-    prompt_of_row[: len(wave)] = [number[index] for index, _ in wave]
-    return prefill(
-        params,
-        jnp.asarray(_padded(prompts, (num_prompts, width), 0, left=True)),
-        jnp.asarray(lengths, jnp.int32),
-        jnp.asarray(prompt_of_row),
-        jnp.arange(num_rows) < len(wave),
-        config=model_config,
-        runtime=Runtime(dtype=config.dtype),
-        max_new=max_new,
-        room=config.segment,
-    )
-
-
-def _run_wave(
-    params: Params,
     model_config: ModelConfig,
-    requests: Sequence[Request],
-    wave: Sequence[Member],
-    key: jax.Array,
     config: SamplingConfig,
     tokenizer: Decoder | None,
-) -> Iterator[Completion]:
-    max_new = _round_up(max(_limit(requests[index], config) for index, _ in wave), config.segment)
-    fixed = _make_wave(requests, wave, key, config)
-    state = _prefill_wave(params, model_config, requests, wave, config, max_new)
-    waiting = dict(enumerate(wave))
-    while True:
-        state = decode(
-            params,
-            fixed,
-            state,
-            config=model_config,
-            runtime=Runtime(dtype=config.dtype),
-            temperature=config.temperature,
-            steps=config.segment,
-        )
-        cut = _stop_string_cuts(requests, waiting, state, tokenizer) if tokenizer else {}
-        done = np.array(state.done)
-        done[list(cut)] = True
-        yield from _retire(requests, waiting, state, done, cut)
-        if not waiting:
-            return
-        state = dataclasses.replace(
-            state, cache=grow(state.cache, config.segment), done=jnp.asarray(done)
-        )
+) -> None:
+    for index, request in enumerate(requests):
+        limit = limit_of(request, config)
+        if not len(request.prompt):
+            raise UsageError(f"request {index} has an empty prompt")
+        if limit < max(1, len(request.forced)):
+            raise UsageError(
+                f"request {index} may make {limit} tokens but has {len(request.forced)} forced ones"
+            )
+        if len(request.prompt) + limit > model_config.max_positions:
+            raise UsageError(
+                f"request {index} has a prompt of {len(request.prompt)} tokens and may make "
+                f"{limit} more, but the model has {model_config.max_positions} positions"
+            )
+        if request.stop_strings and tokenizer is None:
+            raise UsageError(f"request {index} has stop strings, which need a tokenizer")
 
 
-def _retire(
-    requests: Sequence[Request],
-    waiting: dict[int, Member],
-    state: DecodeState,
-    done: np.ndarray,
-    cut: dict[int, int],
-) -> Iterator[Completion]:
-    """Yields the completions of rows that are done, and takes the rows off `waiting`."""
-    rows = [row for row in waiting if done[row]]
-    if not rows:
-        return
-    tokens, logprobs, entropies = (
-        np.asarray(x) for x in (state.tokens, state.logprobs, state.entropies)
+def _mesh(config: SamplingConfig) -> Mesh | None:
+    """The mesh in context, as it is laid out for decoding."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return None
+    tensor = mesh.shape["tensor"] if config.tensor is None else config.tensor
+    return decode_mesh(mesh, tensor)
+
+
+def _finish(
+    requests: Sequence[Request], slots: Slots, drawn: Drawn, tokenizer: Decoder | None
+) -> list[Completion]:
+    """Notes what rows have drawn; takes out those that have ended."""
+    tokens, counts = np.asarray(drawn.tokens), np.asarray(drawn.counts)
+    floats = np.stack([drawn.logprobs, drawn.entropies, drawn.drawn_logprobs])  # [3, R, U]
+    finished = []
+    for number, row in list(slots.numbered()):
+        count = int(counts[number])
+        row.chunks.append((tokens[number, :count], floats[:, number, :count]))
+        row.count += count
+        request = requests[row.job.request]
+        stopped = bool(drawn.stopped[number])
+        cut = _stop_string_cut(request, row, count, tokenizer) if tokenizer else None
+        if stopped or cut is not None or row.count >= row.job.limit:
+            slots.retire(number)
+            finished.append(_completion(row, stopped or cut is not None, cut))
+    return finished
+
+
+def _completion(row: Row, finished: bool, cut: int | None) -> Completion:
+    """Of a row that has ended; `cut` is how many drawn tokens a stop string leaves."""
+    prompt, parts = row.prompt, row.chunks
+    drawn = np.concatenate([tokens for tokens, _ in parts])[:cut]
+    of_drawn = np.concatenate([floats for _, floats in parts], axis=1)[:, :cut]
+    forced = np.asarray(prompt.forced, np.int32)
+    logprobs, entropies, drawn_logprobs = np.concatenate([prompt.forced_floats, of_drawn], axis=1)
+    return Completion(
+        tokens=np.concatenate([forced, drawn]),
+        logprobs=logprobs,
+        entropies=entropies,
+        drawn_logprobs=drawn_logprobs,
+        finished=finished,
+        num_forced=prompt.num_forced,
+        request=row.job.request,
+        member=row.job.member,
     )
-    lengths, stopped = np.asarray(state.lengths), np.asarray(state.stopped)
-    for row in rows:
-        index, member = waiting.pop(row)
-        length = cut.get(row, lengths[row])
-        yield Completion(
-            tokens=tokens[row, :length].copy(),
-            logprobs=logprobs[row, :length].copy(),
-            entropies=entropies[row, :length].copy(),
-            finished=bool(stopped[row]) or row in cut,
-            num_forced=len(requests[index].forced),
-            request=index,
-            member=member,
+
+
+def _stop_string_cut(request: Request, row: Row, num_new: int, tokenizer: Decoder) -> int | None:
+    """How many drawn tokens are kept, if their text contains a stop string; None if not."""
+    if not request.stop_strings:
+        return None
+    tokens = np.concatenate([tokens for tokens, _ in row.chunks])
+
+    def stops(count: int) -> bool:
+        text = tokenizer.decode(tokens[:count].tolist())
+        return any(stop in text for stop in request.stop_strings)
+
+    if not stops(len(tokens)):
+        return None
+    first = len(tokens) - num_new  # without them it did not stop
+    return first + 1 + bisect.bisect_left(range(first + 1, len(tokens)), True, key=stops)
+
+
+class _Account:
+    """What `Progress` reports."""
+
+    def __init__(self, total: int) -> None:
+        self._began = time.monotonic()
+        self.total, self.finished, self.tokens, self.steps = total, 0, 0, 0
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self._full_steps = self._full_tokens = 0  # while completions were waiting
+
+    def note_segment(self, drawn: Drawn, slots: Slots) -> None:
+        tokens = int(drawn.counts.sum())
+        self.tokens += tokens
+        self.steps += int(drawn.steps)
+        if slots.waiting:
+            self._full_steps += int(drawn.steps) * slots.num_rows
+            self._full_tokens += tokens
+
+    def progress(self) -> Progress:
+        seconds = time.monotonic() - self._began
+        return Progress(
+            finished=self.finished,
+            total=self.total,
+            tokens=self.tokens,
+            steps=self.steps,
+            occupancy=self._full_tokens / self._full_steps if self._full_steps else 1.0,
+            prefill_seconds=self.prefill_seconds,
+            decode_seconds=self.decode_seconds,
+            host_seconds=seconds - self.prefill_seconds - self.decode_seconds,
         )
-
-
-def _stop_string_cuts(
-    requests: Sequence[Request], waiting: dict[int, Member], state: DecodeState, tokenizer: Decoder
-) -> dict[int, int]:
-    """Row -> how many tokens it keeps, where the sampled text contains a stop string of its."""
-    rows = [row for row, (index, _) in waiting.items() if requests[index].stop_strings]
-    if not rows:
-        return {}
-    tokens, lengths = np.asarray(state.tokens), np.asarray(state.lengths)
-    cuts = {}
-    for row in rows:
-        request = requests[waiting[row][0]]
-        sampled = tokens[row, len(request.forced) : lengths[row]]
-        for count in range(1, len(sampled) + 1):
-            text = tokenizer.decode(sampled[:count].tolist())
-            if any(stop in text for stop in request.stop_strings):
-                cuts[row] = len(request.forced) + count
-                break
-    return cuts

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 from srft_jax.config import RunConfig, UsageError
+from srft_jax.rollout import Truncation
 
 
 def _value(config: RunConfig, key: str) -> Any:
@@ -24,6 +25,8 @@ def check_config(config: RunConfig) -> None:
         config: As asked for, the objective's preset expanded.
     """
     _check_numbers(config)
+    for section in (config.rollout, config.generate):
+        Truncation(section.top_k, section.top_p, section.min_p)  # raises
     _check_shapes(config)
     _check_objective(config)
 

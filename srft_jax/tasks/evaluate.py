@@ -1,14 +1,16 @@
 """Verb `evaluate`: greedy pass@1 of the newest checkpoint, held-out and out of distribution."""
 
 import json
+import sys
 
 import jax
 
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.evaluation import scores
-from srft_jax.report.terminal import table
+from srft_jax.report.terminal import Progress, table
 from srft_jax.tasks.setup import prepare, reward_pool
 from srft_jax.tasks.states import trained_params
+from srft_jax.tasks.summary import rollout_observer
 
 
 def evaluate(config: RunConfig) -> int:
@@ -17,16 +19,20 @@ def evaluate(config: RunConfig) -> int:
     if not any(examples for examples, _ in setup.evaluation_sets.values()):
         raise UsageError("there is nothing to evaluate: the held-out and ood sets are both empty")
     params = trained_params(setup)
-    with jax.set_mesh(setup.mesh), reward_pool(setup) as pool:
+    with (
+        jax.set_mesh(setup.mesh),
+        reward_pool(setup) as pool,
+        Progress(stream=sys.stderr) as progress,
+    ):
         values, _ = scores.evaluate(
             params,
             setup.model_config,
             setup.evaluation_sets,
             setup.tokenizer,
             pool,
-            config.evaluation,
-            dtype=config.model.dtype,
+            setup.evaluation_sampling,
             threshold=config.rewards.correct_threshold,
+            observer=rollout_observer(progress, "evaluation"),
         )
     rows = [
         [

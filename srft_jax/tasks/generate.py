@@ -4,7 +4,7 @@ import jax
 
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.evaluation.verdicts import completion_text
-from srft_jax.rollout import Request, SamplingConfig, sample
+from srft_jax.rollout import Request, Truncation, sample
 from srft_jax.tasks.setup import prepare
 from srft_jax.tasks.states import trained_params
 
@@ -18,11 +18,11 @@ def generate(config: RunConfig) -> int:
     if not prompts:
         raise UsageError("there is no held-out set to take prompts from; set generate.prompt")
     params = trained_params(setup)
-    sampling = SamplingConfig(
+    sampling = setup.sampling(
         temperature=wanted.temperature,
+        truncation=Truncation(wanted.top_k, wanted.top_p, wanted.min_p),
         max_new_tokens=config.evaluation.max_new_tokens,
         slots=config.evaluation.slots,
-        dtype=config.model.dtype,
     )
     tokenizer = setup.tokenizer
     requests = [

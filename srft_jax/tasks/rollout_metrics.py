@@ -37,7 +37,7 @@ def rollout_metrics(setup: Setup, stage: Stage, experience: Experience) -> dict[
             "rollout/refills": experience.refills,
             "rollout/groups_dropped": experience.dropped,
         }
-    values |= _length_metrics(setup, objective, groups)
+    values |= _length_metrics(setup, objective, groups) | _time_metrics(experience)
     return {name: float(value) for name, value in values.items()}
 
 
@@ -57,6 +57,20 @@ def _length_metrics(setup: Setup, objective: Objective, groups: Sequence[Group])
     if objective.prefix != "none":
         values["rollout/prefix_length"] = np.mean([one.num_forced for one in completions])
     return values
+
+
+def _time_metrics(experience: Experience) -> dict[str, Any]:
+    """Where the time of the rollouts went, refills included."""
+    runs = [rollout.progress for rollout in experience.rollouts]
+    return {
+        "rollout/occupancy": np.mean([one.occupancy for one in runs]),
+        "time/rollout_prefill": sum(one.prefill_seconds for one in runs),
+        "time/rollout_decode": sum(one.decode_seconds for one in runs),
+        "time/rollout_host": sum(one.host_seconds for one in runs),
+        "time/reward_wait": sum(rollout.reward_wait for rollout in experience.rollouts),
+        "perf/rollout_tokens_per_second": sum(one.tokens for one in runs)
+        / sum(one.seconds for one in runs),
+    }
 
 
 def mix_metric(stage: Stage, step: int) -> dict[str, float]:

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 
 from srft_jax.data.pipeline import NO_DEMONSTRATION, PromptBatch
-from srft_jax.evaluation.verdicts import Scored, completion_text, verify, verify_groups
+from srft_jax.evaluation.verdicts import Scored, completion_text, verify
+from srft_jax.evaluation.verified import NO_PROGRESS, Observer, Rollout, Verified, sample_verified
 from srft_jax.models.decoder import Params
 from srft_jax.objectives.advantages import overlong_penalty
 from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.schedules import prefix_length
 from srft_jax.rewards import RewardPool
-from srft_jax.rollout.requests import Completion, Request, SamplingConfig
-from srft_jax.rollout.scheduler import sample
+from srft_jax.rollout import Completion, Request, Truncation
 from srft_jax.tasks.setup import Setup
 from srft_jax.tasks.stages import Stage
 from srft_jax.tasks.streams import Streams
@@ -52,12 +52,14 @@ class Experience:
         groups: Those to be trained on; fewer than asked for where the refills did not suffice.
         refills: Rollouts of further prompts.
         dropped: Groups left out as their rewards are all equal.
+        rollouts: The first one, then the refills.
     """
 
     sampled: list[Group]
     groups: list[Group]
     refills: int
     dropped: int
+    rollouts: list[Rollout]
 
 
 DemonstrationRewards = dict[tuple[int, int], float]  # by example and number within the example
@@ -104,6 +106,7 @@ def collect(
     streams: Streams,
     pool: RewardPool,
     demonstration_rewards: DemonstrationRewards,
+    observer: Observer | None = None,
 ) -> Experience:
     """Samples and verifies a group for each prompt of the step.
 
@@ -117,22 +120,24 @@ def collect(
         streams: Where the prompts come from.
         pool: Verifiers.
         demonstration_rewards: As made by `verify_demonstrations`.
+        observer: Called with the sampler's progress.
     """
     objective, wanted = stage.objective, setup.config.data.prompts_per_step
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(setup.config.seed), 1), step)
+    rollouts: list[Rollout] = []
     sampled: list[Group] = []
     kept: list[Group] = []
     for refill in range(objective.max_refills + 1):
         prompts = streams.prompts(objective)
         key_here = jax.random.fold_in(key, refill) if refill else key
-        completions = _sample(setup, stage, step, params, prompts, key_here)
-        groups = _verified(setup, objective, prompts, completions, pool, demonstration_rewards)
+        rollouts.append(_sample(setup, stage, step, params, prompts, key_here, pool, observer))
+        groups = _groups(setup, objective, prompts, rollouts[-1].groups, demonstration_rewards)
         sampled += groups
         kept += [group for group in groups if not _is_dropped(group, objective)]
         if len(kept) >= wanted:
             break
     dropped = sum(_is_dropped(group, objective) for group in sampled)
-    return Experience(sampled, kept[:wanted], refill, dropped)
+    return Experience(sampled, kept[:wanted], refill, dropped, rollouts)
 
 
 def _is_dropped(group: Group, objective: Objective) -> bool:
@@ -143,47 +148,62 @@ def _is_dropped(group: Group, objective: Objective) -> bool:
     return objective.drop_zero_std and len(set(rewards)) == 1
 
 
-def _verified(
+def _groups(
     setup: Setup,
     objective: Objective,
     prompts: PromptBatch,
-    completions: list[list[Completion]],
-    pool: RewardPool,
+    members: Sequence[Sequence[Verified]],
     demonstration_rewards: DemonstrationRewards,
 ) -> list[Group]:
-    examples = [setup.sets.train[i] for i in prompts.example]
-    scored = verify_groups(pool, examples, completions, setup.tokenizer)
     with_groups = objective.trains_demonstrations and objective.demo_source == "group"
     return [
         Group(
             example=pair[0],
-            completions=own,
-            scored=verdicts,
+            completions=[completion for completion, _ in own],
+            scored=[scored for _, scored in own],
             demonstration=pair[1] if with_groups and pair[1] != NO_DEMONSTRATION else None,
             demonstration_reward=demonstration_rewards.get(pair, 0.0),
         )
-        for pair, own, verdicts in zip(prompts.pairs(), completions, scored, strict=True)
+        for pair, own in zip(prompts.pairs(), members, strict=True)
     ]
 
 
 def _sample(
-    setup: Setup, stage: Stage, step: int, params: Params, prompts: PromptBatch, key: jax.Array
-) -> list[list[Completion]]:
+    setup: Setup,
+    stage: Stage,
+    step: int,
+    params: Params,
+    prompts: PromptBatch,
+    key: jax.Array,
+    pool: RewardPool,
+    observer: Observer | None,
+) -> Rollout:
     """A group for each prompt; empty ones for an objective without rollouts."""
     if not stage.objective.uses_rollouts:
-        return [[] for _ in prompts.example]
-    rollout = setup.config.rollout
-    sampling = SamplingConfig(
-        temperature=rollout.temperature,
-        max_new_tokens=rollout.max_new_tokens,
-        slots=rollout.slots,
-        segment=rollout.segment,
-        dtype=setup.config.model.dtype,
+        return Rollout([[] for _ in prompts.example], NO_PROGRESS, 0.0)
+    config = setup.config.rollout
+    sampling = setup.sampling(
+        temperature=config.temperature,
+        truncation=Truncation(config.top_k, config.top_p, config.min_p),
+        max_new_tokens=config.max_new_tokens,
+        slots=config.slots,
     )
     of_prompts = [_requests(setup, stage, step, *pair) for pair in prompts.pairs()]
-    requests = [request for one in of_prompts for request in one]
-    sampled = iter(sample(params, setup.model_config, requests, key, sampling))
-    return [[member for _ in one for member in next(sampled)] for one in of_prompts]
+    owners = zip(prompts.example, of_prompts, strict=True)
+    rollout = sample_verified(
+        params,
+        setup.model_config,
+        [request for one in of_prompts for request in one],
+        [setup.sets.train[index] for index, one in owners for _ in one],
+        key,
+        sampling,
+        setup.tokenizer,
+        pool,
+        observer,
+    )
+    of_requests = iter(rollout.groups)
+    groups = [[member for _ in one for member in next(of_requests)] for one in of_prompts]
+    return dataclasses.replace(rollout, groups=groups)
 
 
 def _requests(

@@ -21,6 +21,7 @@ from srft_jax.objectives.methods import expand
 from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.rows import max_microbatches
 from srft_jax.rewards import RewardPool
+from srft_jax.rollout import SamplingConfig, Truncation
 from srft_jax.tasks.checks import check_config
 from srft_jax.tasks.stages import Stage, buffered_stage, policy_stage, sft_stage
 
@@ -57,6 +58,35 @@ class Setup:
             "held_out": (self.sets.held_out, self.encoded.held_out),
             "ood": (self.sets.ood, self.encoded.ood),
         }
+
+    def sampling(
+        self,
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        slots: int,
+        truncation: Truncation = Truncation(),
+    ) -> SamplingConfig:
+        """The rest is the same for rollouts, evaluations and generation."""
+        rollout = self.config.rollout
+        return SamplingConfig(
+            temperature=temperature,
+            truncation=truncation,
+            max_new_tokens=max_new_tokens,
+            slots=slots,
+            segment=rollout.segment,
+            cache_mib=rollout.cache_mib,
+            dtype=self.config.model.dtype,
+            tensor=rollout.tensor,
+        )
+
+    @property
+    def evaluation_sampling(self) -> SamplingConfig:
+        """Greedy."""
+        wanted = self.config.evaluation
+        return self.sampling(
+            temperature=0.0, max_new_tokens=wanted.max_new_tokens, slots=wanted.slots
+        )
 
     @property
     def longest_sequence(self) -> int:

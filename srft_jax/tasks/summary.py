@@ -1,7 +1,9 @@
-"""What a run says in plain text: its batch arithmetic at the start, before and after at the end."""
+"""What a run says in plain text: batch arithmetic, how far a rollout is, before and after."""
 
-from srft_jax.report.terminal import table
+from srft_jax.evaluation.verified import Observer
+from srft_jax.report.terminal import Progress, table
 from srft_jax.report.writers import read_metrics
+from srft_jax.rollout import Progress as RolloutProgress
 from srft_jax.tasks.setup import Setup
 from srft_jax.tasks.stages import Stage
 
@@ -73,6 +75,22 @@ def _stage_rows(setup: Setup, stage: Stage) -> list[list[str]]:
         "buffered": ["buffered demonstrations", f"an update on {stage.sequences_per_update}"],
     }
     return [heading[stage.name], *([f"  {name}", value] for name, value in rows)]
+
+
+def rollout_observer(progress: Progress, what: str) -> Observer:
+    """Shows on the progress line how far a rollout is, if it takes long."""
+
+    def show(now: RolloutProgress) -> None:
+        rate = now.tokens / now.seconds if now.seconds else 0.0
+        fields = [
+            what,
+            f"{now.finished:,}/{now.total:,} completions",
+            f"{rate:,.0f} tokens/s",
+            f"occupancy {now.occupancy:.0%}",
+        ]
+        progress.interim(fields, now.seconds)
+
+    return show
 
 
 def before_after(run_dir: str) -> str:

@@ -21,6 +21,7 @@ from srft_jax.report.writers import RunWriter
 from srft_jax.rewards import RewardPool
 from srft_jax.tasks import rollouts, summary, updates
 from srft_jax.tasks.batches import Update, make_updates
+from srft_jax.tasks.compilations import Compilations
 from srft_jax.tasks.interrupt import stop_requests
 from srft_jax.tasks.records import Diverged, Recorder
 from srft_jax.tasks.resume import check_same_run, fresh_or_resumed, open_run_dir
@@ -45,6 +46,7 @@ def train(config: RunConfig) -> int:
         checkpoints = stack.enter_context(Checkpoints(run_dir, config.training.keep_checkpoints))
         pool = stack.enter_context(reward_pool(setup))
         stack.enter_context(jax.set_mesh(setup.mesh))
+        compilations = stack.enter_context(Compilations())
         streams = Streams(setup)
         state, start = fresh_or_resumed(setup, checkpoints, streams)
         open_run_dir(config, start)
@@ -66,8 +68,10 @@ def train(config: RunConfig) -> int:
             _evaluate(setup, state, pool, 0, writer, progress)
         for step in range(start + 1, config.training.num_steps + 1):
             began, stage = time.monotonic(), setup.stage_at(step)
+            what = f"step {step}/{config.training.num_steps}, rollout"
+            observer = summary.rollout_observer(progress, what)
             experience = rollouts.collect(
-                setup, stage, step, state.params, streams, pool, demonstration_rewards
+                setup, stage, step, state.params, streams, pool, demonstration_rewards, observer
             )
             rolled_out = time.monotonic()
             of_step = make_updates(setup, stage, step, experience.groups, streams)
@@ -83,6 +87,10 @@ def train(config: RunConfig) -> int:
             recorder.flush()  # the previous step's records, while the device computes this one
             jax.block_until_ready(state)
             host |= _timing(began, rolled_out, of_step)
+            compile_metrics, compiled = compilations.of_step()
+            host |= compile_metrics
+            if compiled and step > start + 1:  # nobody expects it after the first
+                progress.message(f"step {step} compiled {compiled}")
             try:
                 batches = [update.batch for update in of_step]
                 recorder.add(step, metrics, host, sample_rows(experience.groups), batches)
@@ -138,9 +146,9 @@ def _evaluate(
         setup.evaluation_sets,
         setup.tokenizer,
         pool,
-        setup.config.evaluation,
-        dtype=setup.config.model.dtype,
+        setup.evaluation_sampling,
         threshold=setup.config.rewards.correct_threshold,
+        observer=summary.rollout_observer(progress, f"step {step}, evaluation"),
     )
     writer.metrics(step, values | {"time/evaluation": time.monotonic() - began})
     writer.samples([{"step": step} | row for row in rows])

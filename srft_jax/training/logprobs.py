@@ -11,6 +11,7 @@ from srft_jax.batch import Batch, Role, of_role
 from srft_jax.config import ModelConfig
 from srft_jax.models.decoder import Params, Runtime
 from srft_jax.ops.head import token_stats
+from srft_jax.ops.rounding import ROUND_AS_WRITTEN
 from srft_jax.training.microbatch import hidden_and_head, rows_of
 
 
@@ -49,4 +50,4 @@ def make_old_logprobs(
         found = jax.lax.fori_loop(0, batch.num_microbatches, of_microbatch, batch.rows.old_logprobs)
         return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, old_logprobs=found))
 
-    return jax.jit(old_logprobs)
+    return jax.jit(old_logprobs, compiler_options=ROUND_AS_WRITTEN)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,9 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from srft_jax.batch import TrainState
 from srft_jax.config import ModelConfig
-from srft_jax.mesh import sharding
-from srft_jax.models import families
 from srft_jax.models.decoder import Params
+from srft_jax.models.families import param_shardings
 
 Optimizers = Mapping[str, optax.GradientTransformation]  # by name, see TrainState
 
@@ -27,15 +25,6 @@ def new_state(params: Params, optimizers: Optimizers) -> TrainState:
         entropy_self=jnp.zeros((), jnp.float32),
         entropy_demonstration=jnp.zeros((), jnp.float32),
     )
-
-
-def param_shardings(mesh: Mesh, config: ModelConfig) -> Params:
-    """Of each parameter, by the family's logical axes; layers are never split."""
-    flat = {
-        row.path: sharding(mesh, row.stacked_axes, families.stacked_shape(row, config))
-        for row in families.parameters(config)
-    }
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def state_shardings(

@@ -14,6 +14,7 @@ from srft_jax.config import ModelConfig
 from srft_jax.models.decoder import Params, Runtime
 from srft_jax.objectives import loss as losses
 from srft_jax.objectives.objective import Objective
+from srft_jax.ops.rounding import ROUND_AS_WRITTEN
 from srft_jax.training import metrics
 from srft_jax.training.microbatch import Inputs, LossFn, make_loss_fn, used_reference
 
@@ -115,7 +116,7 @@ def make_train_step(
             "loss/skipped": 1.0 - is_finite,
         }
 
-    compiled = jax.jit(train_step, donate_argnames=("state",))
+    compiled = jax.jit(train_step, donate_argnames=("state",), compiler_options=ROUND_AS_WRITTEN)
     return functools.partial(compiled, reference_params)
 
 

@@ -1,6 +1,7 @@
 """The forward pass against itself: cached, packed, rematerialised, causal."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import pytest
 from tiny_models import TIED, UNTIED, jit_forward, logits, random_params
 
 from srft_jax.models import Runtime, families, forward, init_params, output_head
-from srft_jax.models.decoder import init_cache
+from srft_jax.models.decoder import forward_with_keys
+from srft_jax.rollout.cache import CacheShape, Places, empty_cache, put_prompts
+from srft_jax.rollout.params import decode_params
 
 
 @pytest.fixture(autouse=True)
@@ -38,45 +41,75 @@ def test_init_params_follow_the_table(config):
     assert head.shape == (config.dim, config.vocab_size)
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def filled_cache(params, tokens, positions, segment_ids, *, config):
+    """Of two rows, the first on a prompt of 5 and the second on one of 3, packed into one row."""
+    _, keys, values = forward_with_keys(params, config, tokens, positions, segment_ids)
+    shape = CacheShape(rows=2, prompts=2, lanes=1, prompt_capacity=8, capacity=0, segment=6)
+    cache = empty_cache(config, shape, "float32")
+    places = Places(*jnp.array([[0, 0], [0, 5], [5, 3], [0, 1]]))  # row, start, length, slot
+    return dataclasses.replace(
+        put_prompts(cache, keys, values, places),
+        prompt_lengths=jnp.array([5, 3]),
+        row_of_lane=jnp.array([[0], [1]]),
+        lane_of_row=jnp.array([0, 1]),
+    )
+
+
 def test_decode_equals_forward():
-    """Prompts of 6 and 3 tokens, the shorter padded on the left, then five tokens one at a time."""
+    """Two prompts prefilled in one packed row, then five tokens one at a time."""
     params = random_params(TIED)
-    num_prompt, num_all = 6, 11
-    tokens = np.random.default_rng(2).integers(1, TIED.vocab_size, (2, num_all), np.int32)
-    pads = np.array([[0], [3]], np.int32)
-    slots = np.arange(num_all, dtype=np.int32)
-    segment_ids = (slots >= pads).astype(np.int32)
-    positions = np.maximum(slots - pads, 0)
-    cache, decoded = init_cache(TIED, 2, num_all + 2), []
-    for start, stop in [(0, num_prompt)] + [(n, n + 1) for n in range(num_prompt, num_all)]:
-        inputs = (x[:, start:stop] for x in (tokens, positions, segment_ids))
-        out = jit_forward(params, TIED, *inputs, cache=cache)
+    lengths, num_new = (5, 3), 5
+    whole = np.random.default_rng(2).integers(1, TIED.vocab_size, (2, 5 + num_new), np.int32)
+    _, *packed = one_row([1] * 5 + [2] * 3)
+    prompts = np.concatenate([whole[0, :5], whole[1, :3]])[None]
+    cache, decoded = filled_cache(params, prompts, *packed, config=TIED), []
+    for step in range(num_new):
+        positions = np.array(lengths, np.int32)[:, None] + step
+        tokens = np.take_along_axis(whole, positions, axis=1)
+        out = jit_forward(
+            decode_params(params, TIED, "float32", None),
+            TIED,
+            tokens,
+            positions,
+            np.ones_like(tokens),
+            cache=cache,
+        )
         cache = out.cache
-        decoded.append(out.hidden)
-    decoded = np.concatenate(decoded, axis=1)
-    assert int(cache.length) == num_all
+        decoded.append(out.hidden[:, 0])
+    assert int(cache.num_recent) == num_new
 
-    # The whole rows at once, without a cache, the padding on the other side.
-    tokens[1] = np.roll(tokens[1], -3)
-    whole = jit_forward(params, TIED, tokens, np.stack([slots, slots]), segment_ids[:, ::-1])
-    np.testing.assert_allclose(decoded[0], whole.hidden[0], atol=1e-5)
-    np.testing.assert_allclose(decoded[1, 3:], whole.hidden[1, :-3], atol=1e-5)
+    # The whole rows at once, without a cache; behind the second one stands what is never seen.
+    positions = np.tile(np.arange(5 + num_new, dtype=np.int32), (2, 1))
+    expected = jit_forward(params, TIED, whole, positions, np.ones_like(whole)).hidden
+    for row, length in enumerate(lengths):
+        got = np.stack([hidden[row] for hidden in decoded])
+        np.testing.assert_allclose(got, expected[row, length : length + num_new], atol=1e-5)
 
 
-def test_scan_equals_unrolled():
-    """Without a cache the layers are scanned, with one they are unrolled."""
-    params, inputs = random_params(TIED), one_row([1] * 7)
-    cache = init_cache(TIED, 1, 7)
+def test_layers_are_scanned_in_training_and_unrolled_with_a_cache():
+    params, inputs = random_params(TIED), one_row([1] * 5 + [2] * 3)
+    cache = filled_cache(params, *inputs, config=TIED)
+    new = np.ones((2, 1), np.int32)
 
     def scanned(params):
         return forward(params, TIED, *inputs).hidden
 
     def unrolled(params):
-        return forward(params, TIED, *inputs, cache=cache).hidden
+        return forward(
+            decode_params(params, TIED, "float32", None), TIED, new, new, new, cache=cache
+        ).hidden
 
     assert "scan[" in str(jax.make_jaxpr(scanned)(params))
     assert "scan[" not in str(jax.make_jaxpr(unrolled)(params))
-    np.testing.assert_allclose(jax.jit(scanned)(params), jax.jit(unrolled)(params), atol=1e-5)
+
+
+def test_forward_with_keys_is_forward():
+    params, inputs = random_params(TIED), one_row([1] * 5 + [2] * 3)
+    hidden, keys, values = jax.jit(forward_with_keys, static_argnums=1)(params, TIED, *inputs)
+    np.testing.assert_array_equal(hidden, jit_forward(params, TIED, *inputs).hidden)
+    shape = (TIED.num_layers, 1, TIED.num_kv_heads, 8, TIED.head_dim)
+    assert keys.shape == values.shape == shape
 
 
 def test_remat_changes_the_program_and_not_the_gradient():

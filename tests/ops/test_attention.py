@@ -1,4 +1,4 @@
-"""Attention against a loop over heads and queries; over packed rows, against itself."""
+"""Attention over packed rows against a loop over heads and queries, and against autodiff."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from srft_jax.ops import attention as attention_module
-from srft_jax.ops.attention import attention, packed_attention
+from srft_jax.ops.attention import packed_attention
 
-attend = jax.jit(attention)
-B, T, S, HEADS, KV_HEADS, H = 2, 3, 5, 4, 2, 6
+B, HEADS, KV_HEADS, H = 2, 4, 2, 6
 
 
 @pytest.fixture(autouse=True)
@@ -18,88 +17,7 @@ def full_precision():
         yield
 
 
-def problem():  # numpy, so that tests may write to it
-    random = np.random.default_rng(0)
-    shapes = (B, T, HEADS, H), (B, KV_HEADS, S, H), (B, KV_HEADS, S, H)
-    query, key, value = (random.normal(size=shape).astype(np.float32) for shape in shapes)
-    mask = random.random((B, T, S)) < 0.6
-    mask[..., 0] = True
-    return query, key, value, mask
-
-
-def naive(query, key, value, mask):
-    """float64, one query of one head at a time."""
-    out = np.zeros(query.shape)
-    for b, t, n in np.ndindex(B, T, HEADS):
-        kv_head = n // (HEADS // KV_HEADS)
-        seen = np.flatnonzero(mask[b, t])
-        scores = [np.dot(query[b, t, n].astype(float), key[b, kv_head, s]) / H**0.5 for s in seen]
-        weights = np.exp(scores) / np.exp(scores).sum()
-        out[b, t, n] = weights @ value[b, kv_head, seen]
-    return out
-
-
-def test_attention_equals_a_loop_over_heads():
-    inputs = problem()
-    np.testing.assert_allclose(attend(*inputs), naive(*inputs), rtol=1e-5, atol=1e-6)
-
-
-def test_hidden_keys_have_no_influence():
-    query, key, value, mask = problem()
-    mask[:, :, 3] = False
-    before = attend(query, key, value, mask)
-    key[:, :, 3], value[:, :, 3] = 100.0, -100.0
-    np.testing.assert_array_equal(before, attend(query, key, value, mask))
-
-
-def test_a_query_that_sees_nothing_gives_no_nan():
-    query, key, value, mask = problem()
-    mask[0, 1] = False
-
-    def total(*inputs):
-        out = attention(*inputs, mask)
-        return jnp.sum(jnp.sin(out)), out
-
-    run = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
-    (_, out), grads = run(query, key, value)
-    np.testing.assert_allclose(out[0, 1, 0], value[0, 0].mean(axis=0), rtol=1e-5, atol=1e-6)
-    assert all(np.all(np.isfinite(x)) for x in (out, *grads))
-
-
-def test_bfloat16_inputs():
-    """Scores and softmax are float32: read from the program, since XLA may skip a rounding."""
-    query, key, value, mask = problem()
-    rounded = [jnp.asarray(x, jnp.bfloat16) for x in (query, key, value)]
-    out = attend(*rounded, mask)
-    assert out.dtype == jnp.bfloat16
-    expected = naive(*(np.asarray(x, np.float32) for x in rounded), mask)
-    assert np.abs(np.asarray(out, np.float32) - expected).max() < 2**-6 * np.abs(expected).max()
-
-    for dot in dots_of(attention, *rounded, mask):
-        assert dot.params["preferred_element_type"] == jnp.float32
-
-
-def test_scores_of_bfloat16_are_scaled_in_float32():
-    """1 / sqrt(H) is no power of two for H = 6: a query scaled in bfloat16 is rounded once more."""
-    query, key, value, mask = problem()
-    rounded = [jnp.asarray(x, jnp.bfloat16) for x in (8 * query, key)]
-    scores = attention_module._scores(
-        attention_module._grouped(rounded[0], KV_HEADS), rounded[1], jnp.ones_like(mask)
-    )
-    wide = [np.asarray(x, np.float32) for x in rounded]
-    grouped = attention_module._grouped(jnp.asarray(wide[0]), KV_HEADS)
-    exact = np.einsum("bkqh,bksh->bkqs", grouped, wide[1]) / H**0.5
-    np.testing.assert_allclose(scores, exact, rtol=1e-5, atol=1e-5)
-
-
-def dots_of(function, *inputs):
-    equations = jax.make_jaxpr(function)(*inputs).jaxpr.eqns
-    dots = [e for e in equations if e.primitive.name == "dot_general"]
-    assert len(dots) == 2
-    return dots
-
-
-def packed_problem(length, dtype=np.float32):
+def problem(length, dtype=np.float32):
     """Queries, keys, values and segments of a few tokens each, padding at the end."""
     random = np.random.default_rng(length)
     shapes = (B, length, HEADS, H), (B, KV_HEADS, length, H), (B, KV_HEADS, length, H)
@@ -108,11 +26,26 @@ def packed_problem(length, dtype=np.float32):
     return *arrays, np.where(np.arange(length) < length - 3, 1 + starts.cumsum(axis=1), 0)
 
 
+def one_by_one(query, key, value, segment_ids):
+    """float64, one query of one head at a time."""
+    out = np.zeros(query.shape)
+    for b, t, n in np.ndindex(query.shape[:3]):
+        kv_head = n // (HEADS // KV_HEADS)
+        seen = [s for s in range(t + 1) if segment_ids[b, s] == segment_ids[b, t]]
+        scores = [np.dot(query[b, t, n].astype(float), key[b, kv_head, s]) / H**0.5 for s in seen]
+        weights = np.exp(scores) / np.exp(scores).sum()
+        out[b, t, n] = weights @ value[b, kv_head, seen]
+    return out
+
+
 def by_mask(query, key, value, segment_ids):
     """The same with every score, for autodiff."""
-    length = segment_ids.shape[1]
+    key, value = (jnp.repeat(x, HEADS // KV_HEADS, axis=1) for x in (key, value))
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return attention(query, key, value, same & np.tri(length, dtype=bool))
+    seen = same & np.tri(segment_ids.shape[1], dtype=bool)
+    scores = jnp.einsum("btnh,bnsh->bnts", query, key) / H**0.5
+    weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bnts,bnsh->btnh", weights, value)
 
 
 def with_gradients(function, *inputs):
@@ -125,12 +58,18 @@ def with_gradients(function, *inputs):
     return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(*arrays)
 
 
+def test_packed_attention_equals_a_loop_over_heads():
+    inputs = problem(21)
+    got, want = jax.jit(packed_attention)(*inputs), one_by_one(*inputs)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("length", [7, 8, 21, 40])
-def test_packed_attention_equals_attention_under_its_mask(length, monkeypatch):
+def test_packed_attention_and_its_gradients_equal_those_of_all_scores(length, monkeypatch):
     """One chunk of queries, several, and a last one that is shorter."""
     monkeypatch.setattr(attention_module, "_LEAST_QUERIES", 8)
     monkeypatch.setattr(attention_module, "_MOST_CHUNKS", 3)
-    inputs = packed_problem(length)
+    inputs = problem(length)
     chunks = attention_module._chunks(inputs[3])
     assert [queries.stop for queries, _ in chunks][-1] == length
     assert len(chunks) == {7: 1, 8: 1, 21: 3, 40: 3}[length]
@@ -138,8 +77,19 @@ def test_packed_attention_equals_attention_under_its_mask(length, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
 
 
+def test_keys_of_other_segments_have_no_influence():
+    query, key, value, _ = problem(9)
+    segment_ids = np.array([[1] * 4 + [2] * 3 + [0] * 2] * B)
+    attend = jax.jit(packed_attention)
+    before = attend(query, key, value, segment_ids)
+    other = np.arange(9)[:, None] < 4
+    after = attend(query, np.where(other, 100.0, key), np.where(other, -100.0, value), segment_ids)
+    np.testing.assert_array_equal(before[:, 4:], after[:, 4:])
+    assert np.abs(before[:, :4] - after[:, :4]).max() > 1
+
+
 def test_packed_attention_of_bfloat16():
-    *arrays, segment_ids = packed_problem(21)
+    *arrays, segment_ids = problem(21)
     rounded = [jnp.asarray(x, jnp.bfloat16) for x in arrays]
     wide = [x.astype(jnp.float32) for x in rounded]
     (_, out), grads = with_gradients(packed_attention, *rounded, segment_ids)
@@ -149,9 +99,28 @@ def test_packed_attention_of_bfloat16():
         assert np.abs(got.astype(np.float32) - exact).max() < 2**-5 * np.abs(exact).max()
 
 
+def test_products_of_bfloat16_are_summed_in_float32():
+    """Read from the program, since XLA may skip a rounding."""
+    *arrays, segment_ids = problem(9)
+    rounded = [jnp.asarray(x, jnp.bfloat16) for x in arrays]
+    program = str(jax.make_jaxpr(packed_attention)(*rounded, segment_ids))
+    assert program.count("dot_general[") == program.count("preferred_element_type=float32") == 2
+
+
+def test_scores_of_bfloat16_are_scaled_in_float32():
+    """1 / sqrt(H) is no power of two for H = 6: a query scaled in bfloat16 is rounded once more."""
+    query, key, _, _ = problem(9)
+    rounded = [jnp.asarray(x, jnp.bfloat16) for x in (8 * query, key)]
+    grouped = attention_module._grouped(rounded[0], KV_HEADS)
+    scores = attention_module._scores(grouped, rounded[1], jnp.ones((B, 9, 9), bool))
+    wide = [np.asarray(x, np.float32) for x in (grouped, rounded[1])]
+    exact = np.einsum("bkqh,bksh->bkqs", *wide) / H**0.5
+    np.testing.assert_allclose(scores, exact, rtol=1e-5, atol=1e-5)
+
+
 def test_the_last_query_alone_reads_all_keys():
     """Chunks stop at their last query: fewer scores than T x T are ever made."""
-    inputs = packed_problem(512)
+    inputs = problem(512)
     jaxpr = str(jax.make_jaxpr(packed_attention)(*inputs))
     assert f"f32[{B},{KV_HEADS},{2 * 64},512]" in jaxpr
     assert f"{2 * 512},512]" not in jaxpr

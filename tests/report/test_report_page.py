@@ -67,16 +67,18 @@ def test_only_charts_with_data(run_dir):
 
 def test_every_chart_has_its_metrics(run_dir):
     names = """policy/entropy_self weights/sft rollout/length rollout/truncated loss/gradient_norm
-        loss/self_gradient_norm loss/skipped rollout/groups_mixed optimizer/learning_rate"""
+        loss/self_gradient_norm loss/skipped rollout/groups_mixed optimizer/learning_rate
+        time/rollout_decode"""
     with writers.RunWriter(run_dir) as writer:
         writer.metrics(2, dict.fromkeys([*names.split(), "perf/tokens_per_second", "time/a"], 1.0))
     charts = re.findall(r"<svg.+?</svg>", report(run_dir), flags=re.DOTALL)
-    assert len(charts) == 13
+    assert len(charts) == 14
     (losses,) = [chart for chart in charts if "Loss terms" in chart]
     assert "demo_nll" in losses  # what has a chart of its own is not in that of the others
     assert "gradient_norm" not in losses and "skipped" not in losses
     (norms,) = [chart for chart in charts if "Gradient norm" in chart]
     assert ">self" in norms
+    assert [chart.count("decode") > 0 for chart in charts if "Time" in chart] == [False, True]
 
 
 def test_before_and_after(run_dir):

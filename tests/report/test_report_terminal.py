@@ -71,6 +71,45 @@ def test_a_terminal_shows_one_line_rewritten_below_messages():
     assert stream.getvalue().count("\n") == 3
 
 
+def test_what_is_soon_over_is_not_shown():
+    for stream in (Terminal(), io.StringIO()):
+        progress = Progress(3, stream)
+        for seconds in (0.1, 1.0, 1.9):
+            progress.interim(["rollout", "1/2"], seconds)
+        progress.close()
+        assert stream.getvalue() == ""
+
+
+def test_a_terminal_shows_what_is_long_until_there_is_more_to_say():
+    stream = Terminal()
+    progress = Progress(3, stream)
+    progress.update(1, {})
+    for seconds in (1.9, 2.0, 2.1):
+        progress.interim(["rollout", f"{seconds}"], seconds)
+    assert stream.screen() == ["rollout  2.1"] and "1.9" not in stream.getvalue()
+    progress.message("saved")
+    assert stream.screen() == ["saved", "step 1/3"]
+
+
+def test_a_log_has_a_line_every_half_minute():
+    """Of a rollout of 100 seconds, and of the next."""
+    stream, now = io.StringIO(), 0
+    progress = Progress(3, stream, clock=lambda: now)
+    for what in ("first", "second"):
+        for seconds in range(100):
+            now += 1
+            progress.interim([what, f"{seconds} s"], seconds)
+    expected = [f"{what}  {seconds} s" for what in ("first", "second") for seconds in (30, 60, 90)]
+    assert stream.getvalue().splitlines() == expected
+
+
+def test_an_interrupted_first_rollout_leaves_its_line_standing():
+    stream = Terminal()
+    with Progress(3, stream) as progress:
+        progress.interim(["rollout", "1/2"], 2.0)
+    assert stream.screen() == ["rollout  1/2", ""]
+
+
 def test_a_line_never_wraps(monkeypatch):
     """A field that does not fit is left out whole: half a number is another number."""
     monkeypatch.setenv("COLUMNS", "26")

@@ -5,8 +5,10 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 
 import pytest
 
@@ -242,6 +244,29 @@ def test_an_interrupted_call_leaves_no_answers_to_the_next() -> None:
             behave(pool, "nap", "ok")
         signal.signal(signal.SIGALRM, handler)
         assert verdicts(pool, easy(1)) == ["wrong"]
+
+
+def test_a_cancelled_call_ends_within_a_deadline() -> None:
+    """In a thread, as it is used; twenty sleepers would take a worker ten seconds."""
+    cancelled, errors = threading.Event(), []
+
+    def score() -> None:
+        try:
+            pool.score([RewardRequest(BEHAVE, "sleep", "")] * 20, cancelled)
+        except CancelledError as error:
+            errors.append(str(error))
+
+    with RewardPool(num_workers=1, timeout_seconds=TIMEOUT, kinds=[BEHAVE]) as pool:
+        thread = threading.Thread(target=score)
+        thread.start()
+        time.sleep(0.1)
+        start = time.monotonic()
+        cancelled.set()
+        thread.join()
+        assert time.monotonic() - start < TIMEOUT + 0.3
+        (error,) = errors
+        assert "results are missing" in error
+        assert verdicts(pool, easy(3)) == EASY_VERDICTS
 
 
 PARENT = """

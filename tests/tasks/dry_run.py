@@ -7,6 +7,7 @@ optimizer, the schedule of evaluations and checkpoints, and the records.
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 from pathlib import Path
 from unittest import mock
@@ -15,18 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_groups import made_progress
 from tiny_runs import metrics_lines
 
 from srft_jax.batch import Role
 from srft_jax.config import RunError
-from srft_jax.evaluation import scores
+from srft_jax.evaluation import verified
 from srft_jax.models import init_params
 from srft_jax.objectives import loss as losses
 from srft_jax.ops.head import ReferencedStats, TokenStats
 from srft_jax.rewards import RewardResult
 from srft_jax.rollout import Completion
 from srft_jax.tasks import generate as generate_module
-from srft_jax.tasks import resume, rollouts, updates
+from srft_jax.tasks import resume, updates
 from srft_jax.tasks import setup as setup_module
 from srft_jax.tasks import train as train_module
 from srft_jax.tasks.states import optimizers_of
@@ -34,11 +36,10 @@ from srft_jax.training.state import new_state
 
 REPLACED = {
     resume: ["fresh_state"],
-    rollouts: ["sample"],
-    scores: ["sample"],
     setup_module: ["RewardPool"],
     train_module: ["Checkpoints", "load_reference", "save_hf", "write_report"],
     updates: ["make_train_step", "make_gradient_norms", "make_old_logprobs", "put"],
+    verified: ["sample_stream"],
 }
 
 
@@ -122,24 +123,31 @@ class Trace:
         )
 
     def RewardPool(self, *args, kinds):
-        """Every other completion is right."""
+        """Every other completion is right. They come in order, but how many at a time is chance."""
         self.add("pool", *args, kinds)
+        results = itertools.cycle([RewardResult(1.0, "right"), RewardResult(0.0, "wrong")])
 
-        def score(requests):
-            self.add("score", [(r.kind, r.completion, r.gold) for r in requests])
-            verdicts = [RewardResult(1.0, "right"), RewardResult(0.0, "wrong")]
-            return [verdicts[i % 2] for i in range(len(requests))]
+        def score(requests, cancelled=None):
+            for one in requests:
+                self.add("score", one.kind, one.completion, one.gold)
+            return list(itertools.islice(results, len(requests)))
 
         return mock.MagicMock(**{"__enter__.return_value.score": score})
 
-    def sample(self, params, model_config, requests, key, sampling):
+    def sample_stream(self, params, model_config, requests, key, sampling, observer=None):
         """Completions whose lengths and tokens go by their number and the key."""
         self.add("sample", vars(sampling), [vars(r) for r in requests], digest(key_data(key)))
         first = int(key_data(key)[-1]) % 200
-        return [
-            [self._completion(first, r + g, request, sampling) for g in range(request.group_size)]
-            for r, request in enumerate(requests)
-        ]
+        for r, request in enumerate(requests):
+            for g in range(request.group_size):
+                one = self._completion(first, r + g, request, sampling)
+                yield dataclasses.replace(one, request=r, member=g)
+        if observer is not None:
+            observer(made_progress())
+
+    def sample(self, *args):
+        groups = itertools.groupby(self.sample_stream(*args), lambda one: one.request)
+        return [list(group) for _, group in groups]
 
     def _completion(self, first, number, request, sampling):
         length = 1 + (5 + number) % sampling.max_new_tokens
@@ -147,7 +155,15 @@ class Trace:
         tokens = np.asarray(tokens[: sampling.max_new_tokens])
         values = np.arange(len(tokens), dtype=np.float32)
         forced = len(request.forced)
-        return Completion(tokens, -1.0 - values / 10, 1.0 + values / 10, length > 6, forced)
+        logprobs = -1.0 - values / 10
+        return Completion(
+            tokens=tokens,
+            logprobs=logprobs,
+            entropies=1.0 + values / 10,
+            drawn_logprobs=logprobs,
+            finished=length > 6,
+            num_forced=forced,
+        )
 
     def make_train_step(self, model_config, objective, optimizer, **options):
         """Real loss terms on made-up statistics; real updates with their gradients' mean."""

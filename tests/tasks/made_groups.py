@@ -4,7 +4,7 @@ import numpy as np
 from tiny_runs import tiny_config
 
 from srft_jax.evaluation.verdicts import Scored
-from srft_jax.rollout import Completion
+from srft_jax.rollout import Completion, Progress
 from srft_jax.tasks.rollouts import Group
 from srft_jax.tasks.setup import prepare
 
@@ -25,9 +25,17 @@ def setup_of(path, preset, **coefficients):
     )
 
 
-def made_completion(length=4, finished=True, num_forced=0):
+def made_completion(length=4, **changes):
     values = np.arange(length, dtype=np.float32)
-    return Completion(np.arange(length) + 10, -values, values, finished, num_forced)
+    arrays = dict(logprobs=-values, entropies=values, drawn_logprobs=-values)
+    return Completion(**(dict(tokens=np.arange(length) + 10, finished=True) | arrays | changes))
+
+
+def made_progress(**changes):
+    """Of four completions of four tokens each, by default, in four seconds."""
+    fields = dict(finished=4, total=4, tokens=16, steps=4, occupancy=0.75)
+    seconds = dict(prefill_seconds=1.0, decode_seconds=2.5, host_seconds=0.5)
+    return Progress(**(fields | seconds | changes))
 
 
 def made_group(example, rewards, *, demonstration=0, demonstration_reward=1.0, completions=None):

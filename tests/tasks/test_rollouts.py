@@ -4,10 +4,13 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from made_groups import setup_of
+from dry_run import traced_run
+from made_groups import made_completion, made_progress, setup_of
+from tiny_runs import tiny_config
 
+from srft_jax.evaluation import verified
+from srft_jax.report import terminal
 from srft_jax.rewards import RewardResult
-from srft_jax.rollout import Completion
 from srft_jax.tasks import rollouts
 from srft_jax.tasks.rollout_metrics import rollout_metrics
 from srft_jax.tasks.streams import Streams
@@ -19,20 +22,14 @@ class Sampler:
     def __init__(self):
         self.calls = []
 
-    def __call__(self, params, model_config, requests, key, sampling):
+    def __call__(self, params, model_config, requests, key, sampling, observer):
         self.calls.append((requests, key))
-        return [
-            [
-                Completion(
-                    np.asarray([*request.forced, 11, 12, 13, 14]),
-                    *np.zeros((2, len(request.forced) + 4), np.float32),
-                    True,
-                    len(request.forced),
-                )
-                for _ in range(request.group_size)
-            ]
-            for request in requests
-        ]
+        for index, request in enumerate(requests):
+            tokens, forced = np.asarray([*request.forced, 11, 12, 13, 14]), len(request.forced)
+            of_tokens = dict(tokens=tokens, num_forced=forced, request=index)
+            for member in range(request.group_size):
+                yield made_completion(len(tokens), member=member, **of_tokens)
+        observer(made_progress())
 
 
 class Pool:
@@ -41,16 +38,22 @@ class Pool:
     def __init__(self, rewards):
         self._rewards = iter(rewards)
 
-    def score(self, requests):
+    def score(self, requests, cancelled=None):
         return [RewardResult(next(self._rewards), "right") for _ in requests]
 
 
-def collect(setup, rewards, step=1):
+def collect(setup, rewards, step=1, demonstration_rewards=None):
     """The experience of a step, and the calls of the sampler."""
-    sampler = Sampler()
-    with mock.patch.object(rollouts, "sample", sampler):
+    sampler, pool = Sampler(), Pool(rewards)
+    with mock.patch.object(verified, "sample_stream", sampler):
         found = rollouts.collect(
-            setup, setup.stage_at(step), step, None, Streams(setup), Pool(rewards), {}
+            setup,
+            setup.stage_at(step),
+            step,
+            None,
+            Streams(setup),
+            pool,
+            demonstration_rewards or {},
         )
     return found, sampler.calls
 
@@ -100,16 +103,7 @@ class TestRefills:
         for group, dropped in (("augmented", 0), ("self", 4)):
             setup = setup_of(tmp_path, "luffy", drop_zero_std="true", advantage_group=group)
             pairs = [(i, n) for i in range(40) for n in range(1)]
-            with mock.patch.object(rollouts, "sample", Sampler()):
-                found = rollouts.collect(
-                    setup,
-                    setup.stage_at(1),
-                    1,
-                    None,
-                    Streams(setup),
-                    Pool([0.0] * 12),
-                    dict.fromkeys(pairs, 1.0),
-                )
+            found, _ = collect(setup, [0.0] * 12, demonstration_rewards=dict.fromkeys(pairs, 1.0))
             assert found.dropped == dropped
 
 
@@ -124,6 +118,35 @@ def test_shares_of_groups_add_up(tmp_path):
     assert lengths == [4, 4, 4]
     verdicts = [value for name, value in values.items() if name.startswith("rewards/")]
     assert sum(verdicts) == 1
+
+
+def test_times_of_refills_add_up(tmp_path):
+    """A rollout and a refill, of four seconds and sixteen tokens each."""
+    setup = setup_of(tmp_path, "dapo", max_refills=1)
+    found, _ = collect(setup, EQUAL * 8)
+    values = rollout_metrics(setup, setup.stage_at(1), found)
+    parts = [values[f"time/rollout_{part}"] for part in ("prefill", "decode", "host")]
+    assert parts == [2.0, 5.0, 1.0]
+    assert values["perf/rollout_tokens_per_second"] == 4.0
+    assert values["rollout/occupancy"] == 0.75
+    assert values["time/reward_wait"] == sum(one.reward_wait for one in found.rollouts) > 0
+
+
+def test_a_run_says_how_far_its_rollouts_are(tmp_path, monkeypatch):
+    """Where they take long."""
+    out = traced_run(tiny_config(tmp_path / "run", "--training.num_steps=2")).out
+    assert "occupancy" not in out
+    monkeypatch.setattr(terminal, "_PATIENCE_IN_LOG", 0.0)
+    out = traced_run(tiny_config(tmp_path / "other", "--training.num_steps=2")).out
+    for what in ("step 0, evaluation", "step 1/2, rollout", "step 2/2, rollout"):
+        assert f"\n{what}  4/4 completions  4 tokens/s  occupancy 75%\n" in out
+
+
+def test_no_rollout_no_times(tmp_path):
+    setup = setup_of(tmp_path, "sft")
+    found, calls = collect(setup, [])
+    assert len(found.groups) == 4 and not calls
+    assert rollout_metrics(setup, setup.stage_at(1), found) == {}
 
 
 class TestPrefixes:

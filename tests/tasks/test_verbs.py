@@ -58,6 +58,17 @@ def test_train_prints_what_it_does(trained):
     assert "demo_nll: null" not in out  # presets are expanded
 
 
+def test_train_tells_where_the_time_of_rollouts_went(trained):
+    rows = map(json.loads, (trained / "metrics.jsonl").read_text().splitlines())
+    steps = [row for row in rows if "time/step" in row]
+    assert len(steps) == 6
+    for row in steps:
+        parts = [row[f"time/rollout_{part}"] for part in ("prefill", "decode", "host")]
+        assert min(parts) >= 0 and sum(parts) > 0 and row["time/reward_wait"] > 0
+        assert sum(parts) + row["time/reward_wait"] <= row["time/rollout"]
+        assert row["perf/rollout_tokens_per_second"] > 0 and 0 < row["rollout/occupancy"] <= 1
+
+
 def test_the_stored_config_is_the_runs(trained):
     config = parse([stored(trained)])[1]
     given = tiny_config(trained)

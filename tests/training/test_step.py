@@ -138,7 +138,8 @@ def test_each_optimizer_has_a_state_of_its_own():
     state = dataclasses.replace(initial_state(), optimizer_states=both)
     options = dict(temperature=1.0, on_policy=True, optimizer_name="demonstration")
     train_step = make_train_step(MODEL, OBJECTIVES["srft"], keeper, **options)
-    states = jax.eval_shape(train_step, state, split("srft"))[0].optimizer_states
+    after, _ = train_step.func.eval_shape(*train_step.args, state, split("srft"))
+    states = after.optimizer_states
     assert states["policy"] == {} and states["demonstration"].keys() == state.params.keys()
 
 

@@ -1,0 +1,188 @@
+"""Tokens per second of the sampler beside the bare weight products that it cannot avoid.
+
+    python benchmarks/sampler.py --batch 16 --prompt 64 --new 192
+
+`sampler_over_bare`: the time of one call, prefill included, over that of a jitted scan with as many
+steps of nothing but the model's weight products on [batch, dim] (q, k and v fused, o, gate and up
+fused, down, head), timed in between. Without stop ids: all tokens are made. `--against "--kv 1024"`
+alternates with a second setting; `--lengths long-tail --waves 8` also times the padded batch: the
+same requests in waves of `--batch`, each until its longest is done. Prints one JSON line last.
+"""
+
+import argparse
+import collections
+import functools
+import json
+import shlex
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from srft_jax.config import ModelConfig
+from srft_jax.models.decoder import Params, init_params
+from srft_jax.rollout import Progress, Request, SamplingConfig, Truncation, sample
+
+
+def model_of(args: argparse.Namespace) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=args.vocab,
+        dim=args.dim,
+        num_layers=args.layers,
+        num_heads=args.heads,
+        num_kv_heads=args.kv_heads,
+        head_dim=args.head_dim,
+        mlp_dim=args.ffn,
+        tie_embeddings=False,
+        max_positions=max(args.kv, args.prompt + 16 * args.new),
+    )
+
+
+def sampling_of(args: argparse.Namespace) -> SamplingConfig:
+    return SamplingConfig(
+        temperature=args.temperature,
+        truncation=Truncation(top_p=args.top_p),
+        max_new_tokens=args.kv - args.prompt,
+        slots=args.batch,
+        segment=args.segment,
+        dtype=args.dtype,
+    )
+
+
+def lengths_of(args: argparse.Namespace) -> np.ndarray:
+    """New tokens of each completion; long-tail is log-normal, cut at 16 times the median."""
+    count = args.batch * args.waves
+    if args.lengths == "equal":
+        return np.full(count, args.new)
+    drawn = args.new * np.exp(np.random.default_rng(1).normal(size=count))
+    return np.clip(drawn, 1, 16 * args.new).astype(int)
+
+
+def requests_of(args: argparse.Namespace) -> list[Request]:
+    """A prompt for every `group` completions; one of a group of unequal lengths a request each."""
+    random = np.random.default_rng(0)
+    lengths = lengths_of(args)
+    prompts = random.integers(0, args.vocab, (len(lengths) // args.group, args.prompt)).tolist()
+    if args.lengths == "equal":
+        return [Request(prompt, args.group, max_new_tokens=args.new) for prompt in prompts]
+    return [
+        Request(prompts[number // args.group], max_new_tokens=int(length))
+        for number, length in enumerate(lengths)
+    ]
+
+
+def bare_run(args: argparse.Namespace, params: Params) -> Any:
+    """() -> seconds of `--new` steps of weight products."""
+    names = (("query", "key", "value"), ("output",), ("gate", "up"), ("down",))
+    layers = [
+        [
+            jnp.concatenate([params["layers"][n][layer] for n in group], axis=1).astype(args.dtype)
+            for group in names
+        ]
+        for layer in range(args.layers)
+    ]
+    weights = (layers, params["head"].astype(args.dtype))
+
+    @jax.jit
+    def run(weights: Any, x: jax.Array) -> jax.Array:
+        def step(x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            for query_key_value, output, gate_up, down in weights[0]:
+                x = x + (x @ query_key_value)[:, : output.shape[0]] @ output
+                x = x + (x @ gate_up)[:, : down.shape[0]] @ down
+            return 1e-3 * (x + (x @ weights[1])[:, : x.shape[1]]), None
+
+        return jax.lax.scan(step, x, None, length=args.new)[0]
+
+    x = jnp.ones((args.batch, args.dim), args.dtype)
+    return functools.partial(seconds, run, weights, x)
+
+
+def seconds(run: Any, *inputs: Any) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(run(*inputs))
+    return time.perf_counter() - start
+
+
+class Subject:
+    """One setting, to be timed again and again."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.model = model_of(args)
+        self.params = init_params(self.model, jax.random.key(0))
+        self.requests, self.sampling = requests_of(args), sampling_of(args)
+        self.batch = args.batch
+
+    def run(self, key: jax.Array) -> Progress:
+        return self._run(self.requests, key)
+
+    def run_padded(self, key: jax.Array) -> float:
+        """Seconds of the same requests in waves of a full batch, each waiting for its slowest."""
+        waves = range(0, len(self.requests), self.batch)
+        return sum(self._run(self.requests[i : i + self.batch], key).seconds for i in waves)
+
+    def _run(self, requests: list[Request], key: jax.Array) -> Progress:
+        seen: list[Progress] = []
+        sample(self.params, self.model, requests, key, self.sampling, observer=seen.append)
+        return seen[-1]
+
+
+def measure(args: argparse.Namespace, other: argparse.Namespace | None) -> dict[str, Any]:
+    """Medians over iterations; of ratios, each to what was timed just beside it."""
+    subject, against = Subject(args), Subject(other) if other else None
+    bare = bare_run(args, subject.params)
+    compiled: list[float] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, taken, **_: compiled.append(taken) if "backend_compile" in event else None
+    )
+    found: dict[str, list[float]] = collections.defaultdict(list)
+    for iteration in range(args.iters + 2):
+        if iteration == 2:  # two to warm up
+            found.clear()
+            compiled.clear()
+        key = jax.random.key(iteration)
+        bare_step = bare() / args.new
+        progress = subject.run(key)
+        step = progress.seconds / progress.steps
+        found["tokens_per_s"].append(progress.tokens / progress.seconds)
+        found["ms_per_step"].append(1e3 * step)
+        found["prefill_ms"].append(1e3 * progress.prefill_seconds)
+        found["sampler_over_bare"].append(step / bare_step)
+        found["host_share"].append(progress.host_seconds / progress.seconds)
+        if against:
+            beside = against.run(key)
+            found["step_over_against"].append(step * beside.steps / beside.seconds)
+            found["prefill_over_against"].append(progress.prefill_seconds / beside.prefill_seconds)
+        if args.lengths == "long-tail":
+            found["speedup_over_padded"].append(subject.run_padded(key) / progress.seconds)
+    return {name: statistics.median(values) for name, values in found.items()} | {
+        "occupancy": progress.occupancy,
+        "steps": progress.steps,
+        "compilations_after_warm_up": len(compiled),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in dict(
+        layers=4, dim=256, ffn=1024, heads=4, kv_heads=2, head_dim=64, vocab=4096, batch=16,
+        prompt=64, new=192, kv=256, group=1, waves=1, segment=64, iters=5,
+    ).items():  # fmt: skip
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--lengths", choices=["equal", "long-tail"], default="equal")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--against", help="flags of a second setting, timed alternately with it")
+    args = parser.parse_args()
+    changes = shlex.split(args.against or "")
+    found = measure(args, parser.parse_args(sys.argv[1:] + changes) if changes else None)
+    shown = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items()}
+    print(json.dumps(vars(args) | {"device": jax.devices()[0].device_kind} | shown))
+
+
+if __name__ == "__main__":
+    main()

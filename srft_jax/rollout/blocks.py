@@ -1,0 +1,89 @@
+"""Sums over the vocabulary, and the token at a point of the cumulative sum, block by block.
+
+The vocabulary is cut into G blocks of N tokens that lie G apart: [B, V] is seen as [B, N, G]. Sums
+over N are then additions of long rows, which every compiler vectorises (XLA's CPU backend does not
+vectorise a sum along the minor axis), and a cumulative sum is needed only over the blocks and
+inside the one that was drawn.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+_AT_ONCE = 4  # rows combined in one sweep; 2 and 8 are slower on a CPU
+
+
+def in_blocks(x: Float[Array, "B V"], fill: float) -> Float[Array, "B N G"]:
+    """Token t at [t // G, t % G], the last row completed with `fill`; N and G near sqrt(V)."""
+    num_sweeps = max(1, round(math.log(x.shape[1], _AT_ONCE) / 2))
+    block_size = _AT_ONCE**num_sweeps
+    padding = -x.shape[1] % block_size
+    if padding:
+        x = jnp.pad(x, ((0, 0), (0, padding)), constant_values=fill)
+    return x.reshape(x.shape[0], block_size, -1)
+
+
+def over_blocks(
+    combine: Callable[[Array, Array], Array],
+    of: Callable[..., Array],
+    *arrays: Float[Array, "B N G"],
+) -> Float[Array, "B G"]:
+    """`combine` (an addition, a maximum) of `of(*arrays)` over the tokens of every block.
+
+    `of` works entry by entry. It is applied to slices, so that XLA need not write its result out.
+    """
+    slices = zip(*(jnp.split(x, _AT_ONCE, axis=1) for x in arrays), strict=True)
+    x = functools.reduce(combine, (of(*entries) for entries in slices))
+    while x.shape[1] > 1:
+        x = functools.reduce(combine, jnp.split(x, _AT_ONCE, axis=1))
+    return x[:, 0]
+
+
+def total(of: Callable[..., Array], *arrays: Float[Array, "B N G"]) -> Float[Array, " B"]:
+    """The sum of `of(*arrays)` over the vocabulary."""
+    return jnp.sum(over_blocks(jnp.add, of, *arrays), axis=-1)
+
+
+def at_least(threshold: Float[Array, " B"]) -> Callable[[Array], Array]:
+    """Maps entries below their row's threshold to 0 and the others to themselves."""
+    return lambda p: jnp.where(p >= threshold[:, None, None], p, 0.0)
+
+
+def token_at(
+    weights: Float[Array, "B N G"],
+    sums: Float[Array, "B G"],
+    uniform: Float[Array, " B"],
+    of: Callable[[Array], Array],
+) -> Int[Array, " B"]:
+    """The token where the cumulative sum of `of(weights)` passes `uniform` of the whole.
+
+    Never one of weight 0. In: weights [.2, 0, .5, .3] in one block, uniform .2.  Out: 2.
+
+    Args:
+        weights: In blocks.
+        sums: Of the blocks of `of(weights)`, at least one of them positive.
+        uniform: In [0, 1).
+        of: Works entry by entry; its results are not negative.
+    """
+    block, rest = _first_above(sums, uniform * jnp.sum(sums, axis=-1))
+    inside = of(jnp.take_along_axis(weights, block[:, None, None], axis=2))[:, :, 0]
+    row, _ = _first_above(inside, rest)
+    return row * sums.shape[1] + block
+
+
+def _first_above(
+    weights: Float[Array, "B N"], point: Float[Array, " B"]
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """The first positive weight whose cumulative sum is above the point, and how far into it.
+
+    By rounding, no sum may be above the point, and a sum may grow where the weight is 0.
+    """
+    cumulative = jnp.cumsum(weights, axis=-1)
+    reached = jnp.where(weights > 0, cumulative, -jnp.inf)
+    above = (reached > point[:, None]) | (reached == jnp.max(reached, axis=-1, keepdims=True))
+    index = jnp.argmax(above, axis=-1)
+    before = jnp.take_along_axis(cumulative - weights, index[:, None], axis=-1)[:, 0]
+    return index.astype(jnp.int32), point - before

@@ -1,0 +1,187 @@
+"""The KV cache on the device: made empty, filled with prompts, settled, resized."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from srft_jax.batch import KVCache
+from srft_jax.config import ModelConfig
+from srft_jax.mesh import by_row_shard, constrained
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheShape:
+    """Sizes of a cache; rows and prompts count over all devices.
+
+    Attributes:
+        rows: Completions decoded side by side, R.
+        prompts: Prompts kept, P.
+        lanes: Most rows of a prompt, G.
+        prompt_capacity: Tokens of a prompt, S.
+        capacity: A row's own tokens of earlier segments, C; none in the first.
+        segment: Tokens of the segment at hand, U.
+    """
+
+    rows: int
+    prompts: int
+    lanes: int
+    prompt_capacity: int
+    capacity: int
+    segment: int
+
+
+def empty_cache(config: ModelConfig, shape: CacheShape, dtype: str) -> KVCache:
+    """Zeros."""
+    layers = range(config.num_layers)
+
+    def keys(rows: int, length: int) -> tuple[Array, ...]:
+        size = (rows, config.num_kv_heads, config.head_dim, length)
+        return tuple(jnp.zeros(size, dtype) for _ in layers)
+
+    def values(rows: int, length: int) -> tuple[Array, ...]:
+        size = (rows, config.num_kv_heads, length, config.head_dim)
+        return tuple(jnp.zeros(size, dtype) for _ in layers)
+
+    return KVCache(
+        prompt_keys=keys(shape.prompts, shape.prompt_capacity),
+        prompt_values=values(shape.prompts, shape.prompt_capacity),
+        keys=keys(shape.rows, shape.capacity),
+        values=values(shape.rows, shape.capacity),
+        recent_keys=keys(shape.rows, shape.segment),
+        recent_values=values(shape.rows, shape.segment),
+        prompt_lengths=jnp.zeros((shape.prompts,), jnp.int32),
+        lengths=jnp.zeros((shape.rows,), jnp.int32),
+        num_recent=jnp.zeros((), jnp.int32),
+        row_of_lane=jnp.zeros((shape.prompts, shape.lanes), jnp.int32),
+        lane_of_row=jnp.zeros((shape.rows,), jnp.int32),
+    )
+
+
+def on_shards(tree: Any) -> Any:
+    """Rows and prompts, which come first, over data; kv heads, which come next, over tensor.
+
+    What a program returns and carries through a loop is to say so: left to itself XLA replicates
+    what is empty, and splits rows over tensor as a draw does, which moves the cache at every step.
+    """
+
+    return jax.tree.map(lambda x: constrained(x, shard_axes(x)), tree)
+
+
+def shard_axes(x: Array | jax.ShapeDtypeStruct) -> tuple[str | None, ...]:
+    """Logical axes of an array of the sampler's state: caches have four, all others fewer."""
+    return ("rows", "kv_heads", None, None) if x.ndim == 4 else ("rows", None)[: x.ndim]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where n prompts stand in packed rows [B, T], and which slots of the cache take them.
+
+    Numbered within one device, as are the slots; a slot past the last one is left out.
+    """
+
+    row: Int[Array, " n"]
+    start: Int[Array, " n"]
+    length: Int[Array, " n"]
+    slot: Int[Array, " n"]
+
+
+def put_prompts(
+    cache: KVCache,
+    keys: Float[Array, "L B K T H"],
+    values: Float[Array, "L B K T H"],
+    places: Places,
+) -> KVCache:
+    """The cache with prompts cut out of packed rows."""
+    num_layers = len(cache.keys)
+    prompt_keys, prompt_values = by_row_shard(_put)(
+        places,
+        (cache.prompt_keys, cache.prompt_values),
+        tuple((keys[layer], values[layer]) for layer in range(num_layers)),
+    )
+    return dataclasses.replace(cache, prompt_keys=prompt_keys, prompt_values=prompt_values)
+
+
+def _put(
+    places: Places,
+    prompts: tuple[tuple[Array, ...], tuple[Array, ...]],
+    packed: tuple[tuple[Array, Array], ...],
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    capacity, width = prompts[1][0].shape[2], packed[0][0].shape[2]
+    # Past a prompt's end stands whatever comes next in its row: never attended to.
+    columns = jnp.minimum(places.start[:, None] + jnp.arange(capacity), width - 1)
+
+    def put(slots: Array, row: Array, order: tuple[int, ...]) -> Array:
+        cut = row[places.row[:, None], :, columns].transpose(order)  # from [n, S, K, H]
+        return slots.at[places.slot].set(cut.astype(slots.dtype), mode="drop")
+
+    keys = (put(*of, (0, 2, 3, 1)) for of in zip(prompts[0], (k for k, _ in packed), strict=True))
+    values = (put(*of, (0, 2, 1, 3)) for of in zip(prompts[1], (v for _, v in packed), strict=True))
+    return tuple(keys), tuple(values)
+
+
+def settle(cache: KVCache) -> KVCache:
+    """The recent part moved into each row's own, of which it is the end.
+
+    A row must have room for the whole recent part, whatever is used of it; an own part without any
+    room stays empty.
+    """
+    num_recent = cache.num_recent
+    cache = dataclasses.replace(cache, num_recent=jnp.zeros_like(cache.num_recent))
+    if not cache.values[0].shape[2]:
+        return cache
+    start = jnp.maximum(cache.lengths - num_recent, 0)
+    own, recent = (cache.keys, cache.values), (cache.recent_keys, cache.recent_values)
+    keys, values = by_row_shard(_settle)(start, own, recent)
+    return dataclasses.replace(cache, keys=keys, values=values)
+
+
+def _settle(start: Array, own: Any, recent: Any) -> Any:
+    """One loop over rows for all layers: a scatter in each is a loop in each on a TPU, and slow."""
+
+    def write(axis: int, number: Array, own: Array, recent: Array) -> Array:
+        row = jax.lax.dynamic_slice_in_dim(recent, number, 1)
+        where = [number, *3 * [jnp.zeros_like(number)]]
+        where[axis] = start[number]
+        # Without the barrier libtpu 0.0.42 fails to compile the loop, which it takes for a copy.
+        return jax.lax.dynamic_update_slice(own, jax.lax.optimization_barrier(row), where)
+
+    def of_row(number: Array, own: tuple[Any, Any]) -> tuple[Any, ...]:
+        return tuple(
+            jax.tree.map(functools.partial(write, axis, number), *of)
+            for axis, of in zip((3, 2), zip(own, recent, strict=True), strict=True)
+        )
+
+    return jax.lax.fori_loop(0, start.shape[0], of_row, own)
+
+
+def resized(cache: KVCache, prompt_capacity: int, capacity: int) -> KVCache:
+    """The same tokens in a cache of other capacities, one leaf after the other.
+
+    No more than one leaf is held twice: the old ones are deleted. Tokens past a smaller capacity
+    are cut off.
+    """
+    sizes = dict(prompt_keys=(3, prompt_capacity), prompt_values=(2, prompt_capacity))
+    sizes |= dict(keys=(3, capacity), values=(2, capacity))
+    changes: dict[str, Any] = {}
+    for name, (axis, size) in sizes.items():
+        leaves = list(getattr(cache, name))
+        for layer in range(len(leaves)):
+            old = leaves[layer]
+            if old.shape[axis] != size:
+                leaves[layer] = _resized(old, axis, size)
+                old.delete()
+        changes[name] = tuple(leaves)
+    return dataclasses.replace(cache, **changes)
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "size"))
+def _resized(x: Array, axis: int, size: int) -> Array:
+    x = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
+    return on_shards(
+        jnp.pad(x, [(0, size - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
+    )

@@ -1,0 +1,120 @@
+"""How many completions decode side by side, and what cache they need, within a memory budget."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from srft_jax.config import ModelConfig, UsageError
+from srft_jax.mesh import largest_of_processes, row_shards, split_axes
+from srft_jax.rollout.requests import SamplingConfig
+from srft_jax.rollout.slots import Prompt, power_of_two
+
+# Prompts kept for each that a full set of rows needs: the slowest of a group keeps its prompt's
+# slot long after the others have gone. At log-normal lengths the longest of 16 runs 3.6 times the
+# mean.
+_PROMPTS_PER_FULL_GROUP = 8
+
+# Where a device does not say what it has left (a CPU), and the share of it that is taken.
+_UNKNOWN_LEFT = 2 * 2**30
+_SHARE_OF_LEFT = 0.8
+
+_LEAST_CAPACITY = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Sizes of one shard, and how many there are.
+
+    Attributes:
+        shards: Parts that rows are split into, over all processes.
+        rows: Completions decoded side by side.
+        prompts: Prompts kept.
+        lanes: Most rows of one prompt.
+        stop_ids: Most that a row has.
+    """
+
+    shards: int
+    rows: int
+    prompts: int
+    lanes: int
+    stop_ids: int
+
+    @property
+    def local_shards(self) -> int:
+        return self.shards // jax.process_count()
+
+
+def capacity_for(length: int) -> int:
+    """Room for `length` tokens: 0, 32, 64, 128, 192, 256, 384, 512, ..., so that a run sees
+    few sizes.
+
+    Multiples of 64 from there on: CPUs read others at half the speed.
+    """
+    if not length:
+        return 0
+    power = power_of_two(max(length, _LEAST_CAPACITY))
+    return power * 3 // 4 if power >= 256 and length <= power * 3 // 4 else power
+
+
+def make_plan(
+    model_config: ModelConfig, prompts: Sequence[Prompt], config: SamplingConfig, mesh: Mesh | None
+) -> Plan:
+    """As many rows as there are completions, `config.slots` allows and memory holds.
+
+    Raises:
+        UsageError: memory does not hold one row and its prompt.
+    """
+    shards = row_shards(mesh) if mesh else 1
+    local_shards = shards // jax.process_count()
+    longest_prompt, most_new, num_prompts, group, num_jobs, stops = largest_of_processes(
+        max((len(prompt.tokens) for prompt in prompts), default=1),
+        max((job.limit for prompt in prompts for job in prompt.waiting), default=1),
+        len(prompts),
+        max((len(prompt.waiting) for prompt in prompts), default=1),
+        sum(len(prompt.waiting) for prompt in prompts),
+        max((len(job.stop_ids) for prompt in prompts for job in prompt.waiting), default=0),
+    )
+    capacity = capacity_for(max(most_new, config.max_new_tokens) + config.segment)
+    token = _bytes_per_token(model_config, config.dtype, mesh)
+    of_row = token * (capacity + config.segment)
+    of_prompt = token * capacity_for(longest_prompt)
+    budget = config.cache_mib * 2**20 if config.cache_mib is not None else _bytes_left()
+
+    def sizes(rows: int) -> tuple[int, int]:
+        """Prompts and lanes for so many rows of a shard."""
+        lanes = min(group, rows)
+        wanted = min(rows, _PROMPTS_PER_FULL_GROUP * -(-rows // lanes))
+        return power_of_two(min(wanted, -(-num_prompts // local_shards))), lanes
+
+    rows = -(-min(config.slots, num_jobs * jax.process_count()) // shards)
+    rows = -(-rows // 8) * 8 if rows > 8 else power_of_two(rows)
+    while rows > 1 and rows * of_row + sizes(rows)[0] * of_prompt > budget:
+        rows = rows - 8 if rows > 8 else rows // 2
+    if of_row + of_prompt > budget:
+        raise UsageError(
+            f"the KV cache of one prompt of {longest_prompt} tokens and one completion of "
+            f"{most_new} takes {(of_row + of_prompt) / 2**20:.0f} MiB, more than the "
+            f"{budget / 2**20:.0f} MiB there are; lower max_new_tokens or raise cache_mib"
+        )
+    return Plan(shards, rows, *sizes(rows), stop_ids=-(-max(stops, 1) // 4) * 4)
+
+
+def _bytes_per_token(config: ModelConfig, dtype: str, mesh: Mesh | None) -> int:
+    """Keys and values of all layers, on one device."""
+    kv_heads = config.num_kv_heads
+    if mesh:
+        for axis in split_axes(mesh, "kv_heads", kv_heads):
+            kv_heads //= mesh.shape[axis]
+    return 2 * config.num_layers * kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
+
+
+@functools.cache  # asked once: a run in which it changed would change its shapes
+def _bytes_left() -> int:
+    stats = jax.local_devices()[0].memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        return _UNKNOWN_LEFT
+    return int(_SHARE_OF_LEFT * (stats["bytes_limit"] - stats["bytes_in_use"]))

@@ -1,0 +1,77 @@
+"""The cache follows the length that is used; what is drawn does not notice."""
+
+import numpy as np
+import pytest
+from sampler_models import CONFIG, PROMPTS, assert_same, complete
+
+from srft_jax.config import UsageError
+from srft_jax.rollout import Request, engine, scheduler
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+# Longest first: the first row of two gives its place to short ones, then the second does.
+LIMITS = (200, 100, 33, 1, 24, 7, 40, 8, 9, 16)
+
+
+def spied(monkeypatch, name, note):
+    seen, function = [], getattr(engine, name)
+
+    def spy(*args, **kwargs):
+        seen.append(note(*args))
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(engine, name, spy)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def at_once():
+    """All rows side by side in one segment, which needs no cache but the recent part."""
+    return complete(long_tailed(), slots=16, segment=200, max_new_tokens=200)
+
+
+def long_tailed():
+    return [Request(PROMPTS[i % 4], 1, (), n) for i, n in enumerate(LIMITS)]
+
+
+def test_a_cache_that_grows_and_shrinks_changes_nothing(at_once, monkeypatch):
+    """Long-tail limits in two rows, ten times as many completions, segments of eight."""
+    capacities = spied(monkeypatch, "decode", lambda p, state, *_: state.cache.values[0].shape[2])
+    assert_same(complete(long_tailed(), slots=2, max_new_tokens=200), at_once)
+    assert max(capacities) >= 200
+    assert {0, 32, 64, 128} <= {*capacities}, "in steps"
+    steps = np.sign(np.diff(capacities))
+    assert {1, -1} <= {*steps.tolist()}
+    assert at_once[0][0].tokens.size == 200 and len({c.tokens.size for (c,) in at_once}) > 5
+
+
+def plans(monkeypatch):
+    found, make = [], scheduler.make_plan
+
+    def spy(*args):
+        found.append(make(*args))
+        return found[-1]
+
+    monkeypatch.setattr(scheduler, "make_plan", spy)
+    return found
+
+
+def test_less_memory_is_fewer_rows_and_the_same_completions(monkeypatch):
+    """A token is 128 bytes, so a MiB holds 8192: of 392 for each row, prompts apart."""
+    found = plans(monkeypatch)
+    requests = [Request(prompt, 10, (), 6) for prompt in PROMPTS]
+    all_in_one, in_parts = (
+        complete(requests, slots=40, max_new_tokens=256, cache_mib=mib) for mib in (None, 1)
+    )
+    assert [plan.rows for plan in found] == [40, 16]
+    assert_same(in_parts, all_in_one)
+
+
+def test_a_prompt_as_long_as_the_window_is_refused():
+    window = CONFIG.max_positions
+    with pytest.raises(
+        UsageError, match=f"request 1 has a prompt of {window} tokens and may make 16 more, but "
+    ):
+        complete([Request([1]), Request([1] * window)])
+    with pytest.raises(UsageError, match=f"has {window} positions"):
+        complete([Request([1] * (window - 15))])

@@ -1,0 +1,85 @@
+"""Rows, prompts and lanes from requests and memory."""
+
+import dataclasses
+
+import pytest
+from sampler_models import CONFIG, sampling
+
+from srft_jax.config import UsageError
+from srft_jax.rollout import Request
+from srft_jax.rollout.plan import Plan, capacity_for, make_plan
+from srft_jax.rollout.slots import distinct_prompts
+
+# 2 x 16 layers x 8 heads x 64 x 4 bytes: 64 KiB a token.
+LARGE = dataclasses.replace(CONFIG, num_layers=16, num_heads=8, num_kv_heads=8, head_dim=64)
+
+
+def plan_of(requests, model_config=CONFIG, **changes):
+    config = sampling(**changes)
+    prompts = distinct_prompts(requests, config)
+    plan = make_plan(model_config, prompts, config, mesh=None)
+    assert plan.shards == plan.local_shards == 1
+    return plan
+
+
+def groups(number, size, length=1):
+    return [Request([i] * length, size) for i in range(number)]
+
+
+def test_capacities_are_few_and_at_most_half_is_spare():
+    assert [capacity_for(n) for n in (0, 1, 32, 33, 48, 49, 65, 97, 200)] == [
+        0, 32, 32, 64, 64, 64, 128, 128, 256,
+    ]  # fmt: skip
+    for length in range(128, 5_000):
+        assert length <= capacity_for(length) <= 1.5 * length
+    assert len({capacity_for(length) for length in range(1, 32_769)}) == 19
+
+
+@pytest.mark.parametrize(
+    ("requests", "slots", "rows", "prompts", "lanes"),
+    [
+        (groups(1, 1), 256, 1, 1, 1),
+        (groups(1, 5), 256, 8, 1, 5),
+        (groups(3, 4), 256, 16, 4, 4),
+        (groups(3, 4), 8, 8, 4, 4),
+        (groups(100, 16), 64, 64, 32, 16),  # four prompts are being completed, 32 are kept
+        (groups(100, 1), 64, 64, 64, 1),
+        (groups(2, 100), 64, 64, 2, 64),
+        ([*groups(50, 1), Request([99], 8)], 32, 32, 32, 8),
+    ],
+)
+def test_sizes(requests, slots, rows, prompts, lanes):
+    assert plan_of(requests, slots=slots) == Plan(1, rows, prompts, lanes, stop_ids=4)
+
+
+def test_memory_holds_what_is_planned():
+    """At every budget, in order."""
+    rows = []
+    for mib in (25, 60, 100, 200, 400, 800):
+        plan = plan_of(groups(64, 4, length=100), LARGE, max_new_tokens=200, cache_mib=mib)
+        own, prompt = plan.rows * (256 + 8), plan.prompts * 128
+        assert (own + prompt) * 64 / 1024 <= mib
+        rows.append(plan.rows)
+    assert rows == sorted(rows) and rows[0] == 1 and len({*rows}) > 3
+
+
+def test_bfloat16_takes_half():
+    sizes = [
+        plan_of(groups(64, 4), LARGE, slots=256, cache_mib=400, dtype=dtype).rows
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert 1.8 <= sizes[1] / sizes[0] <= 2.5
+
+
+def test_the_longest_limit_counts_whoever_has_it():
+    short, long = groups(40, 1), [*groups(39, 1), Request([99], 1, (), 900)]
+    rows = [plan_of(requests, LARGE, slots=64, cache_mib=500).rows for requests in (short, long)]
+    assert rows[0] == 40 > rows[1]
+
+
+def test_no_room_for_one_row_is_refused_with_the_numbers():
+    with pytest.raises(
+        UsageError,
+        match="one prompt of 100 tokens and one completion of 200 takes 24 MiB, more than the 20",
+    ):
+        plan_of(groups(2, 1, length=100), LARGE, max_new_tokens=200, segment=8, cache_mib=20)

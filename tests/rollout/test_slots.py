@@ -1,0 +1,149 @@
+"""The host's table: who gets which row, lane and prompt slot, and in which order."""
+
+import collections
+
+import numpy as np
+import pytest
+from sampler_models import sampling
+
+from srft_jax.rollout import Request
+from srft_jax.rollout.slots import Slots, distinct_prompts, power_of_two
+
+
+def table(requests, *, shards=1, rows=4, prompt_slots=4, lanes=4):
+    prompts = distinct_prompts(requests, sampling())
+    return Slots(prompts, shards=shards, rows=rows, prompt_slots=prompt_slots, lanes=lanes)
+
+
+def running(slots):
+    """(request, member) by row, None where idle."""
+    return [[row and (row.job.request, row.job.member) for row in shard] for shard in slots.rows]
+
+
+def drained(slots):
+    """Completions in the order in which they are admitted, one row retired at a time."""
+    order, placed = [], 0
+    while True:
+        placed += len(slots.admit())
+        check(slots)
+        now = [(row.job.request, row.job.member) for row in slots.running]
+        order += [one for one in now if one not in order]
+        if not now:
+            return order, placed
+        slots.retire(next(slots.numbered())[0])
+
+
+def check(slots):
+    """Rows hold different lanes of the prompts that they are of; the index says so."""
+    lanes = [
+        (shard, row.prompt_slot, row.lane)
+        for shard, rows in enumerate(slots.rows)
+        for row in rows
+        if row is not None
+    ]
+    assert len({*lanes}) == len(lanes)
+    prompt_lengths, lengths, row_of_lane, lane_of_row = slots.index()
+    per_shard, prompt_slots = len(slots.rows[0]), len(slots.prompts[0])
+    for number, row in slots.numbered():
+        shard, within = divmod(number, per_shard)
+        assert slots.prompts[shard][row.prompt_slot] is row.prompt
+        where = shard * prompt_slots + row.prompt_slot
+        assert prompt_lengths[where] == len(row.prompt.tokens)
+        assert lengths[number] == row.count - row.prompt.num_forced
+        assert row_of_lane[where, row.lane] == within
+        assert lane_of_row[number] == row.prompt_slot * slots.lanes + row.lane
+
+
+def test_equal_prompts_are_one_and_forced_tokens_make_another():
+    requests = [
+        Request([1, 2], 2),
+        Request(np.array([1, 2]), 1),
+        Request([1], 1, forced=[2]),
+        Request([3], 0),
+    ]
+    prompts = distinct_prompts(requests, sampling())
+    found = [(p.tokens, p.forced, [(j.request, j.member) for j in p.waiting]) for p in prompts]
+    assert found == [
+        ((1, 2), (), [(0, 0), (0, 1), (1, 0)]),
+        ((1, 2), (2,), [(2, 0)]),
+    ]
+
+
+def test_the_longest_limits_start_first_and_equal_ones_in_order():
+    limits = (3, None, 40, 3, 16)  # None takes 16
+    requests = [Request([i], 1, (), limit) for i, limit in enumerate(limits)]
+    order, placed = drained(table(requests, rows=1))
+    assert [request for request, _ in order] == [2, 1, 4, 0, 3]
+    assert placed == 5
+
+
+def test_completions_of_resident_prompts_start_before_other_prompts():
+    slots = table([Request([1], 3, (), 9), Request([2], 3, (), 8)], rows=2)
+    assert [one.prompt.tokens for one in slots.admit()] == [(1,)]
+    assert running(slots) == [[(0, 0), (0, 1)]]
+    slots.retire(1)
+    assert slots.admit() == [] and running(slots) == [[(0, 0), (0, 2)]]
+    slots.retire(0)
+    assert [(p.slot, p.prompt.tokens) for p in slots.admit()] == [(1, (2,))]
+    assert running(slots) == [[(1, 0), (0, 2)]]
+
+
+def test_a_group_larger_than_the_lanes_starts_as_lanes_become_free():
+    slots = table([Request([1], 5), Request([2], 5)], rows=4, prompt_slots=2, lanes=2)
+    assert len(slots.admit()) == 2
+    assert running(slots) == [[(0, 0), (0, 1), (1, 0), (1, 1)]]
+    slots.retire(0)
+    assert slots.admit() == [] and running(slots)[0][0] == (0, 2)
+    order, placed = drained(slots)
+    assert (len(order), placed) == (10 - 1, 0)  # (0, 0) has retired before
+
+
+def test_a_prompt_keeps_its_slot_until_its_last_completion_ends():
+    slots = table([Request([1]), Request([2]), Request([3])], rows=3, prompt_slots=2, lanes=1)
+    assert [one.slot for one in slots.admit()] == [0, 1]
+    assert running(slots) == [[(0, 0), (1, 0), None]] and slots.waiting
+    slots.retire(1)
+    assert [(one.slot, one.prompt.tokens) for one in slots.admit()] == [(1, (3,))]
+    assert not slots.waiting
+
+
+def test_shards_are_filled_evenly_and_own_their_prompts():
+    slots = table([Request([i], 2) for i in range(6)], shards=3, rows=4, prompt_slots=2, lanes=2)
+    placements = slots.admit()
+    assert [(one.shard, one.slot) for one in placements] == [
+        (0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1),
+    ]  # fmt: skip
+    check(slots)
+    assert slots.num_rows == 12 == len(slots.running) and not slots.waiting
+    assert [number for number, _ in slots.numbered()] == [*range(12)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_completion_starts_once_and_every_prompt_is_placed_once(seed):
+    rng = np.random.default_rng(seed)
+    requests = [
+        Request([int(rng.integers(9))], int(rng.integers(1, 7)), (), int(rng.integers(1, 99)))
+        for _ in range(20)
+    ]
+    slots = table(requests, shards=2, rows=5, prompt_slots=3, lanes=3)
+    order, placed = drained(slots)
+    wanted = [
+        (r, member) for r, request in enumerate(requests) for member in range(request.group_size)
+    ]
+    assert collections.Counter(order) == collections.Counter(wanted)
+    assert placed == len({tuple(request.prompt) for request in requests})
+
+
+def test_lengths_that_the_cache_must_hold():
+    slots = table([Request([1] * 7), Request([2], 1, forced=[3] * 4)], rows=2)
+    slots.admit()
+    assert (slots.longest_prompt, slots.longest_own) == (7, 0)
+    first, second = slots.running
+    first.count, second.count = 3, 6
+    assert slots.longest_own == 3  # forced tokens are in the prompt's part
+    slots.retire(0)
+    assert (slots.longest_prompt, slots.longest_own) == (5, 2)
+
+
+def test_power_of_two():
+    assert [power_of_two(n) for n in (1, 2, 3, 8, 9)] == [1, 2, 4, 8, 16]
