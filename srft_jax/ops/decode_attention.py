@@ -85,7 +85,8 @@ def _attend_layer(layer: _Layer, index: _Index, num_recent: Array) -> Float[Arra
     for scores, values in completion:
         more, more_total = _mixed(scores, highest, values)
         mixed, total = mixed + more, total + more_total
-    return (mixed / total[..., None]).astype(layer.query.dtype)
+    # Below 1 only in an idle row, whose lane may be another's: there nothing may be left of it.
+    return (mixed / jnp.maximum(total, 1.0)[..., None]).astype(layer.query.dtype)
 
 
 def _below(lengths: Int[Array, " B"], keys: Float[Array, "B K H S"]) -> Bool[Array, "B S"]:

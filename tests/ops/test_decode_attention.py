@@ -120,20 +120,47 @@ def test_a_row_attends_to_its_prompt_in_whatever_lane():
 
 
 def test_idle_rows_give_numbers_and_disturb_nobody():
-    """An idle row names any lane; its own part and its prompt may be empty."""
+    """An idle row names any lane, an empty one too, where a row of other scores is in its place.
+
+    What an idle row gives is not read, but a NaN would stay in its keys and reach who comes next.
+    """
     query, cache = problem()
-    before = attend(query, cache, 0)
+    loud = cache.prompt_keys[0].at[1].multiply(1e3)  # beside which weights of others overflow
     idle = dataclasses.replace(
         cache,
+        prompt_keys=(loud,),
         lengths=cache.lengths.at[3].set(0),
-        lane_of_row=cache.lane_of_row.at[3].set(0),
+        lane_of_row=cache.lane_of_row.at[3].set(4),
         row_of_lane=cache.row_of_lane.at[1].set(0),
-        prompt_lengths=cache.prompt_lengths.at[1].set(0),
     )
-    after = np.asarray(attend(query, idle, 0))
+    before, after = np.asarray(attend(query, cache, 0)), np.asarray(attend(query, idle, 0))
     assert np.isfinite(after).all()
     others = [0, 1, 2, 4]
-    np.testing.assert_array_equal(after[others], np.asarray(before)[others])
+    np.testing.assert_array_equal(after[others], before[others])
+    no_prompt = dataclasses.replace(idle, prompt_lengths=cache.prompt_lengths.at[1].set(0))
+    np.testing.assert_array_equal(attend(query, no_prompt, 0)[np.array(others)], before[others])
+    assert np.isfinite(attend(query, no_prompt, 0)).all()
+
+
+def test_an_idle_row_in_the_lane_of_another_gives_numbers():
+    """Seen from the one, nothing is left of the prompt; from the idle row, nothing but the prompt.
+
+    So the weights that the lane and the row bring together are all 0.
+    """
+    query, cache = problem()
+    direction = query.reshape(5, KV_HEADS, -1, H).sum(axis=2)[..., None]  # [R, K, H, 1]
+    own, recent = (
+        jnp.where(x < UNSEEN, sign * 300 * direction, x)
+        for x, sign in ((cache.keys[0], 1), (cache.recent_keys[0], -1))
+    )
+    idle = dataclasses.replace(
+        cache,
+        keys=(cache.keys[0].at[0].set(own[0]),),
+        recent_keys=(cache.recent_keys[0].at[3].set(recent[3]),),
+        lengths=cache.lengths.at[3].set(0),
+        lane_of_row=cache.lane_of_row.at[3].set(0),
+    )
+    assert np.isfinite(attend(query, idle, 0)).all()
 
 
 def test_each_layer_has_its_own_keys():
