@@ -154,7 +154,7 @@ class RolloutConfig:
         top_p: Only the likeliest tokens are drawn that together hold this probability; 1 is off.
         min_p: Only tokens at least this share as likely as the likeliest; 0 is off.
         max_new_tokens: Longest completion; also the longest demonstration.
-        slots: Most completions decoded side by side, by all devices together.
+        slots: Most completions decoded side by side, by all devices together, rounded up.
         segment: Most decode steps between two looks at what has finished. Where completions wait
             for a slot, it ends as soon as a sixteenth of the slots is free.
         cache_mib: Memory of the KV cache on each device, which may allow fewer than `slots`; by

@@ -1,6 +1,6 @@
 """New prompts, one after the other in rows: prompts of different lengths do not pad to the longest.
 
-All shapes are powers of two, so that a run sees few of them.
+Rows are as wide as a cache that holds the longest and come in powers of two: a run sees few shapes.
 """
 
 import dataclasses

@@ -17,7 +17,7 @@ class SamplingConfig:
         temperature: Divides the logits; 0 is greedy.
         truncation: Which tokens may be drawn at all.
         max_new_tokens: Longest completion, where the request does not say.
-        slots: Most completions decoded side by side, by all devices together.
+        slots: Most completions decoded side by side, by all devices together, rounded up.
         segment: Most decode steps between two looks at what has finished. Where completions wait
             for a slot, it ends as soon as a sixteenth of the slots is free.
         cache_mib: Memory of the KV cache on each device, which may allow fewer than `slots`; None

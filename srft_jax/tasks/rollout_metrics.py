@@ -49,7 +49,7 @@ def _length_metrics(setup: Setup, objective: Objective, groups: Sequence[Group])
         "rollout/length": np.mean(lengths),
         "rollout/length_min": min(lengths),
         "rollout/length_max": max(lengths),
-        "rollout/truncated": np.mean([not one.finished for one in completions]),
+        "rollout/truncated": np.mean([one.truncated for one in completions]),
     }
     if objective.overlong_buffer:
         penalties = [overlong(setup, objective, one) for one in completions]

@@ -23,6 +23,7 @@ from srft_jax.mesh import decode_mesh
 from srft_jax.models import families, init_params
 from srft_jax.rollout import Completion, Request, SamplingConfig, Truncation, engine, sample
 from srft_jax.rollout.params import decode_params
+from srft_jax.tasks.compilations import Compilations
 
 CONFIG = ModelConfig(
     vocab_size=24,
@@ -102,12 +103,12 @@ def on_mesh(case: Case, wanted: list[list[Completion]]) -> dict:
     with jax.set_mesh(mesh):
         with segments() as (seen, hlo):
             got = complete(case, params)
-        with compilations() as compiled:
+        with Compilations() as compilations:
             again = complete(case, params)
     assert difference(again, got)["tokens"] == 0
     on = decode_mesh(mesh, case.tensor or case.mesh[2])
     return difference(got, wanted) | {
-        "compiled again": len(compiled),
+        "compiled again": compilations.of_step()[0]["perf/compilations"],
         "capacities": sorted({segment.capacity for segment in seen}),
         "copies": max(segment.copies for segment in seen),
         "exchanged": max(sizes(hlo[0])),
@@ -195,20 +196,6 @@ def widest_parameters(mesh: Mesh, on: Mesh) -> int:
     convert = jax.jit(lambda params: decode_params(params, CONFIG, "float16", on))
     with jax.set_mesh(mesh):
         return max(sizes(convert.lower(shapes).compile().as_text(), "f32"))
-
-
-@contextlib.contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Fills a list with an entry for each program that XLA compiles meanwhile."""
-    found: list[str] = []
-
-    def listen(event: str, _: float, **details: object) -> None:
-        if event.endswith("backend_compile_duration"):
-            found.append(f"{event} {details}")
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,9 @@
 A script of its own, since the number of devices cannot change once JAX has started.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 
 import jax
 import jax.monitoring
@@ -22,6 +20,7 @@ from srft_jax.mesh import sharding
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.objective import Objective
 from srft_jax.ops.head import token_stats
+from srft_jax.tasks.compilations import Compilations
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import state_shardings
 from srft_jax.training.step import make_train_step
@@ -71,24 +70,11 @@ def two_steps(
         MODEL, objective, OPTIMIZER, temperature=0.8, on_policy=False, reference_params=reference
     )
     state, first = step(state, batch)
-    with compilations() as compiled:
+    with Compilations() as compilations:
         state, second = step(state, batch)
+    _, compiled = compilations.of_step()
     assert not compiled, compiled
     return state, [first, second]
-
-
-@contextlib.contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Fills a list with an entry for each program that XLA compiles meanwhile."""
-    found: list[str] = []
-
-    def listen(event: str, _: float, **details: object) -> None:
-        if event.endswith("backend_compile_duration"):
-            found.append(f"{event} {details}")
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def on_mesh(
