@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from srft_jax.rollout.blocks import at_least, in_blocks, over_blocks, token_at, total
+from srft_jax.rollout.blocks import at_least, in_blocks, over_blocks, over_row, token_at, total
 from srft_jax.rollout.truncation import Truncation, threshold
 
 
@@ -44,11 +44,11 @@ def draw(
     """
     scaled = logits.astype(jnp.float32) / (temperature or 1.0)
     blocks = in_blocks(scaled, -jnp.inf)
-    highest = jnp.max(over_blocks(jnp.maximum, _itself, blocks), axis=-1)
+    highest = over_row(jnp.maximum, over_blocks(jnp.maximum, _itself, blocks))
     # Computed once: sums, threshold and draw must compare the same bits.
     p = jax.lax.optimization_barrier(jnp.exp(blocks - highest[:, None, None]))
     sums = over_blocks(jnp.add, _itself, p)
-    mass = jnp.sum(sums, axis=-1)
+    mass = over_row(jnp.add, sums)
 
     def weighted_gap(p: Array, z: Array) -> Array:
         return jnp.where(p > 0, p * (z - highest[:, None, None]), 0.0)
@@ -62,7 +62,7 @@ def draw(
     else:
         kept = at_least(threshold(p, truncation))
         sums = over_blocks(jnp.add, kept, p)
-        drawn_mass = jnp.sum(sums, axis=-1)
+        drawn_mass = over_row(jnp.add, sums)
         token = token_at(p, sums, uniform, kept)
     gap = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0] - highest
     return Draw(token, gap - jnp.log(mass), entropy, gap - jnp.log(drawn_mass))
@@ -78,7 +78,7 @@ def _first_equal(
     def id_if_equal(z: Array, token: Array) -> Array:
         return jnp.where(z == value[:, None, None], token, vocab - 1)
 
-    return jnp.min(over_blocks(jnp.minimum, id_if_equal, blocks, ids), axis=-1)
+    return over_row(jnp.minimum, over_blocks(jnp.minimum, id_if_equal, blocks, ids))
 
 
 def _itself(x: Array) -> Array:
