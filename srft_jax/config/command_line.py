@@ -5,6 +5,7 @@ mistake of the user is a `UsageError`: one sentence that names the key.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
@@ -30,20 +31,25 @@ def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
     verb, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("train", argv)
     if verb not in verbs:
         raise UsageError(f"unknown verb {verb!r}; the verbs are {', '.join(verbs)}")
+    try:
+        values = _parser().instantiate(_parser().parse_args(list(flags)))
+    except jsonargparse.ArgumentError as error:
+        raise UsageError(" ".join(str(error).split())) from None
+    fields = {field.name: values[field.name] for field in dataclasses.fields(RunConfig)}
+    return cast(Verb, verb), RunConfig(**fields)
+
+
+@functools.cache
+def _parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         prog="run.py",
-        usage=f"run.py [{'|'.join(verbs)}] [options]",
+        usage=f"run.py [{'|'.join(get_args(Verb))}] [options]",
         exit_on_error=False,
         allow_abbrev=False,  # `--training.num_step` is a mistake, not num_steps
     )
     parser.add_argument("--config", action="config", help="YAML file of this page's keys")
     parser.add_class_arguments(RunConfig, fail_untyped=True)
-    try:
-        values = parser.instantiate(parser.parse_args(list(flags)))
-    except jsonargparse.ArgumentError as error:
-        raise UsageError(" ".join(str(error).split())) from None
-    fields = {field.name: values[field.name] for field in dataclasses.fields(RunConfig)}
-    return cast(Verb, verb), RunConfig(**fields)
+    return parser
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -11,6 +11,8 @@ import pytest
 from srft_jax.ops import head_passes
 from srft_jax.ops.head import Reference, ReferencedStats, TokenStats, token_loss
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 N, D, V = 13, 8, 300  # no tile of 128 columns divides V
 TRAINED = np.arange(N) % 3 != 0
 

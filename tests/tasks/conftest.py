@@ -12,12 +12,16 @@ from tiny_runs import ROOT, metrics_lines, run_in_process, tiny_arguments
 CACHE_OPTIONS = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
+    "jax_compilation_cache_max_size": 2**30,  # only with a limit does JAX lock what it writes
 }
 
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("compilations"))
+    """One for all processes of a run of pytest."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return str(shared / "compilations")
 
 
 @pytest.fixture(autouse=True, scope="module")

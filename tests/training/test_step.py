@@ -25,6 +25,8 @@ from srft_jax.objectives import rows as rows_module
 from srft_jax.training.metrics import present
 from srft_jax.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 objectives = pytest.mark.parametrize("name", OBJECTIVES)
 
 

@@ -22,6 +22,8 @@ from tiny_training import (
 from srft_jax.batch import Role
 from srft_jax.training.step import make_gradient_norms, make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def spread(name, values):
     return {name: values.mean(), f"{name}_min": values.min(), f"{name}_max": values.max()}
