@@ -81,7 +81,8 @@ def shard_axes(x: Array | jax.ShapeDtypeStruct) -> tuple[str | None, ...]:
 class Places:
     """Where n prompts stand in packed rows [B, T], and which slots of the cache take them.
 
-    Numbered within one device, as are the slots; a slot past the last one is left out.
+    Numbered within one device, as are the slots. Those that are not used come last and have a slot
+    that no cache has.
     """
 
     row: Int[Array, " n"]
@@ -101,7 +102,7 @@ def put_prompts(
     prompt_keys, prompt_values = by_row_shard(_put)(
         places,
         (cache.prompt_keys, cache.prompt_values),
-        tuple((keys[layer], values[layer]) for layer in range(num_layers)),
+        tuple(tuple(x[layer] for layer in range(num_layers)) for x in (keys, values)),
     )
     return dataclasses.replace(cache, prompt_keys=prompt_keys, prompt_values=prompt_values)
 
@@ -109,19 +110,26 @@ def put_prompts(
 def _put(
     places: Places,
     prompts: tuple[tuple[Array, ...], tuple[Array, ...]],
-    packed: tuple[tuple[Array, Array], ...],
+    packed: tuple[tuple[Array, ...], tuple[Array, ...]],
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    capacity, width = prompts[1][0].shape[2], packed[0][0].shape[2]
-    # Past a prompt's end stands whatever comes next in its row: never attended to.
-    columns = jnp.minimum(places.start[:, None] + jnp.arange(capacity), width - 1)
+    """One loop over the prompts there are, however many places there could be."""
+    num_slots, _, capacity, _ = prompts[1][0].shape
 
-    def put(slots: Array, row: Array, order: tuple[int, ...]) -> Array:
-        cut = row[places.row[:, None], :, columns].transpose(order)  # from [n, S, K, H]
-        return slots.at[places.slot].set(cut.astype(slots.dtype), mode="drop")
+    def write(order: tuple[int, ...], number: Array, slots: Array, packed: Array) -> Array:
+        # Past a prompt's end stands whatever comes next in its row: never attended to.
+        columns = places.start[number] + jnp.arange(capacity)
+        cut = jnp.take(packed[places.row[number]], columns, axis=1, mode="clip")  # [K S H]
+        return _written(slots, cut.transpose(order)[None], {0: places.slot[number]})
 
-    keys = (put(*of, (0, 2, 3, 1)) for of in zip(prompts[0], (k for k, _ in packed), strict=True))
-    values = (put(*of, (0, 2, 1, 3)) for of in zip(prompts[1], (v for _, v in packed), strict=True))
-    return tuple(keys), tuple(values)
+    def of_prompt(number: Array, prompts: tuple[Any, Any]) -> tuple[Any, ...]:
+        return tuple(
+            jax.tree.map(functools.partial(write, order, number), *of)
+            for order, of in zip(
+                ((0, 2, 1), (0, 1, 2)), zip(prompts, packed, strict=True), strict=True
+            )
+        )
+
+    return jax.lax.fori_loop(0, jnp.sum(places.slot < num_slots), of_prompt, prompts)
 
 
 def settle(cache: KVCache) -> KVCache:
@@ -145,10 +153,7 @@ def _settle(start: Array, own: Any, recent: Any) -> Any:
 
     def write(axis: int, number: Array, own: Array, recent: Array) -> Array:
         row = jax.lax.dynamic_slice_in_dim(recent, number, 1)
-        where = [number, *3 * [jnp.zeros_like(number)]]
-        where[axis] = start[number]
-        # Without the barrier libtpu 0.0.42 fails to compile the loop, which it takes for a copy.
-        return jax.lax.dynamic_update_slice(own, jax.lax.optimization_barrier(row), where)
+        return _written(own, row, {0: number, axis: start[number]})
 
     def of_row(number: Array, own: tuple[Any, Any]) -> tuple[Any, ...]:
         return tuple(
@@ -157,6 +162,14 @@ def _settle(start: Array, own: Any, recent: Any) -> Any:
         )
 
     return jax.lax.fori_loop(0, start.shape[0], of_row, own)
+
+
+def _written(x: Array, part: Array, start: dict[int, Array]) -> Array:
+    """`x` with `part` from the given index of each axis on, from 0 where none is given."""
+    where = [start.get(axis, 0) for axis in range(x.ndim)]
+    # Without the barrier libtpu 0.0.42 fails to compile the loops, which it takes for copies.
+    part = jax.lax.optimization_barrier(part.astype(x.dtype))
+    return jax.lax.dynamic_update_slice(x, part, where)
 
 
 def resized(cache: KVCache, prompt_capacity: int, capacity: int) -> KVCache:

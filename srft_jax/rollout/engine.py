@@ -73,7 +73,10 @@ class Engine:
         cache = self._state.cache
         self._resize(_fitted(cache.prompt_values[0].shape[2], needed), None)
         passes = pack_prompts(
-            placements, shards=self._plan.local_shards, with_forced=self._with_forced
+            placements,
+            shards=self._plan.local_shards,
+            num_slots=self._plan.prompts,
+            with_forced=self._with_forced,
         )
         for packed, placed in passes:
             with self._in_mesh():

@@ -1,6 +1,7 @@
 """New prompts, one after the other in rows: prompts of different lengths do not pad to the longest.
 
-Rows are as wide as a cache that holds the longest and come in powers of two: a run sees few shapes.
+Rows are as wide as a cache that holds the longest, and a pass has a power of four of them: a run
+sees few shapes, however few prompts are new.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from srft_jax.objectives.rows import pack
 from srft_jax.rollout.cache import Places
 from srft_jax.rollout.plan import capacity_for
 from srft_jax.rollout.sampler import PackedPrompts
-from srft_jax.rollout.slots import Placement, power_of_two
+from srft_jax.rollout.slots import Placement
 
 # Of one forward pass and shard: enough to keep a device busy, little enough for its memory.
 _TOKENS_PER_PASS = 8192
@@ -30,13 +31,14 @@ class Placed:
 
 
 def pack_prompts(
-    placements: Sequence[Placement], *, shards: int, with_forced: bool
+    placements: Sequence[Placement], *, shards: int, num_slots: int, with_forced: bool
 ) -> Iterator[tuple[PackedPrompts, list[Placed]]]:
     """Passes of a prefill, as many on every process.
 
     Args:
         placements: Of this process.
         shards: Of this process.
+        num_slots: Prompts that a shard keeps.
         with_forced: Some request of the call has forced tokens.
     """
     lengths = [len(one.prompt.tokens) for one in placements]
@@ -48,24 +50,31 @@ def pack_prompts(
         packed = pack([len(one.prompt.tokens) for one in own], width)
         rows_of_shard.append([[own[i] for i in row] for row in packed])
 
-    most_rows = max(1, _TOKENS_PER_PASS // max(1, width))
     (deepest,) = largest_of_processes(max(len(rows) for rows in rows_of_shard))
-    num_rows = min(most_rows, power_of_two(deepest))
-    passes = [
-        [rows[start : start + num_rows] for rows in rows_of_shard]
-        for start in range(0, deepest, num_rows)
-    ]
-    (most,) = largest_of_processes(
-        max((len([o for row in rows for o in row]) for one in passes for rows in one), default=0)
-    )
-    for one in passes:
-        yield _packed(one, (num_rows, width), power_of_two(most), with_forced)
+    start = 0
+    for num_rows in _passes(deepest, max(1, _TOKENS_PER_PASS // max(1, width))):
+        rows = [rows[start : start + num_rows] for rows in rows_of_shard]
+        yield _packed(rows, (num_rows, width), num_slots, with_forced)
+        start += num_rows
+
+
+def _passes(num_rows: int, most: int) -> Iterator[int]:
+    """Rows of each pass, powers of four, of which a quarter may be empty.
+
+    In: 22 rows, at most 20 at once.  Out: 16, 4, 1, 1.  In: 23.  Out: 16, 4, 4.
+    """
+    size = 4 ** ((most.bit_length() - 1) // 2)
+    while num_rows > 0:
+        while num_rows < 0.75 * size:
+            size //= 4
+        yield size
+        num_rows -= size
 
 
 def _packed(
     rows_of_shard: Sequence[Sequence[Sequence[Placement]]],
     shape: tuple[int, int],
-    prompts_per_shard: int,
+    num_slots: int,
     with_forced: bool,
 ) -> tuple[PackedPrompts, list[Placed]]:
     num_rows = shape[0]
@@ -74,7 +83,7 @@ def _packed(
     tokens, positions, segment_ids = arrays
     forced: Any = np.full(size, -1, np.int32)
     unused = np.iinfo(np.int32).max  # a slot that no cache has
-    places = np.zeros((4, len(rows_of_shard), prompts_per_shard), np.int32)
+    places = np.zeros((4, len(rows_of_shard), num_slots), np.int32)
     places[3] = unused
     placed = []
     for shard, rows in enumerate(rows_of_shard):

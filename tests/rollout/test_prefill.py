@@ -53,7 +53,7 @@ def test_a_prompt_is_run_once_for_all_requests_and_waves(prefilled):
 def test_prompts_of_very_different_lengths_do_not_pad_to_the_longest(prefilled):
     prompts = [[1] * 60, *([i] * 2 for i in range(2, 24))]
     complete([Request(prompt, 1, (), 1) for prompt in prompts], slots=32)
-    assert [packed.tokens.shape for packed in prefilled] == [(2, 64)]
+    assert [packed.tokens.shape for packed in prefilled] == [(1, 64), (1, 64)]
     assert num_tokens(prefilled) == 60 + 44
 
 
