@@ -156,7 +156,7 @@ class RolloutConfig:
         max_new_tokens: Longest completion; also the longest demonstration.
         slots: Most completions decoded side by side, by all devices together, rounded up.
         segment: Most decode steps between two looks at what has finished. Where completions wait
-            for a slot, it ends as soon as a sixteenth of the slots is free.
+            for a slot, it ends as soon as an eighth of the slots is free.
         cache_mib: Memory of the KV cache on each device, which may allow fewer than `slots`; by
             default what the device has left.
         tensor: Devices that share one copy of the parameters while decoding; by default

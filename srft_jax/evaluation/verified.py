@@ -78,13 +78,13 @@ class BackgroundVerifier:
                 completion_text(self._tokenizer, job.completion.tokens.tolist()) for job in jobs
             ]
             scored = verify(self._pool, [job.example for job in jobs], texts, self._closed)
+            for job, one in zip(jobs, scored, strict=True):
+                job.verdict.set_result(one)
         except BaseException as error:  # it is the caller's, who waits for it in another thread
             self._failure = error
             for job in jobs:
-                job.verdict.set_exception(error)
-        else:
-            for job, one in zip(jobs, scored, strict=True):
-                job.verdict.set_result(one)
+                if not job.verdict.done():
+                    job.verdict.set_exception(error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,13 @@ def sample_verified(
     pending: dict[tuple[int, int], tuple[Completion, Future[Scored]]] = {}
     with BackgroundVerifier(pool, tokenizer) as verifier:
         for one in sample_stream(
-            params, model_config, requests, key, sampling_config, observer=observe
+            params,
+            model_config,
+            requests,
+            key,
+            sampling_config,
+            tokenizer=tokenizer,
+            observer=observe,
         ):
             verdict = verifier.submit(examples[one.request], one)
             pending[one.request, one.member] = one, verdict

@@ -16,7 +16,6 @@ from srft_jax.mesh import largest_of_processes, rows_of_all, rows_of_process
 from srft_jax.models.decoder import Params, Runtime
 from srft_jax.rollout.cache import CacheShape, empty_cache, on_shards, resized
 from srft_jax.rollout.packing import Placed, pack_prompts
-from srft_jax.rollout.params import decode_params
 from srft_jax.rollout.plan import Plan, capacity_for
 from srft_jax.rollout.requests import SamplingConfig
 from srft_jax.rollout.sampler import Drawn, Program, RowInputs, SamplerState, decode, prefill
@@ -27,7 +26,8 @@ class Engine:
     """Runs what `slots` says. Every process calls every method, in the same order.
 
     Args:
-        params: Of the policy.
+        prefill_params: Of the policy, layers stacked as the trainer has them.
+        decode_params: The same as `rollout.params.decode_params` returns them.
         model_config: Architecture.
         config: How to sample.
         plan: Sizes.
@@ -38,7 +38,8 @@ class Engine:
 
     def __init__(
         self,
-        params: Params,
+        prefill_params: Params,
+        decode_params: Params,
         model_config: ModelConfig,
         config: SamplingConfig,
         plan: Plan,
@@ -47,8 +48,7 @@ class Engine:
         with_forced: bool,
     ) -> None:
         self._mesh, self._plan, self._with_forced = mesh, plan, with_forced
-        self._decode_params = decode_params(params, model_config, config.dtype, mesh)
-        self._prefill_params = self._decode_params | {"layers": params["layers"]}
+        self._prefill_params, self._decode_params = prefill_params, decode_params
         self._program = Program(
             model_config, Runtime(dtype=config.dtype), config.temperature, config.truncation
         )
@@ -60,7 +60,7 @@ class Engine:
             capacity=0,
             segment=config.segment,
         )
-        self._key = np.asarray(jax.random.key_data(key))
+        self._key = np.asarray(jax.random.bits(key, (2,), "uint32"))
         self._last_steps = 0
         with self._in_mesh():
             self._state = _empty_state(model_config, shape, config.dtype)

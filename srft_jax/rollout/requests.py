@@ -19,7 +19,7 @@ class SamplingConfig:
         max_new_tokens: Longest completion, where the request does not say.
         slots: Most completions decoded side by side, by all devices together, rounded up.
         segment: Most decode steps between two looks at what has finished. Where completions wait
-            for a slot, it ends as soon as a sixteenth of the slots is free.
+            for a slot, it ends as soon as an eighth of the slots is free.
         cache_mib: Memory of the KV cache on each device, which may allow fewer than `slots`; None
             takes what the device has left.
         dtype: Of activations and cache.
@@ -37,8 +37,8 @@ class SamplingConfig:
     tensor: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UsageError(f"temperature {self.temperature} is below 0")
+        if not self.temperature >= 0:  # nor a NaN
+            raise UsageError(f"temperature {self.temperature} is not 0 or more")
         for name in ("max_new_tokens", "slots", "segment"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)} is below 1")

@@ -70,7 +70,7 @@ class PackedPrompts:
 class RowInputs:
     """The host's view of the rows before a segment, with at most E stop ids each."""
 
-    keys: UInt[Array, "R 2"]  # of the call
+    keys: UInt[Array, "R 2"]  # of the call, for threefry: others' draws depend on neighbours
     requests: Int[Array, " R"]
     members: Int[Array, " R"]  # within the request's group
     counts: Int[Array, " R"]  # tokens of the completion so far, forced ones included
@@ -274,7 +274,7 @@ def _uniforms(rows: RowInputs, segment: int) -> Float[Array, "U R"]:
     """Token n of member g of request r is drawn with fold_in(fold_in(fold_in(key, r), g), n)."""
 
     def of_row(key: Array, request: Array, member: Array, count: Array) -> Float[Array, " U"]:
-        key = jax.random.wrap_key_data(key)
+        key = jax.random.wrap_key_data(key, impl="threefry2x32")
         key = jax.random.fold_in(jax.random.fold_in(key, request), member)
         of_tokens = jax.vmap(jax.random.fold_in, (None, 0))(key, count + jnp.arange(segment))
         return jax.vmap(jax.random.uniform)(of_tokens)

@@ -3,7 +3,7 @@
     waiting completions take free rows -> new prompts are prefilled -> a segment of decode steps
         -> what has finished is handed out, while the next segment runs
 
-Shapes are static: rows, prompts and lanes of a call are planned once, capacities are powers of two.
+Shapes are static: rows, prompts and lanes of a call are planned once, capacities are one of few.
 Several processes each bring requests of their own and decode in lock step; one that does not
 consume its stream keeps the others waiting.
 """
@@ -21,13 +21,14 @@ from srft_jax.config import ModelConfig, UsageError
 from srft_jax.mesh import decode_mesh, largest_of_processes
 from srft_jax.models.decoder import Params
 from srft_jax.rollout.engine import Engine
+from srft_jax.rollout.params import decode_params
 from srft_jax.rollout.plan import make_plan
 from srft_jax.rollout.requests import Completion, Progress, Request, SamplingConfig
 from srft_jax.rollout.sampler import Drawn
 from srft_jax.rollout.slots import Row, Slots, distinct_prompts, limit_of
 
 # A segment ends early when this share of the rows has finished and others wait for a row.
-_SHARE_FINISHED = 1 / 16
+_SHARE_FINISHED = 1 / 8
 
 
 class Decoder(Protocol):
@@ -74,7 +75,7 @@ def sample_stream(
     tokenizer: Decoder | None = None,
     observer: Observer | None = None,
 ) -> Iterator[Completion]:
-    """Completions in the order in which they finish.
+    """Completions in the order in which they finish, on the mesh in context at this call.
 
     What the caller does with them goes on beside the next segment of decode steps.
 
@@ -89,12 +90,32 @@ def sample_stream(
         observer: Called after every segment.
 
     Raises:
-        UsageError: an empty prompt, a limit below the forced tokens, more tokens than the model
-            has positions, stop strings without a tokenizer, or no memory for a single row.
+        UsageError: an empty prompt, an id outside the vocabulary, a limit below the forced tokens,
+            more tokens than the model has positions, an empty stop string, stop strings without a
+            tokenizer; while iterating, no memory for a single row.
     """
     _check(requests, model_config, sampling_config, tokenizer)
     mesh = _mesh(sampling_config)
+    return _stream(params, model_config, requests, key, sampling_config, mesh, tokenizer, observer)
+
+
+def _stream(
+    params: Params,
+    model_config: ModelConfig,
+    requests: Sequence[Request],
+    key: jax.Array,
+    sampling_config: SamplingConfig,
+    mesh: Mesh | None,
+    tokenizer: Decoder | None,
+    observer: Observer | None,
+) -> Iterator[Completion]:
     prompts = distinct_prompts(requests, sampling_config)
+    if largest_of_processes(len(prompts)) == (0,):
+        return
+    account = _Account(total=sum(request.group_size for request in requests))
+    # Made first: what they take is not left for the cache.
+    to_decode = decode_params(params, model_config, sampling_config.dtype, mesh)
+    to_prefill = to_decode | {"layers": params["layers"]}
     plan = make_plan(model_config, prompts, sampling_config, mesh)
     slots = Slots(
         prompts,
@@ -104,8 +125,9 @@ def sample_stream(
         lanes=plan.lanes,
     )
     with_forced = largest_of_processes(any(len(request.forced) for request in requests))[0] > 0
-    engine = Engine(params, model_config, sampling_config, plan, key, mesh, with_forced)
-    account = _Account(total=sum(request.group_size for request in requests))
+    engine = Engine(
+        to_prefill, to_decode, model_config, sampling_config, plan, key, mesh, with_forced
+    )
     enough = max(1, int(_SHARE_FINISHED * plan.rows * plan.shards))
     finished: list[Completion] = []
     while True:
@@ -142,6 +164,14 @@ def _check(
         limit = limit_of(request, config)
         if not len(request.prompt):
             raise UsageError(f"request {index} has an empty prompt")
+        if request.group_size < 0:
+            raise UsageError(f"request {index} asks for {request.group_size} completions")
+        ids = (*request.prompt, *request.forced)
+        if min(ids) < 0 or max(ids) >= model_config.vocab_size:
+            raise UsageError(
+                f"request {index} has token ids from {min(ids)} to {max(ids)}, but the vocabulary "
+                f"has {model_config.vocab_size}"
+            )
         if limit < max(1, len(request.forced)):
             raise UsageError(
                 f"request {index} may make {limit} tokens but has {len(request.forced)} forced ones"
@@ -151,6 +181,8 @@ def _check(
                 f"request {index} has a prompt of {len(request.prompt)} tokens and may make "
                 f"{limit} more, but the model has {model_config.max_positions} positions"
             )
+        if "" in request.stop_strings:
+            raise UsageError(f"request {index} has an empty stop string, which ends every text")
         if request.stop_strings and tokenizer is None:
             raise UsageError(f"request {index} has stop strings, which need a tokenizer")
 

@@ -61,8 +61,10 @@ def completion(request=0, member=0, first=None):
 
 def rollout(stream, pool, tokenizer=None, observer=None):
     """Of two requests of three completions each, sampled by `stream`."""
+    used = tokenizer or Tokenizer()
 
-    def sample_stream(*_, observer):
+    def sample_stream(*_, tokenizer, observer):
+        assert tokenizer is used, "for stop strings"
         yield from stream
         observer(DONE)
 
@@ -74,7 +76,7 @@ def rollout(stream, pool, tokenizer=None, observer=None):
             [example(0), example(1)],
             None,
             SamplingConfig(),
-            tokenizer or Tokenizer(),
+            used,
             pool,
             observer,
         )
@@ -230,7 +232,7 @@ def test_ctrl_c_does_not_wait_for_the_verdicts():
 def test_scores_are_those_of_their_sets():
     """Of six problems, sampled from last to first, those from 10 up are right."""
 
-    def sample_stream(params, model, requests, key, sampling, *, observer):
+    def sample_stream(params, model, requests, key, sampling, *, tokenizer, observer):
         assert [one.group_size for one in requests] == [1] * 6 and sampling.temperature == 0
         assert [one.prompt for one in requests] == [[number] for number in range(6)]
         for index in reversed(range(6)):

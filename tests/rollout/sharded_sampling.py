@@ -35,7 +35,7 @@ CONFIG = ModelConfig(
     mlp_dim=32,
     rope_theta=10_000.0,
 )
-# 22 completions for at most 16 slots, with own parts of 0, 32 and 48 tokens.
+# 22 completions for at most 16 slots, with own parts of 0, 32 and 64 tokens.
 REQUESTS = [
     Request([3, 1, 4, 1, 5], group_size=6, max_new_tokens=44),
     Request([9, 2, 6], group_size=5, max_new_tokens=20, stop_ids=(4, 7, 9, 11, 13)),

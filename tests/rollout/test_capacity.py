@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from sampler_models import CONFIG, PROMPTS, assert_same, complete
+from sampler_models import CONFIG, KEY, PARAMS, PROMPTS, assert_same, complete, sampling
 
 from srft_jax.config import UsageError
-from srft_jax.rollout import Request, engine, scheduler
+from srft_jax.rollout import Request, engine, sample_stream, scheduler
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -65,6 +65,28 @@ def test_less_memory_is_fewer_rows_and_the_same_completions(monkeypatch):
     )
     assert [plan.rows for plan in found] == [40, 16]
     assert_same(in_parts, all_in_one)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request([]), "request 0 has an empty prompt"),
+        (Request([1, CONFIG.vocab_size]), f"ids from 1 to {CONFIG.vocab_size}, but the vocabulary"),
+        (Request([1], forced=[-1]), "request 0 has token ids from -1 to 1"),
+        (Request([1], group_size=-2), "request 0 asks for -2 completions"),
+        (Request([1], stop_strings=["a", ""]), "request 0 has an empty stop string"),
+        (Request([1], stop_strings=["a"]), "stop strings, which need a tokenizer"),
+        (Request([1], forced=[2, 3], max_new_tokens=1), "may make 1 tokens but has 2 forced ones"),
+    ],
+)
+def test_a_mistake_in_a_request_is_said_at_the_call(request_, message):
+    with pytest.raises(UsageError, match=message):
+        sample_stream(PARAMS, CONFIG, [request_], KEY, sampling())
+
+
+def test_a_temperature_that_is_no_number_is_refused():
+    with pytest.raises(UsageError, match="temperature nan is not 0 or more"):
+        sampling(temperature=float("nan"))
 
 
 def test_a_prompt_as_long_as_the_window_is_refused():

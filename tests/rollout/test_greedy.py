@@ -18,7 +18,7 @@ from srft_jax.rollout import Request, engine
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-LONG = list(np.random.default_rng(0).integers(0, CONFIG.vocab_size, 33))  # its bucket is 48
+LONG = list(np.random.default_rng(0).integers(0, CONFIG.vocab_size, 33))  # its bucket is 64
 
 
 @pytest.mark.parametrize("config", [TWO_LAYERS, UNTIED], ids=["tied", "untied"])

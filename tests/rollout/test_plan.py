@@ -6,7 +6,7 @@ import pytest
 from sampler_models import CONFIG, sampling
 
 from srft_jax.config import UsageError
-from srft_jax.rollout import Request
+from srft_jax.rollout import Request, plan
 from srft_jax.rollout.plan import Plan, capacity_for, make_plan
 from srft_jax.rollout.slots import distinct_prompts
 
@@ -17,9 +17,9 @@ LARGE = dataclasses.replace(CONFIG, num_layers=16, num_heads=8, num_kv_heads=8, 
 def plan_of(requests, model_config=CONFIG, **changes):
     config = sampling(**changes)
     prompts = distinct_prompts(requests, config)
-    plan = make_plan(model_config, prompts, config, mesh=None)
-    assert plan.shards == plan.local_shards == 1
-    return plan
+    made = make_plan(model_config, prompts, config, mesh=None)
+    assert made.shards == made.local_shards == 1
+    return made
 
 
 def groups(number, size, length=1):
@@ -39,13 +39,16 @@ def test_capacities_are_few_and_at_most_half_is_spare():
     ("requests", "slots", "rows", "prompts", "lanes"),
     [
         (groups(1, 1), 256, 1, 1, 1),
-        (groups(1, 5), 256, 8, 1, 5),
+        (groups(1, 5), 256, 8, 1, 8),
         (groups(3, 4), 256, 16, 4, 4),
         (groups(3, 4), 8, 8, 4, 4),
-        (groups(100, 16), 64, 64, 32, 16),  # four prompts are being completed, 32 are kept
+        (groups(100, 16), 64, 64, 18, 16),  # four prompts are being completed, 18 are kept
+        (groups(100, 16), 16, 16, 6, 16),
+        ([*groups(30, 7), Request([98], 8), Request([99], 8)], 64, 64, 32, 8),
+        (groups(32, 7), 64, 64, 32, 8),  # as where two of them have no demonstration
         (groups(100, 1), 64, 64, 64, 1),
         (groups(2, 100), 64, 64, 2, 64),
-        ([*groups(50, 1), Request([99], 8)], 32, 32, 32, 8),
+        ([*groups(50, 1), Request([99], 8)], 32, 32, 18, 8),
     ],
 )
 def test_sizes(requests, slots, rows, prompts, lanes):
@@ -56,11 +59,25 @@ def test_memory_holds_what_is_planned():
     """At every budget, in order."""
     rows = []
     for mib in (25, 60, 100, 200, 400, 800):
-        plan = plan_of(groups(64, 4, length=100), LARGE, max_new_tokens=200, cache_mib=mib)
-        own, prompt = plan.rows * (256 + 8), plan.prompts * 128
+        made = plan_of(groups(64, 4, length=100), LARGE, max_new_tokens=200, cache_mib=mib)
+        own, prompt = made.rows * (256 + 8), made.prompts * 128
         assert (own + prompt) * 64 / 1024 <= mib
-        rows.append(plan.rows)
+        rows.append(made.rows)
     assert rows == sorted(rows) and rows[0] == 1 and len({*rows}) > 3
+
+
+def test_all_processes_plan_with_the_least_memory_of_any(monkeypatch):
+    """Here another one has 30 MiB; what is agreed on is a maximum, of negative numbers."""
+    args = groups(64, 4, length=100), LARGE
+    least = plan_of(*args, max_new_tokens=200, cache_mib=30)
+    plan._mib_left.cache_clear()
+    assert plan_of(*args, max_new_tokens=200).rows > least.rows
+    plan._mib_left.cache_clear()
+    monkeypatch.setattr(
+        plan, "largest_of_processes", lambda *own: [max(n, -30) if n < 0 else n for n in own]
+    )
+    assert plan_of(*args, max_new_tokens=200) == least
+    plan._mib_left.cache_clear()
 
 
 def test_bfloat16_takes_half():
@@ -80,6 +97,6 @@ def test_the_longest_limit_counts_whoever_has_it():
 def test_no_room_for_one_row_is_refused_with_the_numbers():
     with pytest.raises(
         UsageError,
-        match="one prompt of 100 tokens and one completion of 200 takes 24 MiB, more than the 20",
+        match="one prompt of 100 tokens and one completion of 200 takes 24.5 MiB, more than the 20",
     ):
         plan_of(groups(2, 1, length=100), LARGE, max_new_tokens=200, segment=8, cache_mib=20)

@@ -51,6 +51,13 @@ def test_first_tokens_are_distributed_as_the_softmax():
     assert ((counts - num / CONFIG.vocab_size) ** 2 / (num / CONFIG.vocab_size)).sum() > 1000
 
 
+def test_a_key_of_another_kind_draws_independently_of_neighbours():
+    """Under vmap, rbg's bits of a row depend on the others'."""
+    key = jax.random.key(3, impl="rbg")
+    requests = [Request(prompt, group_size=3) for prompt in PROMPTS]
+    assert_same(complete(requests, key=key, slots=2), complete(requests, key=key, slots=16))
+
+
 def test_keys_decide_completions():
     requests = [Request(prompt, group_size=4) for prompt in PROMPTS]
 

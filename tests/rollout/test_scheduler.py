@@ -120,7 +120,7 @@ def test_bad_requests_are_refused(request_, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(temperature=-0.1), "temperature -0.1 is below 0"),
+        (dict(temperature=-0.1), "temperature -0.1 is not 0 or more"),
         (dict(max_new_tokens=0), "max_new_tokens = 0 is below 1"),
         (dict(slots=0), "slots = 0 is below 1"),
         (dict(segment=0), "segment = 0 is below 1"),

@@ -134,7 +134,9 @@ class Trace:
 
         return mock.MagicMock(**{"__enter__.return_value.score": score})
 
-    def sample_stream(self, params, model_config, requests, key, sampling, observer=None):
+    def sample_stream(
+        self, params, model_config, requests, key, sampling, tokenizer=None, observer=None
+    ):
         """Completions whose lengths and tokens go by their number and the key."""
         self.add("sample", vars(sampling), [vars(r) for r in requests], digest(key_data(key)))
         first = int(key_data(key)[-1]) % 200
