@@ -4,9 +4,12 @@
 
 `sampler_over_bare`: the time of one call, prefill included, over that of a jitted scan with as many
 steps of nothing but the model's weight products on [batch, dim] (q, k and v fused, o, gate and up
-fused, down, head), timed in between. Without stop ids: all tokens are made. `--against "--kv 1024"`
-alternates with a second setting; `--lengths long-tail --waves 8` also times the padded batch: the
-same requests in waves of `--batch`, each until its longest is done. Prints one JSON line last.
+fused, down, head), timed in between. `--against "--kv 1024"` alternates with a second setting.
+
+Lengths: `equal`; `long-tail`, log-normal limits, which the sampler knows; `stopped`, of which it
+knows nothing: each completion has so many stop ids that its expected length is log-normal. The last
+two, with `--waves 8`, are also timed as a padded batch: the requests in waves of `--batch`, each
+until its longest is done. Prints one JSON line last.
 """
 
 import argparse
@@ -63,12 +66,24 @@ def lengths_of(args: argparse.Namespace) -> np.ndarray:
 
 
 def requests_of(args: argparse.Namespace) -> list[Request]:
-    """A prompt for every `group` completions; one of a group of unequal lengths a request each."""
+    """A prompt for every `group` completions; one of a group of unequal lengths a request each.
+
+    An untrained model draws nearly evenly, so of V tokens, V / n stop after about n.
+    """
     random = np.random.default_rng(0)
     lengths = lengths_of(args)
     prompts = random.integers(0, args.vocab, (len(lengths) // args.group, args.prompt)).tolist()
     if args.lengths == "equal":
         return [Request(prompt, args.group, max_new_tokens=args.new) for prompt in prompts]
+    if args.lengths == "stopped":
+        return [
+            Request(
+                prompts[number // args.group],
+                max_new_tokens=16 * args.new,
+                stop_ids=range(args.vocab // max(length, 8)),
+            )
+            for number, length in enumerate(lengths)
+        ]
     return [
         Request(prompts[number // args.group], max_new_tokens=int(length))
         for number, length in enumerate(lengths)
@@ -120,9 +135,10 @@ class Subject:
         return self._run(self.requests, key)
 
     def run_padded(self, key: jax.Array) -> float:
-        """Seconds of the same requests in waves of a full batch, each waiting for its slowest."""
+        """Tokens a second of the requests in waves of a full batch, each until its slowest ends."""
         waves = range(0, len(self.requests), self.batch)
-        return sum(self._run(self.requests[i : i + self.batch], key).seconds for i in waves)
+        seen = [self._run(self.requests[i : i + self.batch], key) for i in waves]
+        return sum(one.tokens for one in seen) / sum(one.seconds for one in seen)
 
     def _run(self, requests: list[Request], key: jax.Array) -> Progress:
         seen: list[Progress] = []
@@ -156,8 +172,10 @@ def measure(args: argparse.Namespace, other: argparse.Namespace | None) -> dict[
             beside = against.run(key)
             found["step_over_against"].append(step * beside.steps / beside.seconds)
             found["prefill_over_against"].append(progress.prefill_seconds / beside.prefill_seconds)
-        if args.lengths == "long-tail":
-            found["speedup_over_padded"].append(subject.run_padded(key) / progress.seconds)
+        if args.lengths != "equal":
+            rate = progress.tokens / progress.seconds
+            found["speedup_over_padded"].append(rate / subject.run_padded(key))
+            found["slots_busy"].append(progress.tokens / progress.steps / args.batch)
     return {name: statistics.median(values) for name, values in found.items()} | {
         "occupancy": progress.occupancy,
         "steps": progress.steps,
@@ -174,7 +192,7 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--lengths", choices=["equal", "long-tail"], default="equal")
+    parser.add_argument("--lengths", choices=["equal", "long-tail", "stopped"], default="equal")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--against", help="flags of a second setting, timed alternately with it")
     args = parser.parse_args()
