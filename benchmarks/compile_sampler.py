@@ -151,7 +151,7 @@ def lowered(args: argparse.Namespace, model: ModelConfig) -> Iterator[tuple[str,
         yield "convert_rest", of_rest.lower(rest)
         packed = packed_prompts(args, decoding)
         of_prefill = of_decode | {"layers": params["layers"]}
-        yield "prefill", prefill.lower(of_prefill, state, packed, program=program)
+        yield "prefill", prefill.lower(of_prefill, state.prompts, packed, program=program)
         rows, enough = row_inputs(args, decoding), abstract(decoding)
         yield "decode", decode.lower(of_decode, state, rows, enough, program=program)
 

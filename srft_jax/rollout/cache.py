@@ -92,19 +92,16 @@ class Places:
 
 
 def put_prompts(
-    cache: KVCache,
+    prompt_keys: tuple[Float[Array, "P K H S"], ...],
+    prompt_values: tuple[Float[Array, "P K S H"], ...],
     keys: Float[Array, "L B K T H"],
     values: Float[Array, "L B K T H"],
     places: Places,
-) -> KVCache:
-    """The cache with prompts cut out of packed rows."""
-    num_layers = len(cache.keys)
-    prompt_keys, prompt_values = by_row_shard(_put)(
-        places,
-        (cache.prompt_keys, cache.prompt_values),
-        tuple(tuple(x[layer] for layer in range(num_layers)) for x in (keys, values)),
-    )
-    return dataclasses.replace(cache, prompt_keys=prompt_keys, prompt_values=prompt_values)
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """A cache's `prompt_keys` and `prompt_values` with prompts cut out of packed rows."""
+    layers = range(len(prompt_keys))
+    packed = tuple(tuple(x[layer] for layer in layers) for x in (keys, values))
+    return by_row_shard(_put)(places, (prompt_keys, prompt_values), packed)
 
 
 def _put(

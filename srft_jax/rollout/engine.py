@@ -80,12 +80,13 @@ class Engine:
         )
         for packed, placed in passes:
             with self._in_mesh():
-                self._state, stats = prefill(
+                prompts, stats = prefill(
                     self._prefill_params,
-                    self._state,
+                    self._state.prompts,
                     rows_of_all(self._mesh, packed),
                     program=self._program,
                 )
+            self._state = self._state.with_prompts(prompts)
             if stats is not None:
                 _note_forced(placed, *map(rows_of_process, stats))
         jax.block_until_ready(self._state.prompt_hidden)

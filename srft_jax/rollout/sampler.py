@@ -44,12 +44,32 @@ class Program:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class KeptPrompts:
+    """The part of the state that a prefill knows: it is not compiled for the sizes of the rest."""
+
+    keys: tuple[Float[Array, "P K H S"], ...]  # of each layer
+    values: tuple[Float[Array, "P K S H"], ...]
+    hidden: Float[Array, "P D"]  # of each prompt's last token
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class SamplerState:
     """What stays on the device. Programs return a fresh one; the old one's buffers are donated."""
 
     cache: KVCache
     prompt_hidden: Float[Array, "P D"]  # of each prompt's last token
     hidden: Float[Array, "R D"]  # of each row's last token, from which the next is drawn
+
+    @property
+    def prompts(self) -> KeptPrompts:
+        return KeptPrompts(self.cache.prompt_keys, self.cache.prompt_values, self.prompt_hidden)
+
+    def with_prompts(self, prompts: KeptPrompts) -> "SamplerState":
+        cache = dataclasses.replace(
+            self.cache, prompt_keys=prompts.keys, prompt_values=prompts.values
+        )
+        return dataclasses.replace(self, cache=cache, prompt_hidden=prompts.hidden)
 
 
 @jax.tree_util.register_dataclass
@@ -97,16 +117,16 @@ class Drawn:
 @functools.partial(
     jax.jit,
     static_argnames=("program",),
-    donate_argnames=("state",),
+    donate_argnames=("prompts",),
     compiler_options=ROUND_AS_WRITTEN,
 )
 def prefill(
-    params: Params, state: SamplerState, packed: PackedPrompts, *, program: Program
-) -> tuple[SamplerState, TokenStats | None]:
+    params: Params, prompts: KeptPrompts, packed: PackedPrompts, *, program: Program
+) -> tuple[KeptPrompts, TokenStats | None]:
     """Runs prompts once each and puts their keys, values and last hidden states into their slots.
 
     Returns:
-        The state, and log-probs and entropies [B, T] of forced tokens where there are any.
+        Kept prompts, and log-probs and entropies [B, T] of forced tokens where there are any.
     """
     hidden, keys, values = forward_with_keys(
         params,
@@ -117,11 +137,11 @@ def prefill(
         runtime=program.runtime,
     )
     keys, values = (constrained(x, (None, "rows", "kv_heads", None, None)) for x in (keys, values))
-    cache = put_prompts(state.cache, keys, values, packed.places)
-    prompt_hidden = by_row_shard(_put_last)(state.prompt_hidden, hidden, packed.places)
-    state = on_shards(dataclasses.replace(state, cache=cache, prompt_hidden=prompt_hidden))
+    put = put_prompts(prompts.keys, prompts.values, keys, values, packed.places)
+    last = by_row_shard(_put_last)(prompts.hidden, hidden, packed.places)
+    prompts = on_shards(KeptPrompts(*put, last))
     if packed.forced is None:
-        return state, None
+        return prompts, None
     stats = token_stats(
         hidden.reshape(-1, hidden.shape[-1]),
         output_head(params, program.config),
@@ -129,7 +149,7 @@ def prefill(
         mask=(packed.forced >= 0).reshape(-1),
         temperature=program.temperature or 1.0,
     )
-    return state, on_shards(TokenStats(*(x.reshape(packed.forced.shape) for x in stats)))
+    return prompts, on_shards(TokenStats(*(x.reshape(packed.forced.shape) for x in stats)))
 
 
 def _put_last(

@@ -48,8 +48,13 @@ def filled_cache(params, tokens, positions, segment_ids, *, config):
     shape = CacheShape(rows=2, prompts=2, lanes=1, prompt_capacity=8, capacity=0, segment=6)
     cache = empty_cache(config, shape, "float32")
     places = Places(*jnp.array([[0, 0], [0, 5], [5, 3], [0, 1]]))  # row, start, length, slot
+    prompt_keys, prompt_values = put_prompts(
+        cache.prompt_keys, cache.prompt_values, keys, values, places
+    )
     return dataclasses.replace(
-        put_prompts(cache, keys, values, places),
+        cache,
+        prompt_keys=prompt_keys,
+        prompt_values=prompt_values,
         prompt_lengths=jnp.array([5, 3]),
         row_of_lane=jnp.array([[0], [1]]),
         lane_of_row=jnp.array([0, 1]),

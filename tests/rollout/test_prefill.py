@@ -26,9 +26,9 @@ def prefilled(monkeypatch):
     """Packed prompts of every prefill."""
     seen = []
 
-    def spy(params, state, packed, **kwargs):
+    def spy(params, prompts, packed, **kwargs):
         seen.append(packed)
-        return programs.prefill(params, state, packed, **kwargs)
+        return programs.prefill(params, prompts, packed, **kwargs)
 
     monkeypatch.setattr(engine, "prefill", spy)
     return seen
