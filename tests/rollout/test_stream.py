@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from sampler_models import CONFIG, KEY, PARAMS, PROMPTS, complete_some, sampling
+from sampler_models import CONFIG, KEY, PARAMS, PROMPTS, complete, complete_some, sampling
 
 from srft_jax.rollout import Request, sample_stream
 from srft_jax.rollout.engine import Engine
@@ -114,3 +114,11 @@ def test_nothing_is_compiled_after_the_first_call(compilations):
     assert not compilations
     complete_some([Request([1], 1, (), 1)], segment=3)
     assert compilations, "while this does compile"
+
+
+def test_a_prefill_is_compiled_once_however_long_the_others_are(compilations):
+    """One row goes on for 150 tokens; in the other a new prompt begins after every 20."""
+    requests = [Request([n] * 9, 1, (), 20) for n in range(1, 8)]
+    complete([Request([8] * 9, 1, (), 150), *requests], slots=2, segment=19, max_new_tokens=150)
+    assert compilations.count("jit(decode)") > 2, "one for each size of the cache"
+    assert compilations.count("jit(prefill)") <= 1
