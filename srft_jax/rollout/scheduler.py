@@ -164,6 +164,11 @@ def _check(
         limit = limit_of(request, config)
         if not len(request.prompt):
             raise UsageError(f"request {index} has an empty prompt")
+        if isinstance(request.prompt, str) or isinstance(request.stop_strings, str):
+            raise UsageError(
+                f"request {index} has a text where a sequence belongs: prompt takes token ids, "
+                "stop_strings a list of texts"
+            )
         if request.group_size < 0:
             raise UsageError(f"request {index} asks for {request.group_size} completions")
         ids = (*request.prompt, *request.forced)

@@ -25,8 +25,13 @@ def check_config(config: RunConfig) -> None:
         config: As asked for, the objective's preset expanded.
     """
     _check_numbers(config)
-    for section in (config.rollout, config.generate):
-        Truncation(section.top_k, section.top_p, section.min_p)  # raises
+    for name, section in (("rollout", config.rollout), ("generate", config.generate)):
+        try:
+            Truncation(section.top_k, section.top_p, section.min_p)
+        except UsageError as error:
+            raise UsageError(f"{name}.{error}") from None
+    if config.rollout.cache_mib is not None:
+        _at_least(config, 1, "rollout.cache_mib")
     _check_shapes(config)
     _check_objective(config)
 

@@ -22,7 +22,7 @@ class Compilations:
     def __exit__(self, *_: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._note)
 
-    def of_step(self) -> tuple[dict[str, float], str]:
+    def since_last(self) -> tuple[dict[str, float], str]:
         """Metrics of what was compiled since the last call, and a line about it, empty if none."""
         metrics = {
             "perf/compilations": float(self._count),

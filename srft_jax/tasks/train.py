@@ -65,7 +65,7 @@ def train(config: RunConfig) -> int:
         programs = {one: updates.make_programs(setup, one, reference) for one in setup.stages}
         if start == 0:
             progress.message("evaluating before the first step; the sampler compiles first")
-            _evaluate(setup, state, pool, 0, writer, progress)
+            _evaluate(setup, state, pool, 0, writer, progress, compilations)
         for step in range(start + 1, config.training.num_steps + 1):
             began, stage = time.monotonic(), setup.stage_at(step)
             what = f"step {step}/{config.training.num_steps}, rollout"
@@ -87,7 +87,7 @@ def train(config: RunConfig) -> int:
             recorder.flush()  # the previous step's records, while the device computes this one
             jax.block_until_ready(state)
             host |= _timing(began, rolled_out, of_step)
-            compile_metrics, compiled = compilations.of_step()
+            compile_metrics, compiled = compilations.since_last()
             host |= compile_metrics
             if compiled and step > start + 1:  # nobody expects it after the first
                 progress.message(f"step {step} compiled {compiled}")
@@ -101,7 +101,7 @@ def train(config: RunConfig) -> int:
             last, stopping = step == config.training.num_steps, stop_requested()
             if last or _due(step, config.evaluation.every):
                 recorder.flush()
-                _evaluate(setup, state, pool, step, writer, progress)
+                _evaluate(setup, state, pool, step, writer, progress, compilations)
             if last or stopping or _due(step, config.training.checkpoint_every):
                 recorder.flush()  # resume cuts the metrics back to the checkpoint: they come first
                 checkpoints.save(step, state, streams.state())
@@ -138,6 +138,7 @@ def _evaluate(
     step: int,
     writer: RunWriter,
     progress: Progress,
+    compilations: Compilations,
 ) -> None:
     began = time.monotonic()
     values, rows = evaluate(
@@ -150,6 +151,9 @@ def _evaluate(
         threshold=setup.config.rewards.correct_threshold,
         observer=summary.rollout_observer(progress, f"step {step}, evaluation"),
     )
+    _, compiled = compilations.since_last()  # or the next step would count them
+    if compiled and step > 0:
+        progress.message(f"step {step}, evaluation, compiled {compiled}")
     writer.metrics(step, values | {"time/evaluation": time.monotonic() - began})
     writer.samples([{"step": step} | row for row in rows])
     scores = [

@@ -108,7 +108,7 @@ def on_mesh(case: Case, wanted: list[list[Completion]]) -> dict:
     assert difference(again, got)["tokens"] == 0
     on = decode_mesh(mesh, case.tensor or case.mesh[2])
     return difference(got, wanted) | {
-        "compiled again": compilations.of_step()[0]["perf/compilations"],
+        "compiled again": compilations.since_last()[0]["perf/compilations"],
         "capacities": sorted({segment.capacity for segment in seen}),
         "copies": max(segment.copies for segment in seen),
         "exchanged": max(sizes(hlo[0])),

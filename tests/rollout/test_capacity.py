@@ -74,6 +74,8 @@ def test_less_memory_is_fewer_rows_and_the_same_completions(monkeypatch):
         (Request([1, CONFIG.vocab_size]), f"ids from 1 to {CONFIG.vocab_size}, but the vocabulary"),
         (Request([1], forced=[-1]), "request 0 has token ids from -1 to 1"),
         (Request([1], group_size=-2), "request 0 asks for -2 completions"),
+        (Request("7+5"), "prompt takes token ids"),
+        (Request([1], stop_strings="a"), "stop_strings a list of texts"),
         (Request([1], stop_strings=["a", ""]), "request 0 has an empty stop string"),
         (Request([1], stop_strings=["a"]), "stop strings, which need a tokenizer"),
         (Request([1], forced=[2, 3], max_new_tokens=1), "may make 1 tokens but has 2 forced ones"),

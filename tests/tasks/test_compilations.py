@@ -13,11 +13,11 @@ def test_each_compilation_is_counted_once_and_named():
     compiled, x = jax.jit(doubled), jnp.ones(3)
     with Compilations() as compilations:
         compiled(x)
-        metrics, line = compilations.of_step()
+        metrics, line = compilations.since_last()
         assert metrics["perf/compilations"] == 1
         assert metrics["time/compile"] > 0
         assert "doubled" in line
         compiled(x)
-        assert compilations.of_step() == ({"perf/compilations": 0.0, "time/compile": 0}, "")
+        assert compilations.since_last() == ({"perf/compilations": 0.0, "time/compile": 0}, "")
     jax.jit(lambda x: 3 * x)(x)
-    assert compilations.of_step()[0]["perf/compilations"] == 0
+    assert compilations.since_last()[0]["perf/compilations"] == 0

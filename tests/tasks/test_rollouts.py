@@ -22,7 +22,7 @@ class Sampler:
     def __init__(self):
         self.calls = []
 
-    def __call__(self, params, model_config, requests, key, sampling, observer):
+    def __call__(self, params, model_config, requests, key, sampling, tokenizer, observer):
         self.calls.append((requests, key))
         for index, request in enumerate(requests):
             tokens, forced = np.asarray([*request.forced, 11, 12, 13, 14]), len(request.forced)

@@ -72,7 +72,7 @@ def two_steps(
     state, first = step(state, batch)
     with Compilations() as compilations:
         state, second = step(state, batch)
-    _, compiled = compilations.of_step()
+    _, compiled = compilations.since_last()
     assert not compiled, compiled
     return state, [first, second]
 
