@@ -174,6 +174,8 @@ CASES = {
     "mesh above the devices": (["--mesh.fsdp=3"], "fsdp=3 x tensor=1 does not fit"),
     "mesh of nothing": (["--mesh.tensor=0"], "mesh.tensor = 0 is below 1"),
     "temperature 0": (["--rollout.temperature=0"], "rollout.temperature = 0.0 is not above 0"),
+    "top-p": (["--generate.top_p=1.5"], "generate.top_p must be above 0 and at most 1"),
+    "no cache": (["--rollout.cache_mib=0"], "rollout.cache_mib = 0 is not at least 1"),
     "temperature NaN": (["--rollout.temperature=.nan"], "rollout.temperature = nan is not above 0"),
     "no steps": (["--training.num_steps=0"], "training.num_steps = 0 is not at least 1"),
     "negative seed": (["--seed=-1"], "seed = -1 is not at least 0"),

@@ -26,6 +26,13 @@ def run_dir(tmp_path, trained):
     return copy
 
 
+def test_a_step_is_not_charged_for_what_evaluations_compiled(trained):
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "time/step" in row]
+    assert len(steps) == 6 and steps[0]["perf/compilations"] > 0
+    assert all(row["time/compile"] <= row["time/step"] for row in steps)
+
+
 def test_train_leaves_a_run_directory(trained):
     assert {path.name for path in trained.iterdir()} == {
         "checkpoints",
