@@ -53,8 +53,8 @@ def pack_prompts(
     (deepest,) = largest_of_processes(max(len(rows) for rows in rows_of_shard))
     start = 0
     for num_rows in _passes(deepest, max(1, _TOKENS_PER_PASS // max(1, width))):
-        rows = [rows[start : start + num_rows] for rows in rows_of_shard]
-        yield _packed(rows, (num_rows, width), num_slots, with_forced)
+        of_pass = [rows[start : start + num_rows] for rows in rows_of_shard]
+        yield _packed(of_pass, (num_rows, width), num_slots, with_forced)
         start += num_rows
 
 

@@ -124,6 +124,7 @@ def test_a_finished_run_trains_no_further(tmp_path, uninterrupted, monkeypatch):
     assert_same_run(run_dir, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_prolonged_run_equals_a_longer_one(tmp_path):
     """At a constant rate; a cosine's length is the run's, so there it is refused, see below."""
     short, long = tmp_path / "short", tmp_path / "long"

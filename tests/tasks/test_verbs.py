@@ -126,6 +126,7 @@ def test_report(run_dir, command):
     assert "<svg" in page and "held_out" in page
 
 
+@pytest.mark.slow
 def test_an_export_can_be_trained_on(run_dir, trained, command):
     """From model.path, under the default verb; at rate 0, so that it comes out as it went in."""
     shutil.copytree(trained / "hf", run_dir / "base")
