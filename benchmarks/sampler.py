@@ -25,24 +25,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sizes import add_sizes, model_of
 
-from srft_jax.config import ModelConfig
 from srft_jax.models.decoder import Params, init_params
 from srft_jax.rollout import Progress, Request, SamplingConfig, Truncation, sample
-
-
-def model_of(args: argparse.Namespace) -> ModelConfig:
-    return ModelConfig(
-        vocab_size=args.vocab,
-        dim=args.dim,
-        num_layers=args.layers,
-        num_heads=args.heads,
-        num_kv_heads=args.kv_heads,
-        head_dim=args.head_dim,
-        mlp_dim=args.ffn,
-        tie_embeddings=False,
-        max_positions=max(args.kv, args.prompt + 16 * args.new),
-    )
 
 
 def sampling_of(args: argparse.Namespace) -> SamplingConfig:
@@ -126,7 +112,8 @@ class Subject:
     """One setting, to be timed again and again."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.model = model_of(args)
+        most = max(args.kv, args.prompt + 16 * args.new)
+        self.model = model_of(args, max_positions=most)
         self.params = init_params(self.model, jax.random.key(0))
         self.requests, self.sampling = requests_of(args), sampling_of(args)
         self.batch = args.batch
@@ -185,15 +172,10 @@ def measure(args: argparse.Namespace, other: argparse.Namespace | None) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in dict(
-        layers=4, dim=256, ffn=1024, heads=4, kv_heads=2, head_dim=64, vocab=4096, batch=16,
-        prompt=64, new=192, kv=256, group=1, waves=1, segment=64, iters=5,
-    ).items():  # fmt: skip
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    add_sizes(parser, batch=16, prompt=64, new=192, kv=256, group=1, waves=1, segment=64, iters=5)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--lengths", choices=["equal", "long-tail", "stopped"], default="equal")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--against", help="flags of a second setting, timed alternately with it")
     args = parser.parse_args()
     changes = shlex.split(args.against or "")

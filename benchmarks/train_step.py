@@ -17,9 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sizes import add_sizes, model_of
 
 from srft_jax.batch import Batch, Role
-from srft_jax.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
+from srft_jax.config import ObjectiveConfig, OptimizerConfig, TrainingConfig
 from srft_jax.models.decoder import Runtime, init_params, num_params
 from srft_jax.objectives.methods import PRESETS, expand
 from srft_jax.objectives.objective import Objective
@@ -27,19 +28,6 @@ from srft_jax.objectives.rows import TrainingSequence, make_batch
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import new_state
 from srft_jax.training.step import make_train_step
-
-
-def model_of(args: argparse.Namespace) -> ModelConfig:
-    return ModelConfig(
-        vocab_size=args.vocab,
-        dim=args.dim,
-        num_layers=args.layers,
-        num_heads=args.heads,
-        num_kv_heads=args.kv_heads,
-        head_dim=args.head_dim,
-        mlp_dim=args.ffn,
-        tie_embeddings=False,
-    )
 
 
 def batch_of(args: argparse.Namespace, objective: Objective) -> Batch:
@@ -161,12 +149,16 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in dict(
-        layers=4, dim=256, ffn=1024, heads=4, kv_heads=2, head_dim=64, vocab=4096, batch=16,
-        prompt=64, completion=192, group=8, rows_per_microbatch=4, logits_mib=64, iters=5,
-    ).items():  # fmt: skip
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    add_sizes(
+        parser,
+        batch=16,
+        prompt=64,
+        completion=192,
+        group=8,
+        rows_per_microbatch=4,
+        logits_mib=64,
+        iters=5,
+    )
     parser.add_argument("--remat", choices=["none", "dots", "block"], default="dots")
     parser.add_argument("--preset", choices=list(PRESETS), default="srft")
     parser.add_argument("--against", choices=list(PRESETS), help="timed alternately with it")

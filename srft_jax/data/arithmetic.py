@@ -43,8 +43,10 @@ def make_sets(config: ArithmeticConfig) -> ExampleSets:
             else make_example(prompt)
             for i, prompt in enumerate(train)
         ),
-        held_out=tuple(map(make_example, held_out)),
-        ood=tuple(map(make_example, ood)),
+        evaluation={
+            "held_out": tuple(map(make_example, held_out)),
+            "ood": tuple(map(make_example, ood)),
+        },
     )
 
 

@@ -4,7 +4,7 @@ What does not fit is an error here, so nothing is ever cut later.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from srft_jax.data.examples import Example, ExampleSets
@@ -31,11 +31,10 @@ class EncodedExample:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSets:
-    """The three sets, element by element those of `ExampleSets`."""
+    """Element by element those of `ExampleSets`."""
 
     train: tuple[EncodedExample, ...]
-    held_out: tuple[EncodedExample, ...]
-    ood: tuple[EncodedExample, ...]
+    evaluation: Mapping[str, tuple[EncodedExample, ...]]
 
 
 def encode(examples: Sequence[Example], tokenizer: Encoder) -> tuple[EncodedExample, ...]:
@@ -52,11 +51,12 @@ def encode(examples: Sequence[Example], tokenizer: Encoder) -> tuple[EncodedExam
 def encode_sets(
     sets: ExampleSets, tokenizer: Encoder, *, max_prompt_tokens: int, max_new_tokens: int
 ) -> EncodedSets:
-    """All three sets, checked by `check_lengths`."""
+    """All sets, checked by `check_lengths`."""
     encoded = EncodedSets(
         train=encode(sets.train, tokenizer),
-        held_out=encode(sets.held_out, tokenizer),
-        ood=encode(sets.ood, tokenizer),
+        evaluation={
+            name: encode(examples, tokenizer) for name, examples in sets.evaluation.items()
+        },
     )
     check_lengths(encoded, max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens)
     return encoded
@@ -69,7 +69,7 @@ def check_lengths(sets: EncodedSets, *, max_prompt_tokens: int, max_new_tokens: 
         UsageError: Names set, row (from 1), its tokens and the limit of what does not fit.
     """
     problems: list[str] = []
-    for name, examples in vars(sets).items():
+    for name, examples in {"train": sets.train, **sets.evaluation}.items():
         for row, example in enumerate(examples, start=1):
             if len(example.prompt) > max_prompt_tokens:
                 problems.append(

@@ -1,6 +1,15 @@
 """What one row of data is, whatever it was read from."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Turn(NamedTuple):
+    """One message of a chat."""
+
+    role: str  # system, user or assistant
+    content: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -8,22 +17,37 @@ class Example:
     """One problem.
 
     Args:
-        prompt: Text of the user turn.
+        prompt: Text of the user turn that is to be answered.
         answer: Gold answer that completions and demonstrations are verified against.
         demonstrations: Completions written by somebody else, thinking included; often none.
-        kind: The verifier, a key of the table in rewards/.
+        kind: The verifier, a key of the table in rewards/, or `package.module:function`.
+        history: Turns before the prompt: a system prompt, earlier questions and answers.
+        metadata: All other columns of the row, as JSON values: keyword arguments of the verifier.
+        behavior_logprobs: Of each demonstration, log-probs of its tokens under whoever wrote it;
+            empty where they are not known.
+        source: Number of the training source that the row is of, for mixtures.
+        where: File and row, as messages name it.
     """
 
     prompt: str
     answer: str
     demonstrations: tuple[str, ...] = ()
     kind: str = "final_answer"
+    history: tuple[Turn, ...] = ()
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    behavior_logprobs: tuple[tuple[float, ...], ...] = ()
+    source: int = 0
+    where: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExampleSets:
-    """The sets of a run; no prompt stands in two of them. `held_out` and `ood` may be empty."""
+    """The sets of a run; no prompt stands in two of them.
+
+    Args:
+        train: Of all sources, one source after the other.
+        evaluation: By name: `held_out`, `ood`, or the benchmark's.
+    """
 
     train: tuple[Example, ...]
-    held_out: tuple[Example, ...]
-    ood: tuple[Example, ...]
+    evaluation: Mapping[str, tuple[Example, ...]]

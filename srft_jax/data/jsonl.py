@@ -37,10 +37,10 @@ def read_sets(config: JsonlConfig) -> ExampleSets:
     Raises:
         UsageError: A file is missing, empty or has bad rows.
     """
+    files = {"held_out": config.held_out, "ood": config.ood}
     return ExampleSets(
         train=read_examples(config.train),
-        held_out=() if config.held_out is None else read_examples(config.held_out),
-        ood=() if config.ood is None else read_examples(config.ood),
+        evaluation={name: read_examples(file) for name, file in files.items() if file is not None},
     )
 
 

@@ -38,7 +38,8 @@ def check_disjoint(sets: ExampleSets, row_names: dict[str, str]) -> None:
     Raises:
         UsageError: Names each shared prompt and where it stands.
     """
-    rows = {name: _first_rows(examples) for name, examples in vars(sets).items()}
+    named = {"train": sets.train, **sets.evaluation}
+    rows = {name: _first_rows(examples) for name, examples in named.items()}
     raise_problems(
         [
             f"The prompt {prompt!r} stands in both {a} ({row_names[a]} {rows[a][prompt]}) "

@@ -10,10 +10,10 @@ from srft_jax.config import ModelConfig
 from srft_jax.data.encoding import EncodedExample
 from srft_jax.data.examples import Example
 from srft_jax.evaluation.verdicts import Decoder
-from srft_jax.evaluation.verified import Observer, sample_verified
+from srft_jax.evaluation.verified import sample_verified
 from srft_jax.models.decoder import Params
 from srft_jax.rewards import RewardPool
-from srft_jax.rollout.requests import Request, SamplingConfig
+from srft_jax.rollout import Observer, Request, SamplingConfig
 
 # Of each set, the first so many completions are kept for the report.
 SAMPLES_PER_SET = 16

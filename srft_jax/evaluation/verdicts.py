@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 from srft_jax.data.examples import Example
 from srft_jax.rewards import RewardPool, RewardRequest, RewardResult
+from srft_jax.rollout import scheduler
 
 
-class Decoder(Protocol):
+class Decoder(scheduler.Decoder, Protocol):
     """What is used of a tokenizer."""
 
     @property
@@ -17,8 +18,6 @@ class Decoder(Protocol):
 
     @property
     def think_prefix(self) -> str: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)

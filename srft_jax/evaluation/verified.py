@@ -7,7 +7,7 @@ thread takes all that waits at once, so that the pool has work for every worker.
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
 from typing import Self
@@ -20,9 +20,8 @@ from srft_jax.evaluation.verdicts import Decoder, Scored, completion_text, verif
 from srft_jax.models.decoder import Params
 from srft_jax.rewards import RewardPool
 from srft_jax.rollout.requests import Completion, Progress, Request, SamplingConfig
-from srft_jax.rollout.scheduler import sample_stream
+from srft_jax.rollout.scheduler import Observer, sample_stream
 
-Observer = Callable[[Progress], None]
 Verified = tuple[Completion, Scored]
 
 NO_PROGRESS = Progress(0, 0, 0, 0, 1.0, 0.0, 0.0, 0.0)  # of a rollout without requests
@@ -78,13 +77,13 @@ class BackgroundVerifier:
                 completion_text(self._tokenizer, job.completion.tokens.tolist()) for job in jobs
             ]
             scored = verify(self._pool, [job.example for job in jobs], texts, self._closed)
-            for job, one in zip(jobs, scored, strict=True):
-                job.verdict.set_result(one)
         except BaseException as error:  # it is the caller's, who waits for it in another thread
             self._failure = error
             for job in jobs:
-                if not job.verdict.done():
-                    job.verdict.set_exception(error)
+                job.verdict.set_exception(error)
+        else:
+            for job, one in zip(jobs, scored, strict=True):
+                job.verdict.set_result(one)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from srft_jax.config import UsageError
+from srft_jax.config import ModelConfig, UsageError
 from srft_jax.rollout.truncation import Truncation
 
 
@@ -64,6 +64,43 @@ class Request:
     max_new_tokens: int | None = None
     stop_ids: Sequence[int] = ()
     stop_strings: Sequence[str] = ()
+
+
+def limit_of(request: Request, config: SamplingConfig) -> int:
+    return config.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
+
+
+def check_request(
+    name: str, request: Request, model_config: ModelConfig, config: SamplingConfig
+) -> None:
+    """Raises UsageError, beginning with `name`, on what cannot be completed."""
+    if isinstance(request.prompt, str) or isinstance(request.stop_strings, str):
+        raise UsageError(
+            f"{name} has a text where a sequence belongs: prompt takes token ids, stop_strings a "
+            "list of texts"
+        )
+    if not len(request.prompt):
+        raise UsageError(f"{name} has an empty prompt")
+    if request.group_size < 0:
+        raise UsageError(f"{name} asks for {request.group_size} completions")
+    if "" in request.stop_strings:
+        raise UsageError(f"{name} has an empty stop string, which ends every text")
+    ids = (*request.prompt, *request.forced)
+    if min(ids) < 0 or max(ids) >= model_config.vocab_size:
+        raise UsageError(
+            f"{name} has token ids from {min(ids)} to {max(ids)}, but the vocabulary has "
+            f"{model_config.vocab_size}"
+        )
+    limit = limit_of(request, config)
+    if limit < max(1, len(request.forced)):
+        raise UsageError(
+            f"{name} may make {limit} tokens but has {len(request.forced)} forced ones"
+        )
+    if len(request.prompt) + limit > model_config.max_positions:
+        raise UsageError(
+            f"{name} has a prompt of {len(request.prompt)} tokens and may make {limit} more, but "
+            f"the model has {model_config.max_positions} positions"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

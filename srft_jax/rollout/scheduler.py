@@ -23,9 +23,15 @@ from srft_jax.models.decoder import Params
 from srft_jax.rollout.engine import Engine
 from srft_jax.rollout.params import decode_params
 from srft_jax.rollout.plan import make_plan
-from srft_jax.rollout.requests import Completion, Progress, Request, SamplingConfig
+from srft_jax.rollout.requests import (
+    Completion,
+    Progress,
+    Request,
+    SamplingConfig,
+    check_request,
+)
 from srft_jax.rollout.sampler import Drawn
-from srft_jax.rollout.slots import Row, Slots, distinct_prompts, limit_of
+from srft_jax.rollout.slots import Row, Slots, distinct_prompts
 
 # A segment ends early when this share of the rows has finished and others wait for a row.
 _SHARE_FINISHED = 1 / 8
@@ -94,7 +100,10 @@ def sample_stream(
             more tokens than the model has positions, an empty stop string, stop strings without a
             tokenizer; while iterating, no memory for a single row.
     """
-    _check(requests, model_config, sampling_config, tokenizer)
+    for index, request in enumerate(requests):
+        check_request(f"request {index}", request, model_config, sampling_config)
+        if request.stop_strings and tokenizer is None:
+            raise UsageError(f"request {index} has stop strings, which need a tokenizer")
     mesh = _mesh(sampling_config)
     return _stream(params, model_config, requests, key, sampling_config, mesh, tokenizer, observer)
 
@@ -152,44 +161,6 @@ def _stream(
         account.finished += len(finished)
         if observer is not None:
             observer(account.progress())
-
-
-def _check(
-    requests: Sequence[Request],
-    model_config: ModelConfig,
-    config: SamplingConfig,
-    tokenizer: Decoder | None,
-) -> None:
-    for index, request in enumerate(requests):
-        limit = limit_of(request, config)
-        if not len(request.prompt):
-            raise UsageError(f"request {index} has an empty prompt")
-        if isinstance(request.prompt, str) or isinstance(request.stop_strings, str):
-            raise UsageError(
-                f"request {index} has a text where a sequence belongs: prompt takes token ids, "
-                "stop_strings a list of texts"
-            )
-        if request.group_size < 0:
-            raise UsageError(f"request {index} asks for {request.group_size} completions")
-        ids = (*request.prompt, *request.forced)
-        if min(ids) < 0 or max(ids) >= model_config.vocab_size:
-            raise UsageError(
-                f"request {index} has token ids from {min(ids)} to {max(ids)}, but the vocabulary "
-                f"has {model_config.vocab_size}"
-            )
-        if limit < max(1, len(request.forced)):
-            raise UsageError(
-                f"request {index} may make {limit} tokens but has {len(request.forced)} forced ones"
-            )
-        if len(request.prompt) + limit > model_config.max_positions:
-            raise UsageError(
-                f"request {index} has a prompt of {len(request.prompt)} tokens and may make "
-                f"{limit} more, but the model has {model_config.max_positions} positions"
-            )
-        if "" in request.stop_strings:
-            raise UsageError(f"request {index} has an empty stop string, which ends every text")
-        if request.stop_strings and tokenizer is None:
-            raise UsageError(f"request {index} has stop strings, which need a tokenizer")
 
 
 def _mesh(config: SamplingConfig) -> Mesh | None:

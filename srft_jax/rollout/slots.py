@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from srft_jax.rollout.requests import Request, SamplingConfig
+from srft_jax.rollout.requests import Request, SamplingConfig, limit_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +74,6 @@ class Placement:
     shard: int
     slot: int
     prompt: Prompt
-
-
-def limit_of(request: Request, config: SamplingConfig) -> int:
-    return config.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
 
 
 def distinct_prompts(requests: Sequence[Request], config: SamplingConfig) -> list[Prompt]:

@@ -14,7 +14,8 @@ def generate(config: RunConfig) -> int:
     setup = prepare(config)
     wanted = config.generate
     prompts = [wanted.prompt] if wanted.prompt is not None else []
-    prompts = prompts or [example.prompt for example in setup.sets.held_out[: wanted.num_prompts]]
+    held_out = setup.sets.evaluation.get("held_out", ())
+    prompts = prompts or [example.prompt for example in held_out[: wanted.num_prompts]]
     if not prompts:
         raise UsageError("there is no held-out set to take prompts from; set generate.prompt")
     params = trained_params(setup)

@@ -8,13 +8,13 @@ import numpy as np
 
 from srft_jax.data.pipeline import NO_DEMONSTRATION, PromptBatch
 from srft_jax.evaluation.verdicts import Scored, completion_text, verify
-from srft_jax.evaluation.verified import NO_PROGRESS, Observer, Rollout, Verified, sample_verified
+from srft_jax.evaluation.verified import NO_PROGRESS, Rollout, Verified, sample_verified
 from srft_jax.models.decoder import Params
 from srft_jax.objectives.advantages import overlong_penalty
 from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.schedules import prefix_length
 from srft_jax.rewards import RewardPool
-from srft_jax.rollout import Completion, Request, Truncation
+from srft_jax.rollout import Completion, Observer, Request, Truncation
 from srft_jax.tasks.setup import Setup
 from srft_jax.tasks.stages import Stage
 from srft_jax.tasks.streams import Streams

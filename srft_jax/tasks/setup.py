@@ -55,8 +55,8 @@ class Setup:
     @property
     def evaluation_sets(self) -> dict[str, tuple[Sequence[Example], Sequence[EncodedExample]]]:
         return {
-            "held_out": (self.sets.held_out, self.encoded.held_out),
-            "ood": (self.sets.ood, self.encoded.ood),
+            name: (examples, self.encoded.evaluation[name])
+            for name, examples in self.sets.evaluation.items()
         }
 
     def sampling(
@@ -159,7 +159,7 @@ def reward_pool(setup: Setup) -> RewardPool:
     Raises:
         UsageError: a kind that is neither ours nor an importable function.
     """
-    sets = (setup.sets.train, setup.sets.held_out, setup.sets.ood)
+    sets = (setup.sets.train, *setup.sets.evaluation.values())
     kinds = sorted({example.kind for examples in sets for example in examples})
     rewards = setup.config.rewards
     return RewardPool(rewards.workers, rewards.timeout_seconds, kinds=kinds)

@@ -1,8 +1,8 @@
 """What a run says in plain text: batch arithmetic, how far a rollout is, before and after."""
 
-from srft_jax.evaluation.verified import Observer
 from srft_jax.report.terminal import Progress, table
 from srft_jax.report.writers import read_metrics
+from srft_jax.rollout import Observer
 from srft_jax.rollout import Progress as RolloutProgress
 from srft_jax.tasks.setup import Setup
 from srft_jax.tasks.stages import Stage

@@ -186,6 +186,13 @@ def test_a_failure_in_the_end_is_not_lost():
         rollout(stream(), Pool(first_call))
 
 
+def test_a_pool_that_answers_too_little_is_a_failure():
+    pool = Pool()
+    pool.score = lambda requests, cancelled: []
+    with pytest.raises(ValueError, match="shorter"):
+        rollout(ALL, pool)
+
+
 def test_a_failure_of_the_tokenizer_is_not_lost():
     with pytest.raises(TypeError, match="NoneType"):
         rollout(ALL, Pool(), mock.Mock(think_prefix=None, **{"decode.return_value": ""}))

@@ -1,0 +1,120 @@
+"""The section `data`: where rows come from and how they are read."""
+
+import dataclasses
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class ProceduralConfig:
+    """Problems of the project's own, with step-by-step demonstrations; see data/procedural/.
+
+    Args:
+        family: Kind of problem.
+        seed: Of the problems; the run's seed does not change them.
+        count: Distinct problems.
+        demonstrated: The first so many come with a demonstration; by default all.
+        min_size: Smallest problem; what a size counts (terms, digits, numbers) is the family's.
+        max_size: Largest problem.
+        terse_fraction: Share of the demonstrations that give the answer without working it out.
+    """
+
+    family: Literal[
+        "chain", "sums", "products", "countdown", "gcd_lcm", "number_base", "sorting"
+    ] = "chain"
+    seed: int = 0
+    count: int = 1024
+    demonstrated: int | None = None
+    min_size: int = 4
+    max_size: int = 6
+    terse_fraction: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class GymConfig:
+    """Problems of a reasoning-gym generator; needs the extra `gym`.
+
+    Args:
+        dataset: Name of the generator, e.g. gsm_symbolic, whose worked answers are demonstrations.
+        seed: Of the problems.
+        count: Distinct problems.
+        options: Of the generator.
+    """
+
+    dataset: str
+    seed: int = 0
+    count: int = 1024
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class HubConfig:
+    """A dataset of the Hugging Face hub; needs the extra `hub`.
+
+    Args:
+        name: owner/name, or a local folder in the hub's layout.
+        subset: Its configuration, where it has several.
+        split: Of its rows.
+        revision: Commit, branch or tag.
+    """
+
+    name: str
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Rows of one kind; exactly one of `files`, `hub`, `procedural` and `gym` is set.
+
+    Args:
+        files: JSONL or Parquet: a file, a folder or a glob.
+        hub: A dataset of the hub.
+        procedural: Problems of the project's own.
+        gym: Problems of reasoning-gym.
+        columns: Field of a row -> column it is read from, dots going into nested ones, e.g.
+            {prompt: problem, answer: reward_model.ground_truth}; by default known schemas are
+            recognised.
+        kind: The verifier of rows that name none.
+        limit: Only the first so many rows.
+        weight: Share of the prompts in a mixture, relative to the other sources'.
+    """
+
+    files: str | None = None
+    hub: HubConfig | None = None
+    procedural: ProceduralConfig | None = None
+    gym: GymConfig | None = None
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    kind: str | None = None
+    limit: int | None = None
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Prompts, gold answers and demonstrations.
+
+    Args:
+        train: Training rows, of one source.
+        mixture: Training rows of several sources, drawn by their weights; excludes `train`.
+        held_out: Evaluated as `held_out`.
+        ood: Evaluated as `ood`.
+        benchmarks: Further evaluation sets by name.
+        system_prompt: Put before every prompt that has no system turn of its own.
+        too_long: What becomes of rows whose prompt or demonstration exceeds its limit of tokens: an
+            error, or dropped and counted.
+        workers: Processes that encode the rows at start-up; 0 encodes in this one.
+        prompts_per_step: Distinct prompts of one rollout batch, P.
+        max_prompt_tokens: Longest prompt.
+    """
+
+    train: SourceConfig | None = None
+    mixture: list[SourceConfig] = dataclasses.field(default_factory=list)
+    held_out: SourceConfig | None = None
+    ood: SourceConfig | None = None
+    benchmarks: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    system_prompt: str | None = None
+    too_long: Literal["error", "drop"] = "error"
+    workers: int = 0
+    prompts_per_step: int = 32
+    max_prompt_tokens: int = 32
