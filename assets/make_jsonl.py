@@ -4,32 +4,32 @@
     arithmetic_held_out.jsonl   512 other chains of 4 to 6 terms
     arithmetic_ood.jsonl        256 chains of 7 or 8 terms
 
-The problems are those of data/arithmetic.py with a seed of their own.
+The problems are those of data/procedural/ with a seed of their own.
 """
 
 import json
 import pathlib
 
-from srft_jax.config import ArithmeticConfig
-from srft_jax.data.arithmetic import make_sets
+from srft_jax.config import ProceduralConfig
+from srft_jax.data import procedural
 from srft_jax.data.examples import Example
 
-CONFIG = ArithmeticConfig(
-    seed=2506,
-    num_train=600,
-    num_demonstrated=100,
-    num_held_out=512,
-    num_ood=256,
-)
+# File -> its problems and the set that they are of.
+FILES = {
+    "arithmetic.jsonl": (ProceduralConfig(seed=2506, count=600, demonstrated=100), "train"),
+    "arithmetic_held_out.jsonl": (ProceduralConfig(seed=2506, count=512), "held_out"),
+    "arithmetic_ood.jsonl": (
+        ProceduralConfig(seed=2506, count=256, min_size=7, max_size=8),
+        "ood",
+    ),
+}
 
 
 def contents() -> dict[str, str]:
     """File name -> text."""
-    sets = make_sets(CONFIG)
     return {
-        "arithmetic.jsonl": "".join(map(to_line, sets.train)),
-        "arithmetic_held_out.jsonl": "".join(map(to_line, sets.held_out)),
-        "arithmetic_ood.jsonl": "".join(map(to_line, sets.ood)),
+        name: "".join(map(to_line, procedural.load(config, set_name)))
+        for name, (config, set_name) in FILES.items()
     }
 
 

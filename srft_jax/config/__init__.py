@@ -1,14 +1,18 @@
 """Every knob of a run. Nothing else reads YAML or flags."""
 
 from srft_jax.config.command_line import Verb, parse, read_yaml, to_yaml
+from srft_jax.config.data import (
+    DataConfig,
+    GymConfig,
+    HubConfig,
+    ProceduralConfig,
+    SourceConfig,
+)
 from srft_jax.config.errors import RunError, UsageError
 from srft_jax.config.objective import Aggregation, ObjectiveConfig
 from srft_jax.config.sections import (
-    ArithmeticConfig,
-    DataConfig,
     EvaluationConfig,
     GenerateConfig,
-    JsonlConfig,
     MeshConfig,
     ModelConfig,
     ModelSection,
@@ -22,21 +26,23 @@ from srft_jax.config.sections import (
 
 __all__ = [
     "Aggregation",
-    "ArithmeticConfig",
     "DataConfig",
     "EvaluationConfig",
     "GenerateConfig",
-    "JsonlConfig",
+    "GymConfig",
+    "HubConfig",
     "MeshConfig",
     "ModelConfig",
     "ModelSection",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "ProceduralConfig",
     "ReportConfig",
     "RewardsConfig",
     "RolloutConfig",
     "RunConfig",
     "RunError",
+    "SourceConfig",
     "TrainingConfig",
     "UsageError",
     "Verb",

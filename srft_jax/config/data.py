@@ -68,14 +68,19 @@ class SourceConfig:
     """Rows of one kind; exactly one of `files`, `hub`, `procedural` and `gym` is set.
 
     Args:
-        files: JSONL or Parquet: a file, a folder or a glob.
+        files: JSONL, JSON or Parquet: a file, a folder or a glob.
         hub: A dataset of the hub.
         procedural: Problems of the project's own.
         gym: Problems of reasoning-gym.
         columns: Field of a row -> column it is read from, dots going into nested ones, e.g.
             {prompt: problem, answer: reward_model.ground_truth}; by default known schemas are
-            recognised.
+            recognised, see docs/data.md.
+        answer_from: Where the gold answer stands in its column, or in the demonstration of a row
+            that has no such column: all of it, in the last \\boxed{}, or after the last ####.
+        shuffle_options: Shuffle the options of multiple-choice questions, each by its own text.
+        instruction: Put after every prompt, on a line of its own.
         kind: The verifier of rows that name none.
+        distinct: Leave out rows whose prompt has come before.
         limit: Only the first so many rows.
         weight: Share of the prompts in a mixture, relative to the other sources'.
     """
@@ -85,7 +90,11 @@ class SourceConfig:
     procedural: ProceduralConfig | None = None
     gym: GymConfig | None = None
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    answer_from: Literal["column", "boxed", "hashes"] = "column"
+    shuffle_options: bool = True
+    instruction: str | None = None
     kind: str | None = None
+    distinct: bool = False
     limit: int | None = None
     weight: float = 1.0
 
@@ -95,8 +104,8 @@ class DataConfig:
     """Prompts, gold answers and demonstrations.
 
     Args:
-        train: Training rows, of one source.
-        mixture: Training rows of several sources, drawn by their weights; excludes `train`.
+        train: Training rows, of one source; excludes `mixture`.
+        mixture: Training rows of several sources, drawn by their weights.
         held_out: Evaluated as `held_out`.
         ood: Evaluated as `ood`.
         benchmarks: Further evaluation sets by name.

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from srft_jax.config.data import DataConfig
 from srft_jax.config.objective import ObjectiveConfig
 
 
@@ -77,69 +78,6 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class ArithmeticConfig:
-    """Procedural chains of single-digit arithmetic, see data/arithmetic.py.
-
-    Args:
-        seed: Of the problems; the run's seed does not change the sets.
-        operators: Some of +, - and *, each once.
-        min_terms: Fewest terms of a training or held-out problem.
-        max_terms: Most terms of a training or held-out problem.
-        ood_min_terms: Fewest terms of an out-of-distribution problem; above max_terms.
-        ood_max_terms: Most terms of an out-of-distribution problem.
-        num_train: Distinct training prompts.
-        num_demonstrated: How many of them come with a demonstration.
-        terse_fraction: Share of the demonstrations that give the answer without working it out.
-        num_held_out: Held-out problems.
-        num_ood: Out-of-distribution problems.
-    """
-
-    seed: int = 0
-    operators: str = "+-*"
-    min_terms: int = 4
-    max_terms: int = 6
-    ood_min_terms: int = 7
-    ood_max_terms: int = 8
-    num_train: int = 4096
-    num_demonstrated: int = 512
-    terse_fraction: float = 0.0
-    num_held_out: int = 512
-    num_ood: int = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class JsonlConfig:
-    """Files of one object a line: {"prompt": str, "answer": str, "demonstrations": [str, ...]}.
-
-    Args:
-        train: Training rows.
-        held_out: Held-out rows, evaluated as `held_out`; left out when null.
-        ood: Out-of-distribution rows, evaluated as `ood`; left out when null.
-    """
-
-    train: str
-    held_out: str | None = None
-    ood: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Prompts, gold answers and demonstrations; exactly one of `arithmetic` and `jsonl` is set.
-
-    Args:
-        arithmetic: Procedural problems of the project's own.
-        jsonl: The user's files.
-        prompts_per_step: Distinct prompts of one rollout batch, P.
-        max_prompt_tokens: A longer prompt is an error.
-    """
-
-    arithmetic: ArithmeticConfig | None = None
-    jsonl: JsonlConfig | None = None
-    prompts_per_step: int = 32
-    max_prompt_tokens: int = 32
 
 
 @dataclasses.dataclass(frozen=True)

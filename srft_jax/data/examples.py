@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+Role = Literal["system", "user", "assistant"]
 
 
 class Turn(NamedTuple):
     """One message of a chat."""
 
-    role: str  # system, user or assistant
+    role: Role
     content: str
 
 
@@ -40,6 +42,20 @@ class Example:
     where: str = ""
 
 
+class SourceRows(NamedTuple):
+    """What became of the rows of a source.
+
+    Attributes:
+        source: Its key in the configuration.
+        read: Rows that were looked at.
+        used: Examples that were made of them.
+    """
+
+    source: str
+    read: int
+    used: int
+
+
 @dataclasses.dataclass(frozen=True)
 class ExampleSets:
     """The sets of a run; no prompt stands in two of them.
@@ -47,7 +63,9 @@ class ExampleSets:
     Args:
         train: Of all sources, one source after the other.
         evaluation: By name: `held_out`, `ood`, or the benchmark's.
+        rows: Of each source, in the order of the configuration.
     """
 
     train: tuple[Example, ...]
     evaluation: Mapping[str, tuple[Example, ...]]
+    rows: tuple[SourceRows, ...] = ()

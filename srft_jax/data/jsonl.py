@@ -1,137 +1,82 @@
-"""The user's own data: files of one JSON object a line.
+"""Rows of JSON: one object a line, or a list of objects."""
 
-    {"prompt": "7+5*3", "answer": "6", "demonstrations": ["<think>2 6</think>6"]}
-    {"prompt": "91+46", "answer": "137"}
-
-`demonstrations` may be left out, or be a single string called `demonstration`; `kind` names the
-verifier. Every row is checked before anything is built from it. Rows count from 1 and every line is
-a row, so that row numbers are the line numbers of an editor.
-"""
-
-import difflib
 import json
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
-from srft_jax.config import JsonlConfig, UsageError
-from srft_jax.data.examples import Example, ExampleSets
-from srft_jax.data.problems import raise_problems
+from srft_jax.data.rows import Row
 
-REQUIRED = ("prompt", "answer")
-FIELDS = (*REQUIRED, "demonstrations", "demonstration", "kind")
-TYPE_NAMES = {
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-    type(None): "null",
-}
+# Deeper rows stop Python's parser, at a depth that differs between its versions.
+MAX_DEPTH = 100
 
 
-def read_sets(config: JsonlConfig) -> ExampleSets:
-    """The user's files; a set without a file is empty.
-
-    Raises:
-        UsageError: A file is missing, empty or has bad rows.
-    """
-    files = {"held_out": config.held_out, "ood": config.ood}
-    return ExampleSets(
-        train=read_examples(config.train),
-        evaluation={name: read_examples(file) for name, file in files.items() if file is not None},
-    )
+def read_lines(path: epath.Path) -> Iterator[Row]:
+    """Every line of a file."""
+    with path.open("rb") as file:
+        # Bytes: text would also be split at U+2028, which may stand inside a JSON string.
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # an editor's mark that this is UTF-8
+            yield _row(f"{path}, row {number}", line.rstrip(b"\r\n"))
 
 
-def read_examples(path: str) -> tuple[Example, ...]:
-    """The rows of one file, in order: row n is element n - 1.
-
-    Raises:
-        UsageError: The file is missing or empty, or rows are bad; names the file and the rows.
-    """
-    rows: list[Any] = []
-    problems: list[str] = []
-    for number, line in enumerate(_read_lines(path), start=1):
-        row, found = parse_row(line)
-        rows.append(row)
-        problems += [f"{path}, row {number}: {problem}" for problem in found]
-    raise_problems(problems)
-    return tuple(map(make_example, rows))
+def read_json(path: epath.Path) -> Iterator[Row]:
+    """Every element of a file that holds one list; any other file is read by lines."""
+    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if not content.lstrip().startswith(b"["):
+        yield from read_lines(path)
+        return
+    whole = _row(str(path), content)
+    if whole.problem is not None:
+        yield whole
+        return
+    for number, value in enumerate(whole.value, start=1):
+        yield Row(f"{path}, row {number}", value)
 
 
-def parse_row(line: bytes) -> tuple[Any, list[str]]:
-    """The JSON value of a line, and what is wrong with it as a row."""
+def _row(where: str, text: bytes) -> Row:
+    if not text.strip():
+        return Row(where, problem="an empty line, but a row is an object.")
     try:
-        row = json.loads(line.decode("utf-8"))
+        value = json.loads(text.decode("utf-8"), parse_float=_finite, parse_constant=_null)
     except UnicodeDecodeError as error:
-        return None, [f"not UTF-8: byte 0x{line[error.start]:02x} in column {error.start + 1}."]
+        byte = f"byte 0x{text[error.start]:02x} in column {error.start + 1}"
+        return Row(where, problem=f"not UTF-8: {byte}.")
     except json.JSONDecodeError as error:
-        return None, [f"not JSON: {error.msg} in column {error.colno}."]
-    return row, row_problems(row)
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        return Row(where, problem=f"not JSON: {error.msg} in {line}column {error.colno}.")
+    except ValueError:  # Python reads no integer of more than 4,300 digits
+        return Row(where, problem="a number has too many digits.")
+    except RecursionError:
+        return Row(where, problem=f"nested deeper than {MAX_DEPTH} levels.")
+    if _deep(value):
+        return Row(where, problem=f"nested deeper than {MAX_DEPTH} levels.")
+    return Row(where, value)
 
 
-def row_problems(row: Any) -> list[str]:
-    """Everything that is wrong with a row, one sentence each; empty for a good one."""
-    if not isinstance(row, dict):
-        return [f"{TYPE_NAMES[type(row)]}, but a row is an object with {' and '.join(REQUIRED)}."]
-    problems = [_unknown_field(name) for name in row if name not in FIELDS]
-    problems += [f"{name!r} is missing." for name in REQUIRED if name not in row]
-    for name in (*REQUIRED, "demonstration", "kind"):
-        if name in row:
-            problems += _text_problems(repr(name), row[name])
-    if "demonstrations" in row:
-        problems += _list_problems(row["demonstrations"])
-    if "demonstrations" in row and "demonstration" in row:
-        problems.append("both 'demonstrations' and 'demonstration'; give one of them.")
-    return problems
+def _finite(text: str) -> float | None:
+    """What JSON cannot hold is null, as in Arrow's rows: 1e999, and Python's NaN."""
+    value = float(text)
+    return value if math.isfinite(value) else None
 
 
-def make_example(row: dict[str, Any]) -> Example:
-    """From a row without problems."""
-    demonstrations = row.get("demonstrations", [])
-    if "demonstration" in row:
-        demonstrations = [row["demonstration"]]
-    optional = {"kind": row["kind"]} if "kind" in row else {}
-    return Example(row["prompt"], row["answer"], tuple(demonstrations), **optional)
+def _null(text: str) -> None:
+    return None
 
 
-def _read_lines(path: str) -> list[bytes]:
-    try:
-        content = epath.Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"The data file {path} cannot be read: {error.strerror or error}."
-        ) from error
-    if not content:
-        raise UsageError(f"The data file {path} is empty.")
-    # Bytes: text would also be split at U+2028, which may stand inside a JSON string.
-    return content.splitlines()
-
-
-def _unknown_field(name: str) -> str:
-    close = difflib.get_close_matches(name, FIELDS, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"the fields are {', '.join(FIELDS)}."
-    return f"unknown field {name!r}; {hint}"
-
-
-def _text_problems(name: str, value: Any) -> list[str]:
-    if not isinstance(value, str):
-        return [f"{name} is {TYPE_NAMES[type(value)]}, but must be a string."]
-    if not value.strip():
-        return [f"{name} is empty."]
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can spell "\ud83d", which no tokenizer takes
-        return [f"{name} has half a surrogate pair as character {error.start + 1}."]
-    return []
-
-
-def _list_problems(value: Any) -> list[str]:
-    if not isinstance(value, list):
-        return [f"'demonstrations' is {TYPE_NAMES[type(value)]}, but must be a list of strings."]
-    return [
-        problem
-        for number, text in enumerate(value, start=1)
-        for problem in _text_problems(f"demonstration {number} of {len(value)}", text)
-    ]
+def _deep(value: Any) -> bool:
+    """Whether a value has more than MAX_DEPTH levels of lists and objects."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True

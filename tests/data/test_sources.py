@@ -1,3 +1,5 @@
+"""From the configuration to the sets: every way in, mixtures, limits, and what sets may share."""
+
 import dataclasses
 import importlib.util
 import json
@@ -5,62 +7,151 @@ import pathlib
 
 import pytest
 
-from srft_jax.config import ArithmeticConfig, DataConfig, JsonlConfig, UsageError
-from srft_jax.data import arithmetic, jsonl
-from srft_jax.data.sources import Example, ExampleSets, check_disjoint, load_sets
+from srft_jax.config import DataConfig, ProceduralConfig, SourceConfig, UsageError, parse
+from srft_jax.data import procedural
+from srft_jax.data.examples import Example, SourceRows, Turn
+from srft_jax.data.sources import check_disjoint, load_sets
 
-ASSETS = pathlib.Path(__file__).parents[2] / "assets"
-ARITHMETIC = ArithmeticConfig(num_train=20, num_demonstrated=5, num_held_out=8, num_ood=6)
+ROOT = pathlib.Path(__file__).parents[2]
+ASSETS = ROOT / "assets"
+PROBLEMS = ProceduralConfig(count=20, demonstrated=5)
 
 
 def shipped():
-    return JsonlConfig(
-        train=str(ASSETS / "arithmetic.jsonl"),
-        held_out=str(ASSETS / "arithmetic_held_out.jsonl"),
-        ood=str(ASSETS / "arithmetic_ood.jsonl"),
+    return DataConfig(
+        train=SourceConfig(files=str(ASSETS / "arithmetic.jsonl")),
+        held_out=SourceConfig(files=str(ASSETS / "arithmetic_held_out.jsonl")),
+        ood=SourceConfig(files=str(ASSETS / "arithmetic_ood.jsonl")),
     )
 
 
 def write(path, *prompts):
     path.write_text("".join(json.dumps({"prompt": p, "answer": "1"}) + "\n" for p in prompts))
-    return str(path)
+    return SourceConfig(files=str(path))
 
 
-def test_the_configured_source_is_loaded():
-    assert load_sets(DataConfig(arithmetic=ARITHMETIC)) == arithmetic.make_sets(ARITHMETIC)
-    assert load_sets(DataConfig(jsonl=shipped())) == jsonl.read_sets(shipped())
+def prompts(examples):
+    return [example.prompt for example in examples]
 
 
-def test_exactly_one_source_is_set():
-    with pytest.raises(UsageError, match="exactly one .* neither is set"):
+def test_every_set_has_its_source_and_its_rows_are_counted(tmp_path):
+    sets = load_sets(
+        DataConfig(
+            train=SourceConfig(procedural=PROBLEMS),
+            held_out=write(tmp_path / "held_out.jsonl", "a"),
+            benchmarks={"aime24": write(tmp_path / "aime.jsonl", "b", "c")},
+        )
+    )
+    assert sets.train == procedural.load(PROBLEMS, "train")
+    assert {name: prompts(examples) for name, examples in sets.evaluation.items()} == {
+        "held_out": ["a"],
+        "aime24": ["b", "c"],
+    }
+    assert sets.rows == (
+        SourceRows("data.train", 20, 20),
+        SourceRows("data.held_out", 1, 1),
+        SourceRows("data.benchmarks.aime24", 2, 2),
+    )
+
+
+def test_exactly_one_training_source_is_set(tmp_path):
+    with pytest.raises(UsageError, match="exactly one of .* neither is"):
         load_sets(DataConfig())
-    with pytest.raises(UsageError, match="exactly one .* both are set"):
-        load_sets(DataConfig(arithmetic=ARITHMETIC, jsonl=shipped()))
+    source = write(tmp_path / "a.jsonl", "a")
+    with pytest.raises(UsageError, match="exactly one of .* both are"):
+        load_sets(DataConfig(train=source, mixture=[source]))
+
+
+def test_a_mixture_numbers_its_sources(tmp_path):
+    weighted = dataclasses.replace(write(tmp_path / "b.jsonl", "b", "c"), weight=2.0)
+    generated = SourceConfig(procedural=ProceduralConfig(count=1))
+    sets = load_sets(DataConfig(mixture=[write(tmp_path / "a.jsonl", "a"), weighted, generated]))
+    assert prompts(sets.train[:3]) == ["a", "b", "c"]
+    assert [example.source for example in sets.train] == [0, 1, 1, 2]
+    assert [rows.source for rows in sets.rows] == [f"data.mixture[{i}]" for i in range(3)]
+
+
+def test_limit_and_distinct(tmp_path):
+    source = write(tmp_path / "a.jsonl", "a", "b", "a", "c", "d")
+    distinct = dataclasses.replace(source, distinct=True)
+    first = dataclasses.replace(distinct, limit=3)
+    for config, kept, read in ((source, "abacd", 5), (distinct, "abcd", 5), (first, "abc", 4)):
+        sets = load_sets(DataConfig(train=config))
+        assert prompts(sets.train) == list(kept)
+        assert sets.rows == (SourceRows("data.train", read, len(kept)),)
+
+
+def test_the_instruction_follows_the_prompt_and_hides_no_overlap(tmp_path):
+    train = dataclasses.replace(write(tmp_path / "a.jsonl", "a"), instruction="Think.")
+    assert prompts(load_sets(DataConfig(train=train)).train) == ["a\nThink."]
+    with pytest.raises(UsageError, match="stands in both train .* and held_out"):
+        load_sets(DataConfig(train=train, held_out=write(tmp_path / "b.jsonl", "a")))
 
 
 def test_an_overlap_names_the_prompt_and_both_places(tmp_path):
-    files = JsonlConfig(
+    config = DataConfig(
         train=write(tmp_path / "train.jsonl", "a", "b", "c", "b"),
         held_out=write(tmp_path / "held_out.jsonl", "d", "e", " b"),
-        ood=write(tmp_path / "ood.jsonl", "d"),
+        benchmarks={"aime24": write(tmp_path / "aime.jsonl", "d" * 99, "d")},
     )
     with pytest.raises(UsageError) as error:
-        load_sets(DataConfig(jsonl=files))
+        load_sets(config)
     assert str(error.value).split("\n") == [
-        f"The prompt 'b' stands in both train ({files.train}, row 2) and held_out "
-        f"({files.held_out}, row 3); the sets must not overlap.",
-        f"The prompt 'd' stands in both held_out ({files.held_out}, row 1) and ood "
-        f"({files.ood}, row 1); the sets must not overlap.",
+        f"The prompt 'b' stands in both train ({tmp_path}/train.jsonl, row 2) and held_out "
+        f"({tmp_path}/held_out.jsonl, row 3); the sets must not overlap.",
+        f"The prompt 'd' stands in both held_out ({tmp_path}/held_out.jsonl, row 1) and aime24 "
+        f"({tmp_path}/aime.jsonl, row 2); the sets must not overlap.",
     ]
-    load_sets(DataConfig(jsonl=dataclasses.replace(files, held_out=None)))
+    load_sets(dataclasses.replace(config, held_out=None))
 
 
-def test_the_same_prompt_twice_in_one_set_is_no_overlap():
+def test_what_is_no_overlap():
+    """The same prompt twice in one set, and the same last words of two conversations."""
     a, b = Example("a", "1"), Example("b", "1")
-    names = {"train": "row", "held_out": "row", "ood": "row"}
-    check_disjoint(ExampleSets(train=(a, a), held_out=(b, b), ood=()), names)
-    with pytest.raises(UsageError, match=r"'a' stands in both train \(row 1\) and ood \(row 2\)"):
-        check_disjoint(ExampleSets(train=(a, a), held_out=(), ood=(b, a)), names)
+    check_disjoint({"train": [a, a], "held_out": [b]})
+    later = Example("a", "1", history=(Turn("user", "b"), Turn("assistant", "c")))
+    check_disjoint({"train": [a], "held_out": [later]})
+    system = Example("a ", "1", history=(Turn("system", "b"),))
+    with pytest.raises(UsageError, match=r"both train \(example 1\) and ood \(example 2\)"):
+        check_disjoint({"train": [a], "held_out": [], "ood": [b, system]})
+
+
+def test_problems_of_all_sources_are_told_at_once(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "1"}\n')
+    (tmp_path / "b.jsonl").write_text('{"prompt": "1", "answer": "1"}\n[]\n')
+    with pytest.raises(UsageError) as error:
+        load_sets(
+            DataConfig(
+                train=SourceConfig(files=str(tmp_path / "a.jsonl")),
+                held_out=SourceConfig(files=str(tmp_path / "b.jsonl")),
+            )
+        )
+    assert str(error.value).split("\n") == [
+        f"{tmp_path}/a.jsonl, row 1: 'answer' is missing.",
+        f"{tmp_path}/b.jsonl, row 2: a list, but a row is an object with prompt and answer.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"procedural": PROBLEMS}, "data.train must have exactly one of .* files and procedural"),
+        ({"files": None}, "data.train must have exactly one of .* but has none"),
+        ({"limit": 0}, "data.train.limit = 0 is not at least 1"),
+        ({"weight": 0.0}, "data.train.weight = 0.0 is not above 0"),
+        ({"weight": 2.0}, "data.train.weight = 2.0 weighs nothing outside data.mixture"),
+        (
+            {"columns": {"promt": "q"}},
+            "data.train.columns: 'promt' is not .* did you mean 'prompt'",
+        ),
+        ({"columns": {"prompt": "q"}}, "data.train.columns has a prompt, but no answer"),
+        ({"files": None, "procedural": PROBLEMS, "kind": "math"}, "data.train.kind is of files"),
+    ],
+)
+def test_impossible_sources(change, message, tmp_path):
+    source = dataclasses.replace(write(tmp_path / "a.jsonl", "a"), **change)
+    with pytest.raises(UsageError, match=message):
+        load_sets(DataConfig(train=source))
 
 
 def test_the_shipped_files_are_what_their_script_makes():
@@ -69,14 +160,24 @@ def test_the_shipped_files_are_what_their_script_makes():
     spec.loader.exec_module(module)
     for name, text in module.contents().items():
         assert (ASSETS / name).read_text() == text, f"run python -m assets.make_jsonl for {name}"
-    sets = load_sets(DataConfig(jsonl=shipped()))
-    assert [len(examples) for examples in vars(sets).values()] == [600, 512, 256]
+    sets = load_sets(shipped())
+    assert [rows.used for rows in sets.rows] == [600, 512, 256]
     assert sum(len(example.demonstrations) for example in sets.train) == 100
     assert sum((ASSETS / name).stat().st_size for name in module.contents()) < 200_000
 
 
-def test_the_shipped_files_do_not_leak_into_the_default_problems():
-    default = arithmetic.make_sets(ArithmeticConfig())
-    files = load_sets(DataConfig(jsonl=shipped()))
-    assert not {x.prompt for x in default.train} & {x.prompt for x in files.held_out}
-    assert not {x.prompt for x in files.train} & {x.prompt for x in default.held_out}
+def test_the_shipped_files_do_not_leak_into_the_quickstart():
+    quickstart = load_sets(parse([f"--config={ROOT}/configs/quickstart.yaml"])[1].data)
+    files = load_sets(shipped())
+    for one, other in ((quickstart, files), (files, quickstart)):
+        held_out = set(prompts(other.evaluation["held_out"]))
+        assert len(held_out) == 512 and not held_out & set(prompts(one.train))
+    assert len(quickstart.train) == 1024
+
+
+def test_golden_problems():
+    """If this moves, every recorded result of the quickstart is of other data."""
+    sets = load_sets(parse([f"--config={ROOT}/configs/quickstart.yaml"])[1].data)
+    first = [examples[0].prompt for examples in (sets.train, *sets.evaluation.values())]
+    assert first == ["3*2-7+0", "5-8*2*2", "1*5-5+9*1*0+2-9"]
+    assert [bool(x.demonstrations) for x in sets.train] == [True] * 256 + [False] * 768

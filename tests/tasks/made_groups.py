@@ -17,7 +17,7 @@ def setup_of(path, preset, **coefficients):
     return prepare(
         tiny_config(
             path / "run",
-            "--data.arithmetic.num_demonstrated=40",
+            "--data.train.procedural.demonstrated=40",
             "--objective.entropy_scope=token",
             f"--objective.preset={preset}",
             *flags,

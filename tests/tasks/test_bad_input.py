@@ -11,7 +11,12 @@ from srft_jax.config import UsageError, parse
 from srft_jax.models.config_hf import to_hf_config, write_json
 from srft_jax.tasks import rollouts
 
-JSONL = "--data.arithmetic=null", "--data.jsonl.train={dir}/{name}.jsonl"
+NO_EVALUATION = "--data.held_out=null", "--data.ood=null"
+JSONL = (
+    "--data.train.procedural=null",
+    "--data.train.files={dir}/{name}.jsonl",
+    *NO_EVALUATION,
+)
 
 # What stands in the files of rows; the first row is always good.
 GOOD = '{"prompt": "1+2", "answer": "3", "demonstration": "<think>3</think>3"}'
@@ -30,8 +35,8 @@ def jsonl(name):
     return [argument.replace("{name}", name) for argument in JSONL]
 
 
-NO_DEMONSTRATIONS = "--data.arithmetic.num_demonstrated=0"
-FEW_DEMONSTRATIONS = "--data.arithmetic.num_demonstrated=3"
+NO_DEMONSTRATIONS = "--data.train.procedural.demonstrated=0"
+FEW_DEMONSTRATIONS = "--data.train.procedural.demonstrated=3"
 
 # Case -> what is added to the tiny run's command line, and what the message must say.
 CASES = {
@@ -58,7 +63,25 @@ CASES = {
         ["--model.architecture.max_positions=20"],
         "28 tokens exceed the model's",
     ),
-    "no data": (["--data.arithmetic=null"], "exactly one of data.arithmetic and data.jsonl"),
+    "no data": (["--data.train=null"], "exactly one of data.train and data.mixture"),
+    "two sources": (
+        ["--data.train.files={dir}/kind.jsonl"],
+        "data.train must have exactly one of files, hub, procedural, gym, but has files and",
+    ),
+    "weight of the only source": (["--data.train.weight=2"], "data.train.weight = 2.0 weighs"),
+    "demonstrations of an evaluation set": (
+        ["--data.ood.procedural.demonstrated=2"],
+        "data.ood.procedural.demonstrated = 2, but only training problems are demonstrated",
+    ),
+    "columns of problems": (["--data.ood.columns={prompt: a}"], "data.ood.columns is of files"),
+    "misspelt field of a mapping": (
+        [*jsonl("kind"), "--data.train.columns={promt: question}"],
+        "data.train.columns: 'promt' is not a field of a row; did you mean 'prompt'?",
+    ),
+    "benchmark called train": (
+        ["--data.benchmarks={train: {files: {dir}/kind.jsonl}}"],
+        "data.benchmarks: 'train' cannot name a benchmark",
+    ),
     "missing JSONL": (jsonl("none"), "{dir}/none.jsonl cannot be read"),
     "malformed row": (jsonl("malformed"), "{dir}/malformed.jsonl, row 2: not JSON"),
     "row without prompt": (jsonl("promptless"), "{dir}/promptless.jsonl, row 2: 'prompt' is"),
@@ -72,11 +95,11 @@ CASES = {
     "prompt too long": (jsonl("long_prompt"), "but data.max_prompt_tokens is 12"),
     "more prompts than there are": (["--data.prompts_per_step=41"], "exceeds the 40 prompts"),
     "more problems than there are": (
-        ["--data.arithmetic.num_held_out=9999"],
-        "data.arithmetic.num_held_out asks for 9999 problems",
+        ["--data.held_out.procedural.count=9999"],
+        "9999 problems",
     ),
     "no demonstrations": (
-        ["--objective.preset=sft", "--data.arithmetic.num_demonstrated=0"],
+        ["--objective.preset=sft", "--data.train.procedural.demonstrated=0"],
         "objective.preset = sft trains on demonstrations, but no training prompt has one",
     ),
     "group of one": (
@@ -197,11 +220,11 @@ OTHER_VERBS = {
     "generate before training": (["generate"], "{dir}/run has no checkpoint yet; train first"),
     "report before training": (["report"], "there is no run to report on"),
     "nothing to evaluate": (
-        ["evaluate", "--data.arithmetic.num_held_out=0", "--data.arithmetic.num_ood=0"],
+        ["evaluate", *NO_EVALUATION],
         "there is nothing to evaluate",
     ),
     "nothing to generate": (
-        ["generate", "--data.arithmetic.num_held_out=0"],
+        ["generate", "--data.held_out=null"],
         "set generate.prompt",
     ),
 }

@@ -6,6 +6,7 @@ import json
 import types
 import typing
 from collections.abc import Callable
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from dry_run import dry_divergence, dry_generate, dry_run
 from tiny_runs import ROOT, tiny_arguments
 
 from srft_jax.config import RunConfig, UsageError, parse
+from srft_jax.data import gym
+from srft_jax.data.examples import Example
+from srft_jax.data.sources import load_sets
 from srft_jax.models import forward, init_params, output_head
 from srft_jax.models.config_hf import to_hf_config, write_json
 from srft_jax.tasks.setup import prepare
@@ -38,6 +42,21 @@ def leaves(section=RunConfig, prefix=""):
 
 def run(config):
     return dry_run(config)[0]
+
+
+def sets(config):
+    """What is read before it is encoded."""
+    return load_sets(config.data)
+
+
+def asked_for(config):
+    """What reasoning-gym is asked for, installed or not."""
+
+    def load(config, set_name):
+        return (Example(f"{config} for {set_name}", "1"),)
+
+    with mock.patch.object(gym, "load", load):
+        return sets(config)
 
 
 def printed(config):
@@ -110,8 +129,57 @@ SFT = (
     "--training.demonstration_optimizer.learning_rate=0.01",
     "--training.demonstration_optimizer.weight_decay=0.1",
 )
-JSONL = ("--data.arithmetic=null", "--data.jsonl.train={dir}/a.jsonl")
-JSONL += ("--data.jsonl.held_out={dir}/b.jsonl", "--data.jsonl.ood={dir}/c.jsonl")
+MIXTURE = ("--data.train=null", "--data.mixture=[{files: {dir}/a.jsonl}]")
+
+
+def source_rows(key):
+    """The rows of a source, whose base is one with what the key is about."""
+
+    def only(value):
+        """The source and no other of this set; its values stay unless they are named."""
+        return f"--{key}=null", f"--{key}={value}"
+
+    files = only("{files: {dir}/b.jsonl}")
+    hub = only("{hub: {name: {dir}/hub, subset: one}}")
+    generated = only("{procedural: {count: 5, min_size: 4, max_size: 4}}")
+    generator = only("{gym: {dataset: gsm_symbolic, count: 5}}")
+    options = only("{files: {dir}/options.jsonl}")
+    boxed = only("{files: {dir}/boxed.jsonl}")
+    trained = key == "data.train"
+
+    def demonstrated(value):
+        if trained:
+            return Change(value, sets, generated)
+        return Change(value, Refused("only training problems are demonstrated"), generated)
+
+    rows = {
+        "files": Change("{dir}/d.jsonl", sets, files),
+        "hub.name": Change("{dir}/other_hub", sets, hub),
+        "hub.subset": Change("two", sets, hub),
+        "hub.split": Change("test", sets, hub),
+        "hub.revision": Change("v1", Refused("a local folder, which has no revisions"), hub),
+        "procedural.family": Change("sums", sets, generated),
+        "procedural.seed": Change("1", sets, generated),
+        "procedural.count": Change("6", sets, generated),
+        "procedural.demonstrated": demonstrated("2"),
+        "procedural.min_size": Change("3", sets, generated),
+        "procedural.max_size": Change("5", sets, generated),
+        "procedural.terse_fraction": demonstrated("0.5"),
+        "gym.dataset": Change("chain_sum", asked_for, generator),
+        "gym.seed": Change("1", asked_for, generator),
+        "gym.count": Change("6", asked_for, generator),
+        "gym.options": Change("{x: 1}", asked_for, generator),
+        "columns": Change("{answer: other}", sets, files),
+        "answer_from": Change("boxed", sets, boxed),
+        "shuffle_options": Change("false", sets, options),
+        "instruction": Change("Think.", sets, files),
+        "kind": Change("exact", sets, files),
+        "distinct": Change("true", sets, files),
+        "limit": Change("3", sets, files),
+        "weight": Change("2", Refused("weighs nothing outside data.mixture"), files),
+    }
+    return {f"{key}.{name}": change for name, change in rows.items()}
+
 
 TABLE = {
     "run_dir": Change("elsewhere", place),
@@ -137,20 +205,11 @@ TABLE = {
     "mesh.data": Change("3", Refused("mesh data=3 x fsdp=1 x tensor=1 does not fit")),
     "mesh.fsdp": Change("3", Refused("fsdp=3 x tensor=1 does not fit")),
     "mesh.tensor": Change("3", Refused("fsdp=1 x tensor=3 does not fit")),
-    "data.arithmetic.seed": Change("1"),
-    "data.arithmetic.operators": Change("+-"),
-    "data.arithmetic.min_terms": Change("3"),
-    "data.arithmetic.max_terms": Change("2"),
-    "data.arithmetic.ood_min_terms": Change("5"),
-    "data.arithmetic.ood_max_terms": Change("4"),
-    "data.arithmetic.num_train": Change("80"),
-    "data.arithmetic.num_demonstrated": Change("40"),
-    "data.arithmetic.terse_fraction": Change("0.5"),
-    "data.arithmetic.num_held_out": Change("6"),
-    "data.arithmetic.num_ood": Change("4"),
-    "data.jsonl.train": Change("{dir}/d.jsonl", base=JSONL),
-    "data.jsonl.held_out": Change("{dir}/d.jsonl", base=JSONL),
-    "data.jsonl.ood": Change("{dir}/d.jsonl", base=JSONL),
+    **source_rows("data.train"),
+    "data.mixture": Change("[{files: {dir}/a.jsonl}, {files: {dir}/b.jsonl}]", base=MIXTURE),
+    **source_rows("data.held_out"),
+    **source_rows("data.ood"),
+    "data.benchmarks": Change("{one: {files: {dir}/b.jsonl}}"),
     "data.prompts_per_step": Change("6"),
     "data.max_prompt_tokens": Change("5", Refused("but data.max_prompt_tokens is 5")),
     "rollout.completions_per_prompt": Change("4"),
@@ -257,23 +316,46 @@ TABLE = {
 
 # Three steps of two updates each, so that ratios, moments and schedules have room to show.
 BASE = ("--training.num_steps=3", "--training.updates_per_rollout=2")
-BASE += ("--data.arithmetic.ood_max_terms=5",)
 
 
 def test_the_table_holds_every_key():
     assert list(TABLE) == list(leaves())
 
 
+def write_rows(file, rows):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_hub(path, number):
+    """A folder in the hub's layout, of two subsets with two splits each."""
+    lines = ["---", "configs:"]
+    for subset in ("one", "two"):
+        lines += [f"- config_name: {subset}", "  data_files:"]
+        for split in ("train", "test"):
+            lines += [f"  - split: {split}", f"    path: {subset}/{split}-*"]
+            row = dict(prompt=f"{subset} {split} {number}", answer="1")
+            write_rows(path / subset / f"{split}-00000-of-00001.jsonl", [row])
+    (path / "README.md").write_text("\n".join([*lines, "---", ""]))
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     """Data files, references, and a tokenizer whose chat template has one more character."""
     path = tmp_path_factory.mktemp("leaves")
-    for number, name in enumerate("abcd", start=1):
-        rows = (
-            dict(prompt=f"{n}+{number}", answer=f"{n}", demonstrations=[f"<think></think>{n}"])
-            for n in range(9)
-        )
-        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for number, name in enumerate("abd", start=1):
+        rows = [
+            dict(
+                prompt=f"{n}+{number}0", answer=f"{n}", other="1", demonstration="<think></think>1"
+            )
+            for n in range(5)
+        ]
+        write_rows(path / f"{name}.jsonl", [*rows, rows[0]])
+    write_rows(path / "boxed.jsonl", [dict(prompt="q", answer=r"so \boxed{1}")])
+    options = dict(question="q", options=[*"abcdefgh"], answer_index=0)
+    write_rows(path / "options.jsonl", [options])
+    for number, name in enumerate(("hub", "other_hub")):
+        write_hub(path / name, number)
     for name in ("reference", "other_reference"):
         (path / name).mkdir()
         architecture = to_hf_config(parse(tiny_arguments(path))[1].model.architecture)

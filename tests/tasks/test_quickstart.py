@@ -13,8 +13,8 @@ def test_the_reward_rises(tmp_path, command):
         f"--run_dir={run_dir}",
         "--training.num_steps=24",
         "--training.optimizer.learning_rate=3e-4",
-        "--data.arithmetic.num_held_out=64",
-        "--data.arithmetic.num_ood=32",
+        "--data.held_out.procedural.count=64",
+        "--data.ood.procedural.count=32",
     )
     assert (code, err) == (0, "")
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

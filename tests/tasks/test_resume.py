@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 from tiny_runs import (
+    NO_PROBLEMS,
     assert_same_run,
     metrics_lines,
     newest_checkpoint,
@@ -143,7 +144,7 @@ def test_a_prolonged_run_equals_a_longer_one(tmp_path):
 def test_other_rows_behind_the_same_configuration_are_refused(tmp_path, capsys):
     rows = [{"prompt": f"{i}+1", "answer": str(i + 1), "demonstration": "2"} for i in range(8)]
     file, run_dir = tmp_path / "rows.jsonl", tmp_path / "run"
-    arguments = ("--data.arithmetic=null", f"--data.jsonl.train={file}")
+    arguments = (*NO_PROBLEMS, f"--data.train.files={file}")
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run_in_process(run_dir, *arguments) == 0
     file.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
@@ -167,7 +168,7 @@ def test_a_diverged_run_saves_its_last_sound_state(tmp_path, capsys):
         ("--seed=1", "seed = 1 (was 0)"),
         ("--training.optimizer.learning_rate=0.5", "learning_rate = 0.5 (was 0.01)"),
         ("--objective.clip_low=0.1", "objective.clip_low = 0.1 (was 0.2)"),
-        ("--data.arithmetic.num_train=41", "data.arithmetic.num_train = 41 (was 40)"),
+        ("--data.train.procedural.count=41", "data.train.procedural.count = 41 (was 40)"),
         ("--training.num_steps=7", "training.num_steps = 7 (was 6)"),
     ],
 )

@@ -13,6 +13,8 @@ from srft_jax.tasks.states import abstract_state
 from srft_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
+# Flags for a run on files of its own: without the problems of tiny.yaml.
+NO_PROBLEMS = ("--data.train.procedural=null", "--data.held_out=null", "--data.ood=null")
 MAY_DIFFER = ("time/", "perf/")
 
 
@@ -44,7 +46,7 @@ def scored_by_parity(path):
         for i in range(9)
     ]
     (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return ["--data.arithmetic=null", f"--data.jsonl.train={path}/rows.jsonl"]
+    return [*NO_PROBLEMS, f"--data.train.files={path}/rows.jsonl"]
 
 
 def run_in_process(run_dir, *arguments):

@@ -17,36 +17,27 @@ import operator
 import random
 from collections.abc import Callable, Iterator
 
-from srft_jax.config import ArithmeticConfig, UsageError
-from srft_jax.data.examples import Example, ExampleSets
+from srft_jax.config import ProceduralConfig, UsageError
+from srft_jax.data.examples import Example
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 HELD_OUT_FRACTION = 1 / 8  # of all problems; the rest may be trained on
 
 
-def make_sets(config: ArithmeticConfig) -> ExampleSets:
-    """The three sets; a larger set starts with the smaller one.
+def load(config: ProceduralConfig, set_name: str) -> tuple[Example, ...]:
+    """The problems of one set; a larger set starts with the smaller one.
 
     Raises:
-        UsageError: A range is empty or overlaps, or fewer distinct problems exist than asked for.
+        UsageError: Fewer distinct problems exist than are asked for.
     """
-    _validate(config)
-    terms = (config.min_terms, config.max_terms)
-    ood_terms = (config.ood_min_terms, config.ood_max_terms)
-    train = _take("train", config, terms, config.num_train, lambda prompt: not is_held_out(prompt))
-    held_out = _take("held_out", config, terms, config.num_held_out, is_held_out)
-    ood = _take("ood", config, ood_terms, config.num_ood, is_held_out)
-    return ExampleSets(
-        train=tuple(
-            make_example(prompt, (_demonstrate(prompt, config),))
-            if i < config.num_demonstrated
-            else make_example(prompt)
-            for i, prompt in enumerate(train)
-        ),
-        evaluation={
-            "held_out": tuple(map(make_example, held_out)),
-            "ood": tuple(map(make_example, ood)),
-        },
+    training = set_name == "train"
+    prompts = _take(set_name, config, lambda prompt: is_held_out(prompt) != training)
+    demonstrated = len(prompts) if config.demonstrated is None else config.demonstrated
+    return tuple(
+        make_example(prompt, (_demonstrate(prompt, config),))
+        if training and i < demonstrated
+        else make_example(prompt)
+        for i, prompt in enumerate(prompts)
     )
 
 
@@ -71,7 +62,7 @@ def make_demonstration(prompt: str, *, terse: bool = False) -> str:
     return f"<think>{'' if terse else ' '.join(steps)}</think>{steps[-1]}"
 
 
-def _demonstrate(prompt: str, config: ArithmeticConfig) -> str:
+def _demonstrate(prompt: str, config: ProceduralConfig) -> str:
     terse = _unit_hash("terse " + prompt) < config.terse_fraction
     return make_demonstration(prompt, terse=terse)
 
@@ -87,20 +78,16 @@ def _unit_hash(text: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def _take(
-    name: str,
-    config: ArithmeticConfig,
-    terms: tuple[int, int],
-    count: int,
-    keep: Callable[[str], bool],
-) -> list[str]:
+def _take(name: str, config: ProceduralConfig, keep: Callable[[str], bool]) -> list[str]:
     """The first `count` problems that are kept, in the set's own random order."""
+    terms = (config.min_size, config.max_size)
     rng = random.Random(f"{config.seed}/{name}")
-    kept = list(itertools.islice(filter(keep, _problems(rng, terms, config.operators)), count))
-    if len(kept) < count:
+    problems = _problems(rng, terms, "".join(OPERATORS))
+    kept = list(itertools.islice(filter(keep, problems), config.count))
+    if len(kept) < config.count:
         raise UsageError(
-            f"data.arithmetic.num_{name} asks for {count} problems, but only {len(kept)} distinct "
-            f"{name} problems of {terms[0]} to {terms[1]} terms with {config.operators} exist."
+            f"procedural.count asks for {config.count} problems, but only {len(kept)} distinct "
+            f"{name} problems of {terms[0]} to {terms[1]} terms exist."
         )
     return kept
 
@@ -135,37 +122,3 @@ def _spell(index: int, num_terms: int, operators: str) -> str:
         index, step = divmod(index, 10 * len(operators))
         prompt += operators[step // 10] + str(step % 10)
     return prompt
-
-
-def _validate(config: ArithmeticConfig) -> None:
-    low, high = config.min_terms, config.max_terms
-    ood_low, ood_high = config.ood_min_terms, config.ood_max_terms
-    if not 2 <= low <= high:
-        raise UsageError(
-            f"data.arithmetic needs 2 <= min_terms <= max_terms, got {low} and {high}."
-        )
-    if not high < ood_low <= ood_high:
-        raise UsageError(
-            "data.arithmetic needs max_terms < ood_min_terms <= ood_max_terms, "
-            f"got {high}, {ood_low} and {ood_high}."
-        )
-    if not config.operators or len(set(config.operators) & OPERATORS.keys()) < len(
-        config.operators
-    ):
-        raise UsageError(
-            f"data.arithmetic.operators are some of {''.join(OPERATORS)}, each once, "
-            f"got {config.operators!r}."
-        )
-    if not 0 <= config.terse_fraction <= 1:
-        raise UsageError(
-            f"data.arithmetic.terse_fraction is between 0 and 1, got {config.terse_fraction}."
-        )
-    counts = {"train": config.num_train, "held_out": config.num_held_out, "ood": config.num_ood}
-    for name, count in counts.items():
-        if count < 0:
-            raise UsageError(f"data.arithmetic.num_{name} is at least 0, got {count}.")
-    if not 0 <= config.num_demonstrated <= config.num_train:
-        raise UsageError(
-            f"data.arithmetic.num_demonstrated is between 0 and num_train = {config.num_train}, "
-            f"got {config.num_demonstrated}."
-        )

@@ -1,0 +1,59 @@
+"""Rows of a dataset on the Hugging Face hub, or of a local folder in the hub's layout.
+
+The library `datasets` downloads and caches; nothing else needs it, so it is an extra.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from srft_jax.config import HubConfig, UsageError
+from srft_jax.data.arrow import BATCH, table_rows
+from srft_jax.data.rows import Row
+
+
+def read_hub(config: HubConfig, key: str) -> Iterator[Row]:
+    """Every row of the split.
+
+    Args:
+        config: Which dataset.
+        key: Of the configuration, for messages.
+
+    Raises:
+        UsageError: `datasets` is not installed, or the dataset, its subset or its split cannot be
+            had.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(
+            f"{key} needs the library `datasets`: pip install 'srft_jax[hub]'."
+        ) from error
+    if config.revision is not None and Path(config.name).is_dir():
+        raise UsageError(
+            f"{key}.revision = {config.revision}, but {config.name} is a local folder, which has "
+            "no revisions."
+        )
+    datasets.disable_progress_bars()
+    try:
+        dataset = datasets.load_dataset(
+            config.name, config.subset, split=config.split, revision=config.revision
+        )
+    # What it raises is not documented: OSError and httpx's errors where there is no network,
+    # ValueError for a subset or split that does not exist, its own for what is gated or absent.
+    except Exception as error:
+        raise UsageError(_sentence(config, key, error)) from error
+    name, first = f"{config.name}[{config.split}]", 1
+    for table in dataset.with_format("arrow").iter(BATCH):
+        yield from table_rows(table, name, first)
+        first += len(table)
+
+
+def _sentence(config: HubConfig, key: str, error: Exception) -> str:
+    reason = " ".join(str(error).split()).rstrip(".")
+    advice = (
+        "check its subset and split"
+        if isinstance(error, ValueError)
+        else "check the name; accept a gated dataset's terms on the hub and set HF_TOKEN; without "
+        "a network, download it where there is one and name the local folder"
+    )
+    return f"{key}: {config.name} cannot be loaded: {reason}; {advice}."
