@@ -3,8 +3,6 @@
 import re
 from collections.abc import Callable, Mapping
 
-# GSM8K's notes for a calculator: 48/2 = <<48/2=24>>24.
-_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 
@@ -25,18 +23,6 @@ def after_hashes(text: str) -> str | None:
     """In: 48+24 = 72\\n#### 1,072.  Out: 1072; None without ####."""
     _, mark, answer = text.rpartition("####")
     return answer.strip().replace(",", "") or None if mark else None
-
-
-def boxed_demonstration(text: str) -> str:
-    r"""A worked solution of GSM8K as a completion that ends in a box, as `math` reads it.
-
-    In: 48/2 = <<48/2=24>>24\n#### 24.  Out: 48/2 = 24\nThe answer is \boxed{24}.
-    """
-    answer = after_hashes(text)
-    if answer is None:
-        return text
-    solution = _CALCULATOR.sub("", text.rpartition("####")[0]).rstrip()
-    return f"{solution}\nThe answer is \\boxed{{{answer}}}."
 
 
 # answer_from -> what it takes, and what it is called where there is none.

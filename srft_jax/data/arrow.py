@@ -1,7 +1,7 @@
 """Rows of Parquet files and of datasets on the hub, both of which come as Arrow tables.
 
 Arrow's values become JSON's by one rule: dates and times are ISO 8601 text, durations seconds,
-decimals text, bytes base64 text, maps objects, and a float that JSON cannot hold is null.
+decimals text, bytes base64 text, maps lists of pairs, and a float that JSON lacks is null.
 """
 
 import base64

@@ -12,12 +12,12 @@ class Posed(NamedTuple):
     Attributes:
         prompt: Question and lettered options.
         answer: Letter of the right one.
-        choices: Letter -> option.
+        choices: Options, the first of which is A.
     """
 
     prompt: str
     answer: str
-    choices: dict[str, str]
+    choices: list[str]
 
 
 def pose(question: str, options: Sequence[str], right: int, *, shuffle: bool) -> Posed:
@@ -33,8 +33,8 @@ def pose(question: str, options: Sequence[str], right: int, *, shuffle: bool) ->
     if shuffle:
         random.Random("\n".join([question, *options])).shuffle(order)
     letters = string.ascii_uppercase[: len(options)]
-    choices = {letter: options[i] for letter, i in zip(letters, order, strict=True)}
-    lines = [f"{letter}. {option}" for letter, option in choices.items()]
+    choices = [options[i] for i in order]
+    lines = [f"{letter}. {option}" for letter, option in zip(letters, choices, strict=True)]
     return Posed("\n".join([question, "", *lines]), letters[order.index(right)], choices)
 
 

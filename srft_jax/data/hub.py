@@ -38,9 +38,9 @@ def read_hub(config: HubConfig, key: str) -> Iterator[Row]:
         dataset = datasets.load_dataset(
             config.name, config.subset, split=config.split, revision=config.revision
         )
-    # What it raises is not documented: OSError and httpx's errors where there is no network,
-    # ValueError for a subset or split that does not exist, its own for what is gated or absent.
-    except Exception as error:
+    # OSError where there is no network or no such dataset, ValueError for a subset or split that
+    # does not exist, RuntimeError for a dataset that is a script, its own for files it cannot read.
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(_sentence(config, key, error)) from error
     name, first = f"{config.name}[{config.split}]", 1
     for table in dataset.with_format("arrow").iter(BATCH):

@@ -5,7 +5,7 @@ from typing import Any
 
 from srft_jax.config import SourceConfig
 from srft_jax.data import fields
-from srft_jax.data.answers import TAKEN_FROM, boxed_demonstration
+from srft_jax.data.answers import TAKEN_FROM
 from srft_jax.data.choices import pose, right_option
 from srft_jax.data.examples import Example, Turn
 from srft_jax.data.fields import Cell, Problems
@@ -86,12 +86,10 @@ def _example(cells: Cells, source: SourceConfig, problems: Problems) -> dict[str
     example: dict[str, Any] = {"history": history, "metadata": {}}
     if "options" in cells:
         shuffle = source.shuffle_options and not demonstrations
-        prompt, answer, letters = _choices(cells, prompt, shuffle, problems)
-        example["metadata"] = {"choices": letters}
+        prompt, answer, choices = _choices(cells, prompt, shuffle, problems)
+        example["metadata"] = {"choices": choices}
     else:
         answer = _answer(cells, demonstrations, source, problems)
-    if source.answer_from == "hashes":
-        demonstrations = [boxed_demonstration(text) for text in demonstrations]
     if "behavior_logprobs" in cells:
         example["behavior_logprobs"] = fields.logprobs(
             cells["behavior_logprobs"], len(demonstrations), problems
@@ -107,10 +105,12 @@ def _example(cells: Cells, source: SourceConfig, problems: Problems) -> dict[str
 
 def _conversation(cell: Cell, problems: Problems) -> tuple[tuple[Turn, ...], str, list[str]]:
     """History, prompt and, where the last turn is the assistant's, that as a demonstration."""
+    before = len(problems)
     turns = fields.turns(cell, problems)
     demonstrations = [turns.pop().content] if turns and turns[-1].role == "assistant" else []
     if not turns or turns[-1].role != "user":
-        problems.append(f"{cell.name} has no user turn at its end to be answered.")
+        if len(problems) == before:
+            problems.append(f"{cell.name} has no user turn at its end to be answered.")
         return (), "", demonstrations
     return tuple(turns[:-1]), turns[-1].content, demonstrations
 
@@ -144,8 +144,8 @@ def _answer(
 
 def _choices(
     cells: Cells, question: str, shuffle: bool, problems: Problems
-) -> tuple[str, str, dict[str, str]]:
-    """Prompt, letter of the right option, and the options by letter."""
+) -> tuple[str, str, list[str]]:
+    """Prompt, letter of the right option, and the options in the order of their letters."""
     options = fields.options(cells["options"], problems)
     labels = fields.options(cells["labels"], problems) if "labels" in cells else []
     answer = cells.get("answer", Cell("", None))
@@ -157,7 +157,7 @@ def _choices(
             f"{answer.name} is neither the number nor the label nor the text of one option."
         )
     if problems or right is None:
-        return "", "", {}
+        return "", "", []
     return pose(question, options, right, shuffle=shuffle)
 
 

@@ -49,15 +49,17 @@ def find_files(key: str, pattern: str, endings: tuple[str, ...]) -> list[epath.P
 
     Args:
         key: Of the configuration, for messages.
-        pattern: File, folder (all files below it that end right) or glob.
+        pattern: File, folder (its files that end so, not those of folders in it) or glob.
         endings: That can be read.
 
     Raises:
         UsageError: There is no such file, or one that cannot be read.
     """
     path = epath.Path(pattern)
+    if "**" in pattern:
+        raise UsageError(f"{key} = {pattern}: ** is not understood; name each level, as in */*.")
     if path.is_dir():
-        files = [file for ending in endings for file in path.glob(f"**/*{ending}")]
+        files = [file for file in path.iterdir() if file.suffix in endings]
     elif set(pattern) & set("*?[") and not path.exists():
         files = list(_glob(path))
     elif path.exists():

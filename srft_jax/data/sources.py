@@ -2,40 +2,20 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
-from srft_jax.config import DataConfig, ProceduralConfig, SourceConfig, UsageError
+from srft_jax.config import DataConfig, SourceConfig, UsageError
 from srft_jax.data import gym, procedural
 from srft_jax.data.arrow import read_parquet
 from srft_jax.data.examples import Example, ExampleSets, SourceRows
 from srft_jax.data.hub import read_hub
 from srft_jax.data.jsonl import read_json, read_lines
+from srft_jax.data.named_sources import TRAIN, NamedSource, check_source, named_sources
 from srft_jax.data.problems import raise_problems
 from srft_jax.data.reading import BadRow, read_example
 from srft_jax.data.rows import Row, find_files
-from srft_jax.data.schemas import check_columns
 
 READERS = {".jsonl": read_lines, ".json": read_json, ".parquet": read_parquet}
-WAYS = ("files", "hub", "procedural", "gym")
-TRAIN = "train"
-
-
-class NamedSource(NamedTuple):
-    """A source and its place in the configuration.
-
-    Attributes:
-        key: As in data.mixture[1].
-        set_name: That its examples belong to: train, held_out, ood, or the benchmark's name.
-        number: In the mixture.
-        source: How it is read.
-    """
-
-    key: str
-    set_name: str
-    number: int
-    source: SourceConfig
 
 
 def load_sets(config: DataConfig) -> ExampleSets:
@@ -60,81 +40,6 @@ def load_sets(config: DataConfig) -> ExampleSets:
         evaluation=sets,
         rows=tuple(rows for _, rows in loaded),
     )
-
-
-def named_sources(config: DataConfig) -> list[NamedSource]:
-    """Every source that is configured: training, held_out, ood, benchmarks.
-
-    Raises:
-        UsageError: Both or neither of `train` and `mixture`, or a benchmark with a name that is
-            taken.
-    """
-    if (config.train is None) == (not config.mixture):
-        given = "neither is" if config.train is None else "both are"
-        raise UsageError(f"exactly one of data.train and data.mixture must be set; {given}.")
-    training = [config.train] if config.train is not None else config.mixture
-    keys = (
-        ["data.train"]
-        if config.train is not None
-        else [f"data.mixture[{number}]" for number in range(len(training))]
-    )
-    sources = [
-        NamedSource(key, TRAIN, number, source)
-        for number, (key, source) in enumerate(zip(keys, training, strict=True))
-    ]
-    evaluation = {"data.held_out": config.held_out, "data.ood": config.ood}
-    for name, source in config.benchmarks.items():
-        if name in (TRAIN, "held_out", "ood") or "/" in name:
-            raise UsageError(f"data.benchmarks: {name!r} cannot name a benchmark; choose another.")
-        evaluation[f"data.benchmarks.{name}"] = source
-    return sources + [
-        NamedSource(key, key.split(".")[-1], 0, source)
-        for key, source in evaluation.items()
-        if source is not None
-    ]
-
-
-def check_source(named: NamedSource) -> None:
-    """What can be said of a source before it is read.
-
-    Raises:
-        UsageError: Names the key.
-    """
-    key, source = named.key, named.source
-    ways = [way for way in WAYS if vars(source)[way] is not None]
-    if len(ways) != 1:
-        given = " and ".join(ways) or "none"
-        raise UsageError(
-            f"{key} must have exactly one of {', '.join(WAYS)}, but has {given}; "
-            f"null turns one off, as in --{key}.procedural null."
-        )
-    if source.limit is not None and source.limit < 1:
-        raise UsageError(f"{key}.limit = {source.limit} is not at least 1.")
-    if not 0 < source.weight < math.inf:
-        raise UsageError(f"{key}.weight = {source.weight} is not above 0.")
-    if source.weight != 1 and not key.startswith("data.mixture"):
-        raise UsageError(f"{key}.weight = {source.weight} weighs nothing outside data.mixture.")
-    if ways[0] in ("procedural", "gym"):
-        _check_generated(named, ways[0])
-    else:
-        check_columns(key, source)
-
-
-def _check_generated(named: NamedSource, way: str) -> None:
-    """No keys that only rows of files and of the hub are read by."""
-    key, source = named.key, named.source
-    default = SourceConfig()
-    for name in ("columns", "answer_from", "shuffle_options", "kind"):
-        if vars(source)[name] != vars(default)[name]:
-            raise UsageError(f"{key}.{name} is of files and the hub, but {key} has {way}.")
-    if source.procedural is None or named.set_name == TRAIN:
-        return
-    for name in ("demonstrated", "terse_fraction"):
-        value = vars(source.procedural)[name]
-        if value != vars(ProceduralConfig())[name]:
-            raise UsageError(
-                f"{key}.procedural.{name} = {value}, but only training problems are demonstrated."
-            )
 
 
 def check_disjoint(sets: Mapping[str, Sequence[Example]]) -> None:
@@ -195,18 +100,26 @@ def _load(named: NamedSource, problems: list[str]) -> tuple[list[Example], Sourc
 
 def _rows(named: NamedSource) -> Iterator[Row | Example]:
     """What a source holds, in its order."""
-    key, set_name, number, source = named
+    key, _, number, source = named
     if source.files is not None:
         for file in find_files(f"{key}.files", source.files, tuple(READERS)):
             yield from READERS[file.suffix](file)
     elif source.hub is not None:
         yield from read_hub(source.hub, f"{key}.hub")
     else:
+        for example in _generated(named):
+            yield dataclasses.replace(example, source=number)
+
+
+def _generated(named: NamedSource) -> tuple[Example, ...]:
+    source, set_name = named.source, named.set_name
+    try:
         if source.procedural is not None:
-            examples = procedural.load(source.procedural, set_name)
-        elif source.gym is not None:
-            examples = gym.load(source.gym, set_name)
-        yield from (dataclasses.replace(example, source=number) for example in examples)
+            return procedural.load(source.procedural, set_name)
+        assert source.gym is not None
+        return gym.load(source.gym, set_name)
+    except UsageError as error:
+        raise UsageError(f"{named.key}: {error}") from None
 
 
 def _instructed(source: SourceConfig, examples: list[Example]) -> list[Example]:

@@ -1,0 +1,101 @@
+"""The sources of a configuration by their keys, and what is wrong with them before any is read."""
+
+import math
+from typing import NamedTuple
+
+from srft_jax.config import DataConfig, ProceduralConfig, SourceConfig, UsageError
+from srft_jax.data.schemas import check_columns
+
+WAYS = ("files", "hub", "procedural", "gym")
+TRAIN = "train"
+
+
+class NamedSource(NamedTuple):
+    """A source and its place in the configuration.
+
+    Attributes:
+        key: As in data.mixture[1].
+        set_name: That its examples belong to: train, held_out, ood, or the benchmark's name.
+        number: In the mixture.
+        source: How it is read.
+    """
+
+    key: str
+    set_name: str
+    number: int
+    source: SourceConfig
+
+
+def named_sources(config: DataConfig) -> list[NamedSource]:
+    """Every source that is configured: training, held_out, ood, benchmarks.
+
+    Raises:
+        UsageError: Both or neither of `train` and `mixture`, or a benchmark with a name that is
+            taken.
+    """
+    if (config.train is None) == (not config.mixture):
+        given = "neither is" if config.train is None else "both are"
+        raise UsageError(f"exactly one of data.train and data.mixture must be set; {given}.")
+    training = [config.train] if config.train is not None else config.mixture
+    keys = (
+        ["data.train"]
+        if config.train is not None
+        else [f"data.mixture[{number}]" for number in range(len(training))]
+    )
+    sources = [
+        NamedSource(key, TRAIN, number, source)
+        for number, (key, source) in enumerate(zip(keys, training, strict=True))
+    ]
+    evaluation = {"data.held_out": config.held_out, "data.ood": config.ood}
+    for name, source in config.benchmarks.items():
+        if name in (TRAIN, "held_out", "ood") or "/" in name:
+            raise UsageError(f"data.benchmarks: {name!r} cannot name a benchmark; choose another.")
+        evaluation[f"data.benchmarks.{name}"] = source
+    return sources + [
+        NamedSource(key, key.split(".")[-1], 0, source)
+        for key, source in evaluation.items()
+        if source is not None
+    ]
+
+
+def check_source(named: NamedSource) -> None:
+    """What can be said of a source before it is read.
+
+    Raises:
+        UsageError: Names the key.
+    """
+    key, source = named.key, named.source
+    ways = [way for way in WAYS if vars(source)[way] is not None]
+    if len(ways) != 1:
+        given = " and ".join(ways) or "none"
+        raise UsageError(
+            f"{key} must have exactly one of {', '.join(WAYS)}, but has {given}; "
+            f"null turns one off, as in --{key}.procedural null."
+        )
+    if source.limit is not None and source.limit < 1:
+        raise UsageError(f"{key}.limit = {source.limit} is not at least 1.")
+    if not 0 < source.weight < math.inf:
+        raise UsageError(f"{key}.weight = {source.weight} is not above 0.")
+    if source.weight != 1 and not key.startswith("data.mixture"):
+        raise UsageError(f"{key}.weight = {source.weight} weighs nothing outside data.mixture.")
+    if ways[0] in ("procedural", "gym"):
+        _check_generated(named, ways[0])
+    else:
+        check_columns(key, source)
+
+
+def _check_generated(named: NamedSource, way: str) -> None:
+    """No keys that only rows of files and of the hub are read by."""
+    key, source = named.key, named.source
+    default = SourceConfig()
+    for name in ("columns", "answer_from", "shuffle_options", "kind"):
+        if vars(source)[name] != vars(default)[name]:
+            raise UsageError(f"{key}.{name} is of files and the hub, but {key} has {way}.")
+    if source.procedural is None or named.set_name == TRAIN:
+        return
+    for name in ("demonstrated", "terse_fraction"):
+        value = vars(source.procedural)[name]
+        if value != vars(ProceduralConfig())[name]:
+            raise UsageError(
+                f"{key}.procedural.{name} = {value}, but only training problems are demonstrated."
+            )
