@@ -115,15 +115,19 @@ def test_rewards_load_without_jax():
     assert (run.stdout.split(), run.stderr) == (["False", "False"], "")
 
 
-def requirements():
+def requirements(section="options", key="install_requires"):
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    return setup["options"]["install_requires"].split()
+    return setup[section][key].split()
+
+
+def names(lines):
+    return {re.match(r"[\w-]+", line)[0] for line in lines}
 
 
 def test_requirements_are_what_is_imported():
     """What comes along with a requirement, as numpy does with jax, is declared if imported."""
-    declared = {re.match(r"[\w-]+", line)[0] for line in requirements()}
+    declared = names(requirements()) | names(requirements("options.extras_require", "gym"))
     imported = set().union(*(third_party_imports(module) for module in FILES))
     used = {DISTRIBUTIONS.get(name, name).replace("_", "-") for name in imported}
     assert used == declared
