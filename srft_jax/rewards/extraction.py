@@ -95,7 +95,7 @@ def _answer_line(text: str) -> str | None:
 def plain(text: str) -> str:
     """Without blanks, emphasis, dollar signs and a full stop around it.
 
-    In: " **$\\\\frac12$**."  Out: "\\\\frac12".
+    In: " **$\\frac12$**."  Out: "\\frac12".
     """
     text = text.strip().strip("*_ \t")
     text = text[:-1] if text.endswith(".") else text

@@ -96,7 +96,7 @@ def read_list(text: str) -> list[int] | None:
 
 def read_digits(text: str) -> str | None:
     """In: 01F.  Out: 1f."""
-    return text.lower().lstrip("0") or "0" if re.fullmatch(r"[0-9A-Za-z]+", text) else None
+    return text.lower().lstrip("0") if re.fullmatch(r"[0-9A-Za-z]+", text) else None
 
 
 def read_expression(text: str) -> Expression | None:

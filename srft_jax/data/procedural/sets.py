@@ -37,21 +37,20 @@ def load(config: ProceduralConfig, set_name: str) -> tuple[Example, ...]:
 
     A hash of a problem's content decides whether it may stand in the set `train` or in all others,
     so neither a larger set nor another seed moves a problem across. The order is the set's own.
+    Problems of `train` alone come with demonstrations.
 
     Raises:
         UsageError: A value out of its range, or fewer distinct problems exist than asked for.
     """
     _validate(config)
-    shown = config.demonstrated
-    if shown is None:
-        shown = config.count if set_name == "train" else 0
+    shown = config.count if config.demonstrated is None else config.demonstrated
+    shown = shown if set_name == "train" else 0
     return tuple(
         Example(
             prompt=problem.prompt,
             answer=problem.answer,
             demonstrations=(demonstrate(problem, config.terse_fraction),) if i < shown else (),
             kind=FAMILIES[config.family].kind,
-            where=f"{config.family} problem {i + 1}",
         )
         for i, problem in enumerate(_take(config, set_name))
     )
