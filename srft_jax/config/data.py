@@ -12,8 +12,9 @@ class ProceduralConfig:
         family: Kind of problem.
         seed: Of the problems; the run's seed does not change them.
         count: Distinct problems.
-        demonstrated: The first so many come with a demonstration; by default all.
-        min_size: Smallest problem; what a size counts (terms, digits, numbers) is the family's.
+        demonstrated: The first so many for training come with a demonstration; by default all.
+        min_size: Smallest problem; what a size counts (terms, digits, numbers) is the family's, see
+            docs/problems.md.
         max_size: Largest problem.
         terse_fraction: Share of the demonstrations that give the answer without working it out.
     """
@@ -37,7 +38,7 @@ class GymConfig:
         dataset: Name of the generator, e.g. gsm_symbolic, whose worked answers are demonstrations.
         seed: Of the problems.
         count: Distinct problems.
-        options: Of the generator.
+        options: Of the generator; what it has is in reasoning-gym's GALLERY.md.
     """
 
     dataset: str

@@ -1,11 +1,118 @@
-"""Problems of reasoning-gym."""
+"""Problems of reasoning-gym's generators, by name; needs the extra `gym`.
 
-from srft_jax.config import GymConfig, UsageError
+Its scorers are not used: nine of them execute what they find in an answer, and many give a part of
+the reward for a part of the answer. Completions are compared with the generator's own answer.
+"""
+
+import dataclasses
+import difflib
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from srft_jax.config import UsageError
+from srft_jax.config.data import GymConfig
 from srft_jax.data.examples import Example
+from srft_jax.data.held_out import belongs
+from srft_jax.rewards.extraction import MAX_ANSWER
+
+DRAWS_PER_PROBLEM = 32  # at most; an evaluated set keeps one in eight
+BLOCK = 1024  # draws
+KINDS = {"countdown": "countdown", "puzzle24": "countdown"}  # any right expression is right
+
+Entry = Mapping[str, Any]
 
 
 def load(config: GymConfig, set_name: str) -> tuple[Example, ...]:
-    """The problems of one set: train, held_out, ood, or a benchmark's name."""
+    """Distinct problems of a generator; those of `train` with a demonstration where it has them.
+
+    A hash of the question decides whether it may stand in the set `train` or in all others. Left
+    out are problems whose answer is empty or too long to be verified.
+
+    Raises:
+        UsageError: reasoning-gym is not installed, has no such generator or option, refuses a
+            value, gives no answers, or gives fewer distinct problems than asked for.
+    """
+    if config.count < 1:
+        raise UsageError(f"gym.count is at least 1, got {config.count}.")
+    examples: dict[str, Example] = {}
+    for draw, entry in enumerate(_entries(config)):
+        if entry["answer"] is None:
+            raise UsageError(
+                f"gym.dataset {config.dataset} gives no answers that completions could be compared "
+                "with."
+            )
+        if belongs(entry["question"], set_name) and 0 < len(entry["answer"].strip()) <= MAX_ANSWER:
+            example = _example(config.dataset, draw, entry, shown=set_name == "train")
+            examples.setdefault(example.prompt, example)
+        if len(examples) == config.count:
+            return tuple(examples.values())
+    side = "training" if set_name == "train" else "held-out"
     raise UsageError(
-        f"reasoning-gym's {config.dataset} for {set_name}: pip install 'srft_jax[gym]'"
+        f"gym.count asks for {config.count} problems, but {draw + 1} draws of reasoning-gym's "
+        f"{config.dataset} give only {len(examples)} distinct {side} ones with an answer of 1 to "
+        f"{MAX_ANSWER} characters."
     )
+
+
+def demonstrate(entry: Entry) -> tuple[str, ...]:
+    """The worked answer of gsm_symbolic, without its last line: `#### 42` is said by the answer."""
+    working = entry["metadata"].get("answer_cot")
+    if working is None:
+        return ()
+    return (f"<think>\n{working.partition('####')[0].strip()}\n</think>\n{entry['answer']}",)
+
+
+def _example(dataset: str, draw: int, entry: Entry, *, shown: bool) -> Example:
+    return Example(
+        prompt=entry["question"],
+        answer=entry["answer"],
+        demonstrations=demonstrate(entry) if shown else (),
+        kind=KINDS.get(dataset, "final_answer"),
+        metadata=json.loads(json.dumps(entry["metadata"], default=str)),
+        where=f"{dataset} draw {draw}",
+    )
+
+
+def _entries(config: GymConfig) -> Iterator[Entry]:
+    """Draw i of seed s: item i % 1024 of reasoning-gym's dataset of seed s * 2^20 + i - i % 1024.
+
+    Most generators seed an item with the sum of seed and index, so other seeds must be far off.
+    Blocks have one size because a few, such as acre, give other items in datasets of other sizes.
+    """
+    create = _factory(config)
+    try:
+        for start in range(0, DRAWS_PER_PROBLEM * config.count, BLOCK):
+            dataset = create(seed=(config.seed << 20) + start, size=BLOCK)
+            for index in range(BLOCK):
+                yield dataset[index]
+    except Exception as error:  # a refused value shows where it is used, by whatever it leads to
+        raise UsageError(
+            f"reasoning-gym's {config.dataset} fails with seed {config.seed} and options "
+            f"{config.options}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _factory(config: GymConfig) -> Callable[..., Any]:
+    """Makes a dataset of a seed and a size; the generator and its options are known to exist."""
+    try:
+        from reasoning_gym import factory
+    except ImportError as error:
+        raise UsageError(
+            "A gym source needs reasoning-gym: pip install 'srft_jax[gym]' with a C compiler."
+        ) from error
+    if config.dataset not in factory.DATASETS:
+        raise _unknown("gym.dataset", config.dataset, factory.DATASETS)
+    _, options = factory.DATASETS[config.dataset]
+    known = {field.name for field in dataclasses.fields(options)} - {"seed", "size"}
+    for name in config.options:
+        if name not in known:
+            raise _unknown(f"gym.options of {config.dataset}", name, known)
+    return functools.partial(factory.create_dataset, config.dataset, **config.options)
+
+
+def _unknown(key: str, name: str, known: Iterable[str]) -> UsageError:
+    close = difflib.get_close_matches(name, known)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"it is {', '.join(sorted(known))}."
+    return UsageError(f"{key}: there is no {name!r}; {hint}")

@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from srft_jax.config import UsageError
+from srft_jax.rewards import procedural
 from srft_jax.rewards.requests import RewardResult
 
 Verifier = Callable[[str, str, Mapping[str, Any]], RewardResult]
@@ -45,7 +46,7 @@ def exact(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResu
     return _judged(text == gold.strip()) if text else RewardResult(0.0, "unparsed")
 
 
-KINDS: Mapping[str, Verifier] = {"final_answer": final_answer, "exact": exact}
+KINDS: Mapping[str, Verifier] = {"final_answer": final_answer, "exact": exact, **procedural.KINDS}
 
 
 def is_user_kind(kind: str) -> bool:

@@ -1,10 +1,5 @@
-"""Problems of the project's own, by family."""
+"""Families of problems of the project's own, each with its answers worked out step by step."""
 
-from srft_jax.config import ProceduralConfig
-from srft_jax.data.examples import Example
-from srft_jax.data.procedural import chain
+from srft_jax.data.procedural.sets import load
 
-
-def load(config: ProceduralConfig, set_name: str) -> tuple[Example, ...]:
-    """The problems of one set: train, held_out, ood, or a benchmark's name."""
-    return chain.load(config, set_name)
+__all__ = ["load"]

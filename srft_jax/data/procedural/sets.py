@@ -1,0 +1,98 @@
+"""From the configuration to the problems of one set."""
+
+import itertools
+import random
+from collections.abc import Mapping
+
+from srft_jax.config import UsageError
+from srft_jax.config.data import ProceduralConfig
+from srft_jax.data.examples import Example
+from srft_jax.data.held_out import belongs, unit_hash
+from srft_jax.data.procedural import (
+    chain,
+    countdown,
+    gcd_lcm,
+    number_base,
+    products,
+    sorting,
+    sums,
+)
+from srft_jax.data.procedural.draw import draw
+from srft_jax.data.procedural.problem import Family, Problem
+
+FAMILIES: Mapping[str, Family] = {
+    "chain": Family("final_answer", chain.spaces),
+    "sums": Family("final_answer", sums.spaces),
+    "products": Family("final_answer", products.spaces, smallest=3),  # 7*8 would spell a chain
+    "countdown": Family("countdown", countdown.spaces),
+    "gcd_lcm": Family("final_answer", gcd_lcm.spaces),
+    "number_base": Family("number_base", number_base.spaces),
+    "sorting": Family("sorting", sorting.spaces),
+}
+LARGEST = 100  # size; an answer of 100 numbers still is short enough to be verified
+
+
+def load(config: ProceduralConfig, set_name: str) -> tuple[Example, ...]:
+    """Distinct problems of a family; a larger set starts with the smaller one.
+
+    A hash of a problem's content decides whether it may stand in the set `train` or in all others,
+    so neither a larger set nor another seed moves a problem across. The order is the set's own.
+    Problems of `train` alone come with demonstrations.
+
+    Raises:
+        UsageError: A value out of its range, or fewer distinct problems exist than asked for.
+    """
+    _validate(config)
+    shown = config.count if config.demonstrated is None else config.demonstrated
+    shown = shown if set_name == "train" else 0
+    return tuple(
+        Example(
+            prompt=problem.prompt,
+            answer=problem.answer,
+            demonstrations=(demonstrate(problem, config.terse_fraction),) if i < shown else (),
+            kind=FAMILIES[config.family].kind,
+        )
+        for i, problem in enumerate(_take(config, set_name))
+    )
+
+
+def demonstrate(problem: Problem, terse_fraction: float = 0.0) -> str:
+    """In: 7+5*3-4.  Out: <think>2 6 2</think>2, or <think></think>2 if its hash makes it terse."""
+    terse = unit_hash("terse " + problem.prompt) < terse_fraction
+    return f"<think>{'' if terse else problem.working}</think>{problem.answer}"
+
+
+def _take(config: ProceduralConfig, set_name: str) -> list[Problem]:
+    sizes = range(config.min_size, config.max_size + 1)
+    spaces = [space for size in sizes for space in FAMILIES[config.family].spaces(size)]
+    problems = draw(random.Random(f"{config.seed}/{set_name}"), spaces)
+    kept = (problem for problem in problems if belongs(problem.content, set_name))
+    taken = list(itertools.islice(kept, config.count))
+    if len(taken) < config.count:
+        side = "training" if set_name == "train" else "held-out"
+        raise UsageError(
+            f"procedural.count asks for {config.count} problems, but only {len(taken)} distinct "
+            f"{side} problems of the family {config.family} exist with sizes from "
+            f"{config.min_size} to {config.max_size}."
+        )
+    return taken
+
+
+def _validate(config: ProceduralConfig) -> None:
+    smallest = FAMILIES[config.family].smallest
+    if not smallest <= config.min_size <= config.max_size <= LARGEST:
+        raise UsageError(
+            f"procedural needs {smallest} <= min_size <= max_size <= {LARGEST} for the family "
+            f"{config.family}, got {config.min_size} and {config.max_size}."
+        )
+    if config.count < 1:
+        raise UsageError(f"procedural.count is at least 1, got {config.count}.")
+    if config.demonstrated is not None and not 0 <= config.demonstrated <= config.count:
+        raise UsageError(
+            f"procedural.demonstrated is between 0 and count = {config.count}, "
+            f"got {config.demonstrated}."
+        )
+    if not 0 <= config.terse_fraction <= 1:
+        raise UsageError(
+            f"procedural.terse_fraction is between 0 and 1, got {config.terse_fraction}."
+        )
