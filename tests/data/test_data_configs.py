@@ -187,7 +187,10 @@ def test_its_rows_are_read(name, loaded):
             choices = example.metadata.get("choices")
             kind, gold = "math", example.answer
             if choices is not None:
-                kind, gold = "multiple_choice", choices["ABCD".index(example.answer)].removesuffix(" m")
+                kind, gold = (
+                    "multiple_choice",
+                    choices["ABCD".index(example.answer)].removesuffix(" m"),
+                )
             assert (example.kind, gold) == (kind, "34")
             asked = "boxed" in example.prompt or "####" in example.prompt
             assert asked == (name not in ("openr1_math_46k", "dapo_math_17k"))
