@@ -39,6 +39,18 @@ def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
     return cast(Verb, verb), RunConfig(**fields)
 
 
+class _Files(jsonargparse.ActionConfigFile):
+    """Several --config: a later file's keys replace an earlier one's, its benchmarks join them."""
+
+    @staticmethod
+    def apply_config(
+        parser: jsonargparse.ArgumentParser, cfg: jsonargparse.Namespace, dest: str, value: str
+    ) -> None:
+        before = cfg.get("data.benchmarks") or {}
+        jsonargparse.ActionConfigFile.apply_config(parser, cfg, dest, value)
+        cfg["data.benchmarks"] = {**before, **(cfg.get("data.benchmarks") or {})}
+
+
 @functools.cache
 def _parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
@@ -47,7 +59,9 @@ def _parser() -> jsonargparse.ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,  # `--training.num_step` is a mistake, not num_steps
     )
-    parser.add_argument("--config", action="config", help="YAML file of this page's keys")
+    parser.add_argument(
+        "--config", action=_Files, help="YAML file of this page's keys; several join"
+    )
     parser.add_class_arguments(RunConfig, fail_untyped=True)
     return parser
 

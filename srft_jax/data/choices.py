@@ -33,7 +33,7 @@ def pose(question: str, options: Sequence[str], right: int, *, shuffle: bool) ->
     if shuffle:
         random.Random("\n".join([question, *options])).shuffle(order)
     letters = string.ascii_uppercase[: len(options)]
-    choices = [options[i] for i in order]
+    choices = [options[i].strip() for i in order]
     lines = [f"{letter}. {option}" for letter, option in zip(letters, choices, strict=True)]
     return Posed("\n".join([question, "", *lines]), letters[order.index(right)], choices)
 

@@ -11,6 +11,7 @@ from srft_jax.data.examples import Example, Turn
 from srft_jax.data.fields import Cell, Problems
 from srft_jax.data.rows import Row, type_name
 from srft_jax.data.schemas import (
+    MAY_BE_NULL,
     MISSING,
     REQUIRED,
     Schema,
@@ -71,7 +72,9 @@ def _cells(
     cells = {}
     for field, column in schema.columns.items():
         value = lookup(row, column)
-        required = field == "prompt" or field == "answer" and source.answer_from == "column"
+        required = field not in MAY_BE_NULL
+        if field == "answer" and source.answer_from != "column":
+            required = False  # it may stand in the demonstration
         if value is MISSING and (required or field in schema.mapped):
             problems.append(missing_column(row, str(column)))
         elif value is not MISSING and (value is not None or required):

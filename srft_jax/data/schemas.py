@@ -35,6 +35,8 @@ FIELDS = (
 REQUIRED = ("prompt", "answer")
 OPTIONAL = ("demonstrations", "demonstration", "kind", "behavior_logprobs")
 
+MAY_BE_NULL = (*OPTIONAL, "style")  # where it is null, the row has no such field
+
 Columns = str | tuple[str, ...]  # several are read as one list
 
 MISSING = object()

@@ -13,6 +13,7 @@ def batch_arithmetic(setup: Setup, num_params: int) -> str:
     config, sets = setup.config, setup.sets
     demonstrated = sum(bool(example.demonstrations) for example in sets.train)
     rows = [
+        *([rows.source, f"{rows.read:,} rows read, {rows.used:,} used"] for rows in sets.rows),
         ["parameters", f"{num_params:,}"],
         ["objective", config.objective.preset],
         ["training prompts", f"{len(sets.train):,}, {demonstrated:,} with a demonstration"],

@@ -8,7 +8,7 @@ from tiny_runs import ROOT, tiny_config
 from srft_jax.config import parse, to_yaml
 from srft_jax.tasks.setup import prepare
 
-CONFIGS = sorted((ROOT / "configs").glob("*"))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
