@@ -82,10 +82,6 @@ class ControlTokens:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return str(self._text.decode(list(map(int, ids)), skip_special_tokens=skip_special_tokens))
 
-    def plain(self, text: str) -> str:
-        """Aliases as the special tokens they stand for, to be read."""
-        return text.replace(self._marker, "")
-
     def _alias(self, content: str) -> str:
         return self._marker + content
 

@@ -50,6 +50,7 @@ class Tokenizer:
             and those of generation_config.json (or config.json) beside it.
         pad_id: Fills rows; the tokenizer's EOS where it has no padding token. Masks never look at
             it.
+        has_padding: It has a padding token.
         bos_id: Starts a text, where the tokenizer has one; the chat template writes it, we do not.
         vocab_size: Ids of text, of the template's turns, of stops and padding are below it; the
             model's embedding may have more rows. Special tokens that nothing writes do not count.
@@ -64,6 +65,7 @@ class Tokenizer:
     eos_id: int
     stop_ids: tuple[int, ...]
     pad_id: int
+    has_padding: bool
     bos_id: int | None
     vocab_size: int
     think_prefix: str
@@ -80,7 +82,7 @@ class Tokenizer:
         Raises:
             UsageError: the template refuses a conversation or drops a part of it.
         """
-        return self._controls.encode(self.render(conversations))
+        return self._controls.encode(self._controls.render(self.template, conversations))
 
     def encode_completion(self, text: str) -> list[int]:
         """See `encode_completions`."""
@@ -107,10 +109,6 @@ class Tokenizer:
     def spell(self, ids: Sequence[int]) -> str:
         """Text with special tokens."""
         return self._controls.decode(ids, skip_special_tokens=False)
-
-    def render(self, conversations: Sequence[Sequence[Turn]]) -> list[str]:
-        """Text of each conversation in the chat template, its special tokens by their aliases."""
-        return self._controls.render(self.template, conversations)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Copies the files it was read from; transformers would rewrite them its own way."""
@@ -163,6 +161,7 @@ def load_tokenizer(path: str | os.PathLike[str], chat_template: str | None = Non
         eos_id=eos_id,
         stop_ids=stop_ids,
         pad_id=pad_id,
+        has_padding=backend.pad_token_id is not None,
         bos_id=backend.bos_token_id,
         vocab_size=1 + max(written.union(vocab.values()) - (special - written)),
         think_prefix=_think_prefix(prompt),

@@ -72,7 +72,7 @@ def test_packed_equals_unpacked(name, monkeypatch):
     assert_same(step(name, packed), step(name, unpacked))
 
 
-@pytest.mark.parametrize("name", ["srft", "all else"])
+@pytest.mark.parametrize("name", ["srft", pytest.param("all else", marks=pytest.mark.slow)])
 def test_long_rows_of_rollouts_and_demonstrations_equal_one_sequence_a_row(name, monkeypatch):
     """Lengths with a long tail; who wrote a demonstration may have given its log-probs."""
     random = np.random.default_rng(3)
