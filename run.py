@@ -1,4 +1,4 @@
-"""python run.py [train|evaluate|generate|export|report|replay] --config NAME.yaml [--key VALUE]"""
+"""python run.py [VERB] --config NAME.yaml [--section.key VALUE]; without a verb, it trains."""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         verb, config = parse(argv)
         # After parsing, so that --help and a misspelled key need not wait for jax.
-        from srft_jax.tasks import evaluate, export, generate, replay, report, train
+        from srft_jax.tasks import evaluate, export, generate, inspect, replay, report, train
 
         verbs = {
             "train": train.train,
@@ -19,6 +19,7 @@ def main(argv: Sequence[str]) -> int:
             "generate": generate.generate,
             "export": export.export,
             "report": report.report,
+            "inspect": inspect.inspect,
             "replay": replay.replay,
         }
         return verbs[verb](config)

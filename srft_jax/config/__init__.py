@@ -13,6 +13,7 @@ from srft_jax.config.objective import Aggregation, ObjectiveConfig
 from srft_jax.config.sections import (
     EvaluationConfig,
     GenerateConfig,
+    InspectConfig,
     MeshConfig,
     ModelConfig,
     ModelSection,
@@ -31,6 +32,7 @@ __all__ = [
     "GenerateConfig",
     "GymConfig",
     "HubConfig",
+    "InspectConfig",
     "MeshConfig",
     "ModelConfig",
     "ModelSection",

@@ -15,7 +15,7 @@ import yaml
 from srft_jax.config.errors import UsageError
 from srft_jax.config.sections import RunConfig
 
-Verb = Literal["train", "evaluate", "generate", "export", "report", "replay"]
+Verb = Literal["train", "evaluate", "generate", "export", "report", "inspect", "replay"]
 
 
 def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:

@@ -113,7 +113,6 @@ class DataConfig:
         system_prompt: Put before every prompt that has no system turn of its own.
         too_long: What becomes of rows whose prompt or demonstration exceeds its limit of tokens: an
             error, or dropped and counted.
-        workers: Processes that encode the rows at start-up; 0 encodes in this one.
         prompts_per_step: Distinct prompts of one rollout batch, P.
         max_prompt_tokens: Longest prompt.
     """
@@ -125,6 +124,5 @@ class DataConfig:
     benchmarks: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
     system_prompt: str | None = None
     too_long: Literal["error", "drop"] = "error"
-    workers: int = 0
     prompts_per_step: int = 32
     max_prompt_tokens: int = 32

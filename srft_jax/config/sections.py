@@ -50,6 +50,8 @@ class ModelSection:
         path: Hugging Face directory to start from; excludes `architecture`.
         architecture: Start from random weights of this shape; excludes `path`.
         tokenizer: Hugging Face directory of the tokenizer; by default `path`.
+        chat_template: Jinja file used instead of the tokenizer's chat template, e.g. for a base
+            model that has none; exported along.
         reference: Hugging Face directory of the reference policy, for objectives with a KL; by
             default `path`, also after a first stage of SFT.
         dtype: Of activations and matmul inputs. Parameters, log-probs and losses stay float32.
@@ -60,6 +62,7 @@ class ModelSection:
     path: str | None = None
     architecture: ModelConfig | None = None
     tokenizer: str | None = None
+    chat_template: str | None = None
     reference: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "block"] = "dots"
@@ -239,6 +242,21 @@ class GenerateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InspectConfig:
+    """The verb `inspect`.
+
+    Args:
+        set: Of its first rows, `train` or the name of an evaluation set.
+        rows: Packed rows of demonstrations that are printed, or prompts where there are none.
+        ids: Print token ids below the text.
+    """
+
+    set: str = "train"
+    rows: int = 4
+    ids: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One run.
 
@@ -254,6 +272,7 @@ class RunConfig:
         training: The loop and the optimizer.
         evaluation: Scores.
         generate: The verb `generate`.
+        inspect: The verb `inspect`.
         report: What the run shows.
     """
 
@@ -268,4 +287,5 @@ class RunConfig:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+    inspect: InspectConfig = dataclasses.field(default_factory=InspectConfig)
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)

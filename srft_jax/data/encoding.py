@@ -1,32 +1,47 @@
 """From text to token ids, once, before the first step.
 
-What does not fit is an error here, so nothing is ever cut later.
+What does not fit is an error here or is dropped and counted, so nothing is ever cut later.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
-from srft_jax.data.examples import Example, ExampleSets
+import numpy as np
+from jaxtyping import Float, Int
+
+from srft_jax.data.examples import Example, ExampleSets, Turn
 from srft_jax.data.problems import raise_problems
+
+# Texts encoded at a time: work for all threads of a fast tokenizer, little enough for its memory.
+_CHUNK = 256
 
 
 class Encoder(Protocol):
     """What is used of a tokenizer."""
 
-    def encode_prompt(self, text: str, /) -> list[int]:
-        """The user turn, up to where the completion starts: chat template included."""
+    def encode_prompts(
+        self, conversations: Sequence[Sequence[tuple[str, str]]], /
+    ) -> list[list[int]]:
+        """Of turns (role, text), up to where the completion starts: chat template included."""
 
-    def encode_completion(self, text: str, /) -> list[int]:
+    def encode_completions(self, texts: Sequence[str], /) -> list[list[int]]:
         """What the policy should generate after the prompt: the stop id included."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedExample:
-    """Token ids of one example."""
+    """Token ids of one example.
 
-    prompt: list[int]
-    demonstrations: tuple[list[int], ...]
+    Attributes:
+        prompt: Chat template included.
+        demonstrations: EOS included.
+        behavior_logprobs: Of each demonstration's tokens; None where they are not known.
+    """
+
+    prompt: Int[np.ndarray, "n"]
+    demonstrations: tuple[Int[np.ndarray, "n"], ...] = ()
+    behavior_logprobs: tuple[Float[np.ndarray, "n"] | None, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,56 +52,207 @@ class EncodedSets:
     evaluation: Mapping[str, tuple[EncodedExample, ...]]
 
 
-def encode(examples: Sequence[Example], tokenizer: Encoder) -> tuple[EncodedExample, ...]:
-    """Prompts and demonstrations, in order."""
-    return tuple(
-        EncodedExample(
-            prompt=tokenizer.encode_prompt(example.prompt),
-            demonstrations=tuple(map(tokenizer.encode_completion, example.demonstrations)),
-        )
-        for example in examples
-    )
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """What of a set was too long.
+
+    Attributes:
+        prompts: Rows that are gone.
+        demonstrations: Of the rows that stay.
+        bare: Rows that stay and have lost their only demonstration.
+    """
+
+    prompts: int = 0
+    demonstrations: int = 0
+    bare: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """In tokens, EOS included.
+
+    Attributes:
+        max_prompt_tokens: Of a prompt of any set.
+        max_new_tokens: Of a demonstration that is trained on: one of the training set. None for
+            the other sets.
+        too_long: What becomes of the others. `drop` takes a demonstration from its row, which then
+            is a prompt like those that never had one, and a prompt with its row.
+    """
+
+    max_prompt_tokens: int
+    max_new_tokens: int | None
+    too_long: Literal["error", "drop"] = "error"
 
 
 def encode_sets(
-    sets: ExampleSets, tokenizer: Encoder, *, max_prompt_tokens: int, max_new_tokens: int
-) -> EncodedSets:
-    """All sets, checked by `check_lengths`."""
-    encoded = EncodedSets(
-        train=encode(sets.train, tokenizer),
-        evaluation={
-            name: encode(examples, tokenizer) for name, examples in sets.evaluation.items()
-        },
-    )
-    check_lengths(encoded, max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens)
-    return encoded
+    sets: ExampleSets,
+    tokenizer: Encoder,
+    limits: Limits,
+    *,
+    system_prompt: str | None = None,
+) -> tuple[ExampleSets, EncodedSets, dict[str, Dropped]]:
+    """All sets as ids, and as text what of them is kept.
 
+    Args:
+        sets: As text.
+        tokenizer: See `Encoder`.
+        limits: Lengths.
+        system_prompt: First turn of every conversation that has no system turn of its own.
 
-def check_lengths(sets: EncodedSets, *, max_prompt_tokens: int, max_new_tokens: int) -> None:
-    """Every prompt fits, and every demonstration that is trained on: those of the training set.
+    Returns:
+        Text, ids element by element, and by set what was dropped.
 
     Raises:
-        UsageError: Names set, row (from 1), its tokens and the limit of what does not fit.
+        UsageError: Names rows (from 1), tokens and limit of what does not fit, or log-probs of
+            another number than tokens; or nothing is left of a set.
     """
+    texts: dict[str, tuple[Example, ...]] = {}
+    ids: dict[str, tuple[EncodedExample, ...]] = {}
+    dropped: dict[str, Dropped] = {}
     problems: list[str] = []
     for name, examples in {"train": sets.train, **sets.evaluation}.items():
-        for row, example in enumerate(examples, start=1):
-            if len(example.prompt) > max_prompt_tokens:
-                problems.append(
-                    f"{name}, row {row}: the prompt has {len(example.prompt)} tokens, "
-                    f"but data.max_prompt_tokens is {max_prompt_tokens}."
-                )
-    for row, number, tokens in _demonstrations(sets.train):
-        if len(tokens) > max_new_tokens:
-            problems.append(
-                f"train, row {row}: demonstration {number} has {len(tokens)} tokens, "
-                f"but rollout.max_new_tokens is {max_new_tokens}."
-            )
+        of_set = limits if name == "train" else dataclasses.replace(limits, max_new_tokens=None)
+        encoded = encode(examples, tokenizer, system_prompt=system_prompt)
+        problems += _logprob_problems(name, examples, encoded)
+        if limits.too_long == "error":
+            problems += _length_problems(name, examples, encoded, of_set)
+        texts[name], ids[name], dropped[name] = drop_too_long(examples, encoded, of_set)
+        if examples and not texts[name]:
+            problems.append(f"{name}: no prompt fits, so nothing is left of the set.")
     raise_problems(problems)
+    train, encoded_train = texts.pop("train"), ids.pop("train")
+    kept = dataclasses.replace(sets, train=train, evaluation=texts)
+    return kept, EncodedSets(encoded_train, ids), dropped
 
 
-def _demonstrations(examples: Sequence[EncodedExample]) -> Iterator[tuple[int, int, list[int]]]:
-    """Row, number within the row, and tokens; both counted from 1."""
-    for row, example in enumerate(examples, start=1):
-        for number, tokens in enumerate(example.demonstrations, start=1):
-            yield row, number, tokens
+def encode(
+    examples: Sequence[Example], tokenizer: Encoder, *, system_prompt: str | None = None
+) -> tuple[EncodedExample, ...]:
+    """Prompts and demonstrations, in order; see `encode_sets`."""
+    conversations = [conversation(example, system_prompt) for example in examples]
+    texts = [text for example in examples for text in example.demonstrations]
+    prompts = _in_chunks(tokenizer.encode_prompts, conversations)
+    completions = _in_chunks(tokenizer.encode_completions, texts)
+    return tuple(
+        _encoded(example, prompt, tuple(next(completions) for _ in example.demonstrations))
+        for example, prompt in zip(examples, prompts, strict=True)
+    )
+
+
+def conversation(example: Example, system_prompt: str | None = None) -> list[Turn]:
+    """The turns up to the prompt."""
+    turns = [*example.history, Turn("user", example.prompt)]
+    if system_prompt is None or turns[0].role == "system":
+        return turns
+    return [Turn("system", system_prompt), *turns]
+
+
+def _in_chunks(
+    encode: Callable[[Sequence[Any]], list[list[int]]], items: Sequence[Any]
+) -> Iterator[Int[np.ndarray, "n"]]:
+    """`encode` of each item, in order. Four bytes a token: Python's numbers would take 36.
+
+    A fast tokenizer has a thread for each core, so that other processes would only be in its way.
+    """
+    for start in range(0, len(items), _CHUNK):
+        for ids in encode(items[start : start + _CHUNK]):
+            yield np.asarray(ids, np.int32)
+
+
+def _encoded(
+    example: Example, prompt: np.ndarray, demonstrations: tuple[np.ndarray, ...]
+) -> EncodedExample:
+    known = example.behavior_logprobs or ((),) * len(demonstrations)
+    logprobs = tuple(
+        _behavior_logprobs(values, len(tokens))
+        for values, tokens in zip(known, demonstrations, strict=True)
+    )
+    return EncodedExample(prompt, demonstrations, logprobs)
+
+
+def _behavior_logprobs(values: Sequence[float], num_tokens: int) -> np.ndarray | None:
+    """One a token; that of EOS, where it is left out, is 0 (p = 1).
+
+    In: -1, -2 of three tokens.  Out: -1, -2, 0.
+    """
+    if not values:
+        return None
+    eos = [0.0] if len(values) == num_tokens - 1 else []
+    return np.asarray([*values, *eos], np.float32)
+
+
+def drop_too_long(
+    examples: Sequence[Example], encoded: Sequence[EncodedExample], limits: Limits
+) -> tuple[tuple[Example, ...], tuple[EncodedExample, ...], Dropped]:
+    """What fits, as text and as ids, and the count of what does not."""
+    kept = [
+        (example, ids, _fitting(ids, limits.max_new_tokens))
+        for example, ids in zip(examples, encoded, strict=True)
+        if len(ids.prompt) <= limits.max_prompt_tokens
+    ]
+    pairs = [
+        (example, ids)
+        if len(numbers) == len(ids.demonstrations)
+        else (_with_only(example, numbers), _with_only(ids, numbers))
+        for example, ids, numbers in kept
+    ]
+    lost = [len(ids.demonstrations) - len(numbers) for _, ids, numbers in kept]
+    bare = sum(bool(ids.demonstrations) and not numbers for _, ids, numbers in kept)
+    dropped = Dropped(len(examples) - len(kept), sum(lost), bare)
+    return tuple(text for text, _ in pairs), tuple(ids for _, ids in pairs), dropped
+
+
+def _fitting(example: EncodedExample, max_new_tokens: int | None) -> list[int]:
+    """Numbers of the demonstrations that fit."""
+    return [
+        number
+        for number, tokens in enumerate(example.demonstrations)
+        if max_new_tokens is None or len(tokens) <= max_new_tokens
+    ]
+
+
+AnyExample = TypeVar("AnyExample", Example, EncodedExample)
+
+
+def _with_only(example: AnyExample, numbers: Sequence[int]) -> AnyExample:
+    """With these of its demonstrations."""
+    logprobs = example.behavior_logprobs
+    return dataclasses.replace(
+        example,
+        demonstrations=tuple(example.demonstrations[number] for number in numbers),
+        behavior_logprobs=tuple(logprobs[number] for number in numbers) if logprobs else (),
+    )
+
+
+def _length_problems(
+    name: str, examples: Sequence[Example], encoded: Sequence[EncodedExample], limits: Limits
+) -> Iterator[str]:
+    fix = "raise it, or set data.too_long to drop"
+    for row, (example, ids) in enumerate(zip(examples, encoded, strict=True), start=1):
+        where = example.where or f"{name}, row {row}"
+        if len(ids.prompt) > limits.max_prompt_tokens:
+            yield (
+                f"{where}: the prompt has {len(ids.prompt)} tokens, "
+                f"but data.max_prompt_tokens is {limits.max_prompt_tokens}; {fix}."
+            )
+        fitting = _fitting(ids, limits.max_new_tokens)
+        for number, tokens in enumerate(ids.demonstrations):
+            if number not in fitting:
+                yield (
+                    f"{where}: demonstration {number + 1} has {len(tokens)} tokens, "
+                    f"but rollout.max_new_tokens is {limits.max_new_tokens}; {fix}."
+                )
+
+
+def _logprob_problems(
+    name: str, examples: Sequence[Example], encoded: Sequence[EncodedExample]
+) -> Iterator[str]:
+    for row, (example, ids) in enumerate(zip(examples, encoded, strict=True), start=1):
+        where = example.where or f"{name}, row {row}"
+        pairs = zip(ids.demonstrations, ids.behavior_logprobs, strict=True)
+        for number, (tokens, logprobs) in enumerate(pairs, start=1):
+            if logprobs is not None and len(logprobs) != len(tokens):
+                yield (
+                    f"{where}: demonstration {number} has {len(logprobs)} behavior log-probs, but "
+                    f"{len(tokens)} tokens with EOS; give one a token, that of EOS or not."
+                )

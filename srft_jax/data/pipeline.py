@@ -6,6 +6,7 @@ whose state is restored continues as if it had never stopped.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import grain
@@ -36,46 +37,88 @@ class PromptBatch:
 
 
 def prompt_batches(
-    examples: Sequence[Example], prompts_per_step: int, seed: int, *, demonstrated: bool = False
+    examples: Sequence[Example],
+    prompts_per_step: int,
+    seed: int,
+    *,
+    demonstrated: bool = False,
+    weights: Sequence[float] = (1.0,),
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> grain.DatasetIterator[PromptBatch]:
     """One batch a step, without end.
 
-    Every epoch is a shuffle of its own of all examples. A batch may hold the end of one epoch and
-    the start of the next, so that no example is left out; an example can then stand in it twice.
-    With several demonstrations, each visit draws one of them.
+    Every epoch of a source is a shuffle of its own of all its examples. A batch may hold the end of
+    one epoch and the start of the next, so that no example is left out; an example can then stand
+    in it twice. Sources take turns by their weights, not by chance, and each goes through epochs of
+    its own: with weights 3 and 1, of any four prompts in a row the second source has one. With
+    several demonstrations, each visit draws one of them.
 
     Args:
-        examples: The training set.
-        prompts_per_step: P.
+        examples: The training set, of all sources.
+        prompts_per_step: P, of all processes together.
         seed: Of shuffles and draws, at least 0.
-        demonstrated: Only of examples that have a demonstration.
+        demonstrated: Only of examples that have a demonstration; a source without any is left out.
+        weights: Of each source, as `Example.source` numbers them; relative to each other.
+        process_index: Of this process.
+        process_count: Each gets an equal part of the same batch, in order.
 
     Raises:
-        UsageError: There are fewer than `prompts_per_step` such examples, or the seed is negative.
+        UsageError: There are fewer than `prompts_per_step` such examples, they do not split evenly
+            over the processes, a weight is not above 0, or the seed is negative.
     """
-    counts = [len(example.demonstrations) for example in examples]
-    chosen = [index for index, count in enumerate(counts) if count or not demonstrated]
-    if not 1 <= prompts_per_step <= len(chosen):
+    sources = _by_source(examples, weights, demonstrated=demonstrated)
+    total = sum(len(indices) for indices in sources.values())
+    if not 1 <= prompts_per_step <= total:
         raise UsageError(
-            f"a batch is between 1 and the {len(chosen)} training examples"
+            f"a batch is between 1 and the {total} training examples"
             f"{' with a demonstration' if demonstrated else ''}, got {prompts_per_step}."
+        )
+    if prompts_per_step % process_count:
+        raise UsageError(
+            f"data.prompts_per_step = {prompts_per_step} does not split over the "
+            f"{process_count} processes."
         )
     if seed < 0:
         raise UsageError(f"seed is at least 0, got {seed}.")
 
-    def draw(number: int, rng: np.random.Generator) -> tuple[int, int]:
-        index = chosen[number]
-        count = counts[index]
+    def draw(index: int, rng: np.random.Generator) -> tuple[int, int]:
+        count = len(examples[index].demonstrations)
         return index, int(rng.integers(count)) if count else NO_DEMONSTRATION
 
-    dataset = grain.MapDataset.range(len(chosen)).seed(seed).shuffle().repeat().random_map(draw)
+    part = prompts_per_step // process_count
+    own = slice(process_index * part, (process_index + 1) * part)
+    endless = [
+        # A seed of its own each, or sources of one size would be shuffled alike.
+        grain.MapDataset.source(indices).seed((seed + 2**24 * number) % 2**32).shuffle().repeat()
+        for number, indices in sources.items()
+    ]
+    mixed = grain.MapDataset.mix(endless, [weights[number] for number in sources])
+    drawn = mixed.seed(seed).random_map(draw)
     # Endless, so nothing is dropped; without it Grain's count of batches overflows at size 1.
-    steps = dataset.batch(prompts_per_step, drop_remainder=True, batch_fn=_make_batch)
-    # No threads: an element costs microseconds, and starting sixteen threads does not.
+    steps = drawn.batch(
+        prompts_per_step, drop_remainder=True, batch_fn=functools.partial(_make_batch, own=own)
+    )
+    # No threads: a batch costs milliseconds, as much as starting the sixteen that Grain would.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return iter(steps.to_iter_dataset(options))
 
 
-def _make_batch(pairs: Sequence[tuple[int, int]]) -> PromptBatch:
+def _by_source(
+    examples: Sequence[Example], weights: Sequence[float], *, demonstrated: bool
+) -> dict[int, list[int]]:
+    """Source -> indices of its examples; sources without any are left out."""
+    if not all(weight > 0 for weight in weights):
+        raise UsageError(f"the weights of a mixture are above 0, got {list(weights)}.")
+    sources: dict[int, list[int]] = {}
+    for index, example in enumerate(examples):
+        if example.demonstrations or not demonstrated:
+            sources.setdefault(example.source, []).append(index)
+    if missing := sources.keys() - set(range(len(weights))):
+        raise ValueError(f"examples of sources {sorted(missing)} have none of {weights = }")
+    return sources
+
+
+def _make_batch(pairs: Sequence[tuple[int, int]], own: slice) -> PromptBatch:
     example, demonstration = np.asarray(pairs, np.int32).T
-    return PromptBatch(example, demonstration)
+    return PromptBatch(example[own], demonstration[own])

@@ -36,7 +36,7 @@ def evaluate(
         params: Of the policy.
         model_config: Architecture.
         sets: Name -> problems, as text and as ids; an empty set is left out.
-        tokenizer: For the stop id and the text.
+        tokenizer: For the stop ids and the text.
         pool: Verifiers.
         sampling: Greedy, as pass@1 is.
         threshold: A reward that reaches it counts as correct.
@@ -48,7 +48,7 @@ def evaluate(
     names = [name for name, (examples, _) in sets.items() for _ in examples]
     examples = [example for texts, _ in sets.values() for example in texts]
     encoded = [example for _, ids in sets.values() for example in ids]
-    requests = [Request(example.prompt, stop_ids=(tokenizer.eos_id,)) for example in encoded]
+    requests = [Request(example.prompt, stop_ids=tokenizer.stop_ids) for example in encoded]
     key = jax.random.key(0)  # greedy: nothing is drawn
     rollout = sample_verified(
         params, model_config, requests, examples, key, sampling, tokenizer, pool, observer

@@ -1,5 +1,6 @@
 """Sequences to a batch: roles, masks, packing, normalisers; all known before the forward pass."""
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ class TrainingSequence:
         weight: Of the likelihood and the policy gradient.
     """
 
-    prompt: Sequence[int]
+    prompt: Sequence[int] | np.ndarray
     completion: Sequence[int] | np.ndarray
     role: Role | Sequence[Role] | np.ndarray
     advantage: float = 0.0
@@ -57,28 +58,28 @@ def max_microbatches(num_sequences: int, longest: int, training: TrainingConfig)
 
 
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """First-fit decreasing: indices of the sequences of each row.
+    """Best-fit decreasing: indices of the sequences of each row.
 
-    In: lengths [3, 6, 4, 2], rows of 8.  Out: [[1, 3], [2, 0]].
+    The longest go first, each to the row that it fills the most. In: lengths [3, 6, 4, 2], rows of
+    8.  Out: [[1, 3], [2, 0]].
 
     Raises:
         ValueError: a sequence is longer than a row.
     """
     rows: list[list[int]] = []
-    free: list[int] = []
+    by_room: list[tuple[int, int]] = []  # room and number of each row, ascending
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if lengths[index] > row_length:
             raise ValueError(
                 f"a sequence of {lengths[index]} tokens does not fit a row of {row_length}"
             )
-        row = next(
-            (number for number, room in enumerate(free) if room >= lengths[index]), len(rows)
-        )
-        if row == len(rows):
+        place = bisect.bisect_left(by_room, (lengths[index], 0))
+        if place == len(by_room):
+            by_room.append((row_length, len(rows)))
             rows.append([])
-            free.append(row_length)
+        room, row = by_room.pop(place)
         rows[row].append(index)
-        free[row] -= lengths[index]
+        bisect.insort(by_room, (room - lengths[index], row))
     return rows
 
 

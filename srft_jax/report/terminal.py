@@ -1,12 +1,13 @@
-"""What a run prints: one line of progress, and plain-text tables."""
+"""What a run prints: one line of progress, plain-text tables, and colours on a terminal."""
 
 import math
+import os
 import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Self, TextIO
+from typing import Literal, Self, TextIO
 
 # Label, metric, format; the order on the line. A narrow terminal cuts the tail.
 _FIELDS = (
@@ -22,6 +23,8 @@ _GAP = "  "  # between the fields of the line
 _CLEAR = "\r\x1b[K"  # back to the first column, erase to the end of the line
 # Seconds that something within a step must last to be shown; in a log, also those between lines.
 _PATIENCE_IN_PLACE, _PATIENCE_IN_LOG = 2.0, 30.0
+Style = Literal["bold", "dim", "green"]
+_CODES: dict[Style, str] = {"bold": "1", "dim": "2", "green": "32"}
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?%?|-?|nan", re.IGNORECASE)
 
 
@@ -131,6 +134,20 @@ class Progress:
     def _write(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+def shows_colours(stream: TextIO) -> bool:
+    """A terminal whose user has not said no: see no-color.org."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def styled(text: str, *styles: Style) -> str:
+    """With the escape codes of these styles; line by line, as pagers forget them at a line's end.
+
+    In: "a\nb", "bold".  Out: ESC[1m a ESC[0m, a line end, ESC[1m b ESC[0m.
+    """
+    codes = ";".join(_CODES[style] for style in styles)
+    return "\n".join(f"\x1b[{codes}m{line}\x1b[0m" if line else "" for line in text.split("\n"))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

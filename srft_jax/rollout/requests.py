@@ -58,7 +58,7 @@ class Request:
         stop_strings: Texts that end a completion; needs a tokenizer.
     """
 
-    prompt: Sequence[int]
+    prompt: Sequence[int] | np.ndarray
     group_size: int = 1
     forced: Sequence[int] = ()
     max_new_tokens: int | None = None

@@ -136,8 +136,13 @@ def _is_demonstration(sequence: TrainingSequence) -> bool:
 
 def demonstration_sequence(setup: Setup, pair: Pair) -> TrainingSequence:
     """A demonstration on its own, without a group to take an advantage over."""
-    example = setup.encoded.train[pair[0]]
-    return TrainingSequence(example.prompt, example.demonstrations[pair[1]], Role.DEMONSTRATION)
+    example, number = setup.encoded.train[pair[0]], pair[1]
+    return TrainingSequence(
+        example.prompt,
+        example.demonstrations[number],
+        Role.DEMONSTRATION,
+        old_logprobs=example.behavior_logprobs[number],
+    )
 
 
 def group_sequences(setup: Setup, stage: Stage, group: Group) -> list[TrainingSequence]:

@@ -60,6 +60,7 @@ def _check_numbers(config: RunConfig) -> None:
         "rewards.workers",
         "generate.completions",
         "generate.num_prompts",
+        "inspect.rows",
     )
     _at_least(
         config,

@@ -3,6 +3,8 @@
 import jax
 
 from srft_jax.config import RunConfig, UsageError
+from srft_jax.data.encoding import encode
+from srft_jax.data.examples import Example
 from srft_jax.evaluation.verdicts import completion_text
 from srft_jax.rollout import Request, Truncation, sample
 from srft_jax.tasks.setup import prepare
@@ -13,10 +15,10 @@ def generate(config: RunConfig) -> int:
     """Prints each prompt and its completions."""
     setup = prepare(config)
     wanted = config.generate
-    prompts = [wanted.prompt] if wanted.prompt is not None else []
-    held_out = setup.sets.evaluation.get("held_out", ())
-    prompts = prompts or [example.prompt for example in held_out[: wanted.num_prompts]]
-    if not prompts:
+    examples = setup.sets.evaluation.get("held_out", ())[: wanted.num_prompts]
+    if wanted.prompt is not None:
+        examples = (Example(wanted.prompt, answer=""),)
+    if not examples:
         raise UsageError("there is no held-out set to take prompts from; set generate.prompt")
     params = trained_params(setup)
     sampling = setup.sampling(
@@ -27,14 +29,14 @@ def generate(config: RunConfig) -> int:
     )
     tokenizer = setup.tokenizer
     requests = [
-        Request(tokenizer.encode_prompt(prompt), wanted.completions, stop_ids=(tokenizer.eos_id,))
-        for prompt in prompts
+        Request(one.prompt, wanted.completions, stop_ids=tokenizer.stop_ids)
+        for one in encode(examples, tokenizer, system_prompt=config.data.system_prompt)
     ]
     key = jax.random.key(config.seed)
     with jax.set_mesh(setup.mesh):
         groups = sample(params, setup.model_config, requests, key, sampling)
-    for prompt, group in zip(prompts, groups, strict=True):
-        print(prompt)
+    for example, group in zip(examples, groups, strict=True):
+        print(example.prompt)
         for completion in group:
             text = completion_text(tokenizer, completion.tokens.tolist())
             cut = "" if completion.finished else " [cut]"

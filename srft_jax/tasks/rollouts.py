@@ -77,7 +77,7 @@ def verify_demonstrations(setup: Setup, pool: RewardPool) -> DemonstrationReward
         (i, n) for i, one in enumerate(setup.encoded.train) for n in range(len(one.demonstrations))
     ]
     texts = [
-        completion_text(setup.tokenizer, setup.encoded.train[index].demonstrations[number])
+        completion_text(setup.tokenizer, setup.encoded.train[index].demonstrations[number].tolist())
         for index, number in keys
     ]
     scored = verify(pool, [setup.sets.train[index] for index, _ in keys], texts)
@@ -211,7 +211,7 @@ def _requests(
 ) -> list[Request]:
     """One group: all alike, or a last one apart that starts with a part of the demonstration."""
     size = setup.config.rollout.completions_per_prompt
-    prompt, stop_ids = setup.encoded.train[example].prompt, (setup.tokenizer.eos_id,)
+    prompt, stop_ids = setup.encoded.train[example].prompt, setup.tokenizer.stop_ids
     forced = _forced(setup, stage, step, example, demonstration)
     if not forced or stage.objective.prefix == "all":
         return [Request(prompt, size, forced, stop_ids=stop_ids)]
@@ -227,7 +227,8 @@ def _forced(
         return ()
     tokens = setup.encoded.train[example].demonstrations[demonstration]
     rng = np.random.default_rng((setup.config.seed, step, example))
-    return tokens[: prefix_length(stage.objective, stage.number(step), len(tokens), rng)]
+    length = prefix_length(stage.objective, stage.number(step), len(tokens), rng)
+    return tuple(tokens[:length].tolist())
 
 
 def overlong(setup: Setup, objective: Objective, completion: Completion) -> float:

@@ -4,13 +4,13 @@ Everything a user can get wrong is found here, before anything compiles.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
 
 from srft_jax.config import ModelConfig, ObjectiveConfig, RunConfig, UsageError
-from srft_jax.data.encoding import EncodedExample, EncodedSets, encode_sets
+from srft_jax.data.encoding import Dropped, EncodedExample, EncodedSets, Limits, encode_sets
 from srft_jax.data.examples import Example, ExampleSets
 from srft_jax.data.sources import load_sets
 from srft_jax.mesh import make_mesh
@@ -36,6 +36,7 @@ class Setup:
         tokenizer: Of the model.
         sets: Problems as text.
         encoded: The same problems as ids.
+        dropped: By set, what was too long for it.
         model_config: Architecture.
         mesh: Devices.
     """
@@ -45,6 +46,7 @@ class Setup:
     tokenizer: Tokenizer
     sets: ExampleSets
     encoded: EncodedSets
+    dropped: Mapping[str, Dropped]
     model_config: ModelConfig
     mesh: Mesh
 
@@ -137,16 +139,16 @@ def prepare(config: RunConfig) -> Setup:
     )
     config = dataclasses.replace(config, objective=expanded)
     check_config(config)
-    tokenizer = load_tokenizer(_tokenizer_path(config))
-    sets = load_sets(config.data)
-    encoded = encode_sets(
-        sets,
+    tokenizer = load_tokenizer(_tokenizer_path(config), config.model.chat_template)
+    data = config.data
+    sets, encoded, dropped = encode_sets(
+        load_sets(data),
         tokenizer,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        max_new_tokens=config.rollout.max_new_tokens,
+        Limits(data.max_prompt_tokens, config.rollout.max_new_tokens, data.too_long),
+        system_prompt=data.system_prompt,
     )
-    architecture = _architecture(config)
-    setup = Setup(config, objective, tokenizer, sets, encoded, architecture, make_mesh(config.mesh))
+    architecture, mesh = _architecture(config), make_mesh(config.mesh)
+    setup = Setup(config, objective, tokenizer, sets, encoded, dropped, architecture, mesh)
     _check_model(setup)
     _check_reference(setup)
     _check_data(setup)

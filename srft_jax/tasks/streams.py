@@ -1,11 +1,15 @@
 """What the steps take from the training set, and its place in a checkpoint."""
 
+import dataclasses
+import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import grain
 
 from srft_jax.config import UsageError
+from srft_jax.data.examples import Example
 from srft_jax.data.pipeline import PromptBatch, prompt_batches
 from srft_jax.objectives.objective import Objective
 from srft_jax.tasks.setup import Setup
@@ -13,23 +17,32 @@ from srft_jax.tasks.setup import Setup
 Pair = tuple[int, int]  # index of an example, and of one of its demonstrations
 
 
+def _digest(examples: Sequence[Example]) -> str:
+    """Of all that the run sees of them, not of where they were read from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for example in examples:
+        digest.update(repr(dataclasses.replace(example, where="")).encode())
+    return digest.hexdigest()
+
+
 class Streams:
     """Endless iterators over prompts and demonstrations, and the demonstrations that wait."""
 
     def __init__(self, setup: Setup) -> None:
         objective, train = setup.objective, setup.sets.train
-        prompts, seed = setup.config.data.prompts_per_step, setup.config.seed
-        self._examples = hashlib.blake2b(repr(train).encode(), digest_size=16).hexdigest()
+        data, seed = setup.config.data, setup.config.seed
+        prompts = data.prompts_per_step
+        weights = [source.weight for source in data.mixture] or [1.0]
+        batches = functools.partial(prompt_batches, train, weights=weights)
+        self._examples = _digest(train)
         self._iterators: dict[str, grain.DatasetIterator[PromptBatch]] = {}
         if objective.uses_rollouts:
-            self._iterators["prompts"] = prompt_batches(train, prompts, seed)
+            self._iterators["prompts"] = batches(prompts, seed)
         if objective.sft_steps or not objective.uses_rollouts:
-            self._iterators["demonstrated"] = prompt_batches(
-                train, prompts, seed, demonstrated=True
-            )
+            self._iterators["demonstrated"] = batches(prompts, seed, demonstrated=True)
         if objective.demo_source == "own":  # not in the order of the prompts, hence another seed
-            self._iterators["demonstrations"] = prompt_batches(
-                train, objective.demo_per_step, seed + 1, demonstrated=True
+            self._iterators["demonstrations"] = batches(
+                objective.demo_per_step, seed + 1, demonstrated=True
             )
         self._waiting: list[Pair] = []
 

@@ -17,6 +17,8 @@ def batch_arithmetic(setup: Setup, num_params: int) -> str:
         ["parameters", f"{num_params:,}"],
         ["objective", config.objective.preset],
         ["training prompts", f"{len(sets.train):,}, {demonstrated:,} with a demonstration"],
+        *_dropped_rows(setup),
+        ["completions end with", _stops(setup)],
         ["prompts per step", f"{config.data.prompts_per_step}"],
         *_rollout_rows(setup),
         *_demonstration_rows(setup),
@@ -26,6 +28,25 @@ def batch_arithmetic(setup: Setup, num_params: int) -> str:
         ["devices", " x ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())],
     ]
     return table(["batch arithmetic", ""], rows)
+
+
+def _dropped_rows(setup: Setup) -> list[list[str]]:
+    """Nothing where nothing was too long."""
+    return [
+        [
+            f"  too long, dropped from {name}",
+            f"{dropped.prompts:,} prompts, and of the others {dropped.demonstrations:,} "
+            f"demonstrations, which leaves {dropped.bare:,} without one",
+        ]
+        for name, dropped in setup.dropped.items()
+        if dropped.prompts or dropped.demonstrations
+    ]
+
+
+def _stops(setup: Setup) -> str:
+    """In: a tokenizer with two.  Out: <|im_end|> (trained), <|endoftext|>."""
+    first, *others = (setup.tokenizer.spell([id]) for id in setup.tokenizer.stop_ids)
+    return ", ".join([f"{first} (trained)", *others])
 
 
 def _rollout_rows(setup: Setup) -> list[list[str]]:

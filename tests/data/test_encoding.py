@@ -1,38 +1,83 @@
+import dataclasses
+
+import numpy as np
 import pytest
 
 from srft_jax.config import UsageError
-from srft_jax.data.encoding import EncodedExample, check_lengths, encode, encode_sets
-from srft_jax.data.sources import Example, ExampleSets
+from srft_jax.data.encoding import Dropped, Limits, conversation, encode, encode_sets
+from srft_jax.data.examples import Example, ExampleSets, Turn
 
 
 class Bytes:
-    """A token a byte; prompts start with 1, completions end with 2."""
+    """A token a byte; turns start with 1, completions end with 2."""
 
-    def encode_prompt(self, text):
-        return [1, *text.encode()]
+    def encode_prompts(self, conversations):
+        return [[x for _, text in turns for x in (1, *text.encode())] for turns in conversations]
 
-    def encode_completion(self, text):
-        return [*text.encode(), 2]
+    def encode_completions(self, texts):
+        return [[*text.encode(), 2] for text in texts]
 
 
 SETS = ExampleSets(
     train=(Example("ab", "1", ("x", "yz")), Example("abcd", "1")),
-    held_out=(Example("abc", "1", ("longer than anything",)),),
-    ood=(Example("abcde", "1"),),
+    evaluation={
+        "held_out": (Example("abc", "1", ("longer than anything",)),),
+        "ood": (Example("abcde", "1"),),
+    },
 )
 
 
+def plain(encoded):
+    return [(one.prompt.tolist(), [ids.tolist() for ids in one.demonstrations]) for one in encoded]
+
+
+def limits(prompt, new, too_long="error"):
+    return Limits(prompt, new, too_long)
+
+
 def test_prompts_and_demonstrations_are_encoded_in_order():
-    assert encode(SETS.train, Bytes()) == (
-        EncodedExample(prompt=[1, 97, 98], demonstrations=([120, 2], [121, 122, 2])),
-        EncodedExample(prompt=[1, 97, 98, 99, 100], demonstrations=()),
-    )
+    encoded = encode(SETS.train, Bytes())
+    assert plain(encoded) == [
+        ([1, 97, 98], [[120, 2], [121, 122, 2]]),
+        ([1, 97, 98, 99, 100], []),
+    ]
+    assert encoded[0].behavior_logprobs == (None, None)
+    assert {one.dtype for one in (encoded[0].prompt, *encoded[0].demonstrations)} == {
+        np.dtype("i4")
+    }
+
+
+@pytest.mark.parametrize("count", [0, 256, 600])
+def test_chunks_join_without_a_seam(count):
+    examples = [Example(str(n), "1", (f"d{n}",) * (n % 3)) for n in range(count)]
+    expected = [([1, *str(n).encode()], [[*f"d{n}".encode(), 2]] * (n % 3)) for n in range(count)]
+    assert plain(encode(examples, Bytes())) == expected
+
+
+def test_a_system_prompt_goes_first_where_there_is_none():
+    earlier = (Turn("user", "q"), Turn("assistant", "a"))
+    own = (Turn("system", "own"), *earlier)
+    last = Turn("user", "ab")
+    assert conversation(Example("ab", "1")) == [last]
+    assert conversation(Example("ab", "1"), "given") == [Turn("system", "given"), last]
+    assert conversation(Example("ab", "1"), "") == [Turn("system", ""), last]
+    with_history = [Turn("system", "given"), *earlier, last]
+    assert conversation(Example("ab", "1", history=earlier), "given") == with_history
+    assert conversation(Example("ab", "1", history=own), "given") == [*own, last]
+    encoded = encode([Example("b", "1", history=own)], Bytes(), system_prompt="given")
+    assert bytes(encoded[0].prompt.astype(np.uint8)) == b"\1own\1q\1a\1b"
 
 
 def test_what_just_fits_is_accepted():
-    encoded = encode_sets(SETS, Bytes(), max_prompt_tokens=6, max_new_tokens=3)
-    for name, examples in vars(SETS).items():
-        assert getattr(encoded, name) == encode(examples, Bytes())
+    texts, encoded, dropped = encode_sets(SETS, Bytes(), limits(6, 3))
+    assert texts == SETS
+    assert plain(encoded.train) == plain(encode(SETS.train, Bytes()))
+    for name, examples in SETS.evaluation.items():
+        assert plain(encoded.evaluation[name]) == plain(encode(examples, Bytes()))
+    assert dropped == dict.fromkeys(("train", "held_out", "ood"), Dropped())
+
+
+FIX = "; raise it, or set data.too_long to drop."
 
 
 @pytest.mark.parametrize(
@@ -42,33 +87,76 @@ def test_what_just_fits_is_accepted():
             4,
             3,
             [
-                "train, row 2: the prompt has 5 tokens, but data.max_prompt_tokens is 4.",
-                "ood, row 1: the prompt has 6 tokens, but data.max_prompt_tokens is 4.",
+                "train, row 2: the prompt has 5 tokens, but data.max_prompt_tokens is 4" + FIX,
+                "ood, row 1: the prompt has 6 tokens, but data.max_prompt_tokens is 4" + FIX,
+                "ood: no prompt fits, so nothing is left of the set.",
             ],
         ),
         (
             6,
             2,
-            ["train, row 1: demonstration 2 has 3 tokens, but rollout.max_new_tokens is 2."],
+            ["train, row 1: demonstration 2 has 3 tokens, but rollout.max_new_tokens is 2" + FIX],
         ),
         (
-            5,
+            6,
             1,
             [
-                "ood, row 1: the prompt has 6 tokens, but data.max_prompt_tokens is 5.",
-                "train, row 1: demonstration 1 has 2 tokens, but rollout.max_new_tokens is 1.",
-                "train, row 1: demonstration 2 has 3 tokens, but rollout.max_new_tokens is 1.",
+                "train, row 1: demonstration 1 has 2 tokens, but rollout.max_new_tokens is 1" + FIX,
+                "train, row 1: demonstration 2 has 3 tokens, but rollout.max_new_tokens is 1" + FIX,
             ],
         ),
     ],
 )
 def test_what_does_not_fit_is_named(prompt, new, problems):
     with pytest.raises(UsageError) as error:
-        encode_sets(SETS, Bytes(), max_prompt_tokens=prompt, max_new_tokens=new)
+        encode_sets(SETS, Bytes(), limits(prompt, new))
     assert str(error.value).split("\n") == problems
 
 
-def test_held_out_rows_are_named_and_their_demonstrations_may_be_long():
-    encoded = encode_sets(SETS, Bytes(), max_prompt_tokens=6, max_new_tokens=3)
-    with pytest.raises(UsageError, match="held_out, row 1: the prompt has 4 tokens"):
-        check_lengths(encoded, max_prompt_tokens=3, max_new_tokens=3)
+def test_rows_are_named_as_their_source_names_them():
+    named = dataclasses.replace(SETS.train[1], where="a.jsonl, row 7")
+    with pytest.raises(UsageError, match="^a.jsonl, row 7: the prompt has 5 tokens"):
+        encode_sets(ExampleSets((SETS.train[0], named), {}), Bytes(), limits(4, 9))
+
+
+def test_what_does_not_fit_may_be_dropped():
+    """A demonstration with its log-probs, a prompt with its row; both are counted."""
+    train = (
+        Example("ab", "1", ("long", "s", "longer"), behavior_logprobs=((-4.0,) * 5, (-1.0,), ())),
+        Example("much too long", "2", ("s", "long")),
+        Example("cd", "3", ("long",)),
+        Example("ef", "4"),
+    )
+    sets = ExampleSets(train, {"ood": (Example("abcdef", "1"), Example("g", "1", ("long",)))})
+    texts, encoded, dropped = encode_sets(sets, Bytes(), limits(4, 2, "drop"))
+    assert [one.answer for one in texts.train] == ["1", "3", "4"]
+    assert [one.demonstrations for one in texts.train] == [("s",), (), ()]
+    assert texts.train[0].behavior_logprobs == ((-1.0,),)
+    assert plain(encoded.train) == plain(encode(texts.train, Bytes()))
+    np.testing.assert_array_equal(encoded.train[0].behavior_logprobs[0], [-1, 0])
+    assert texts.evaluation["ood"] == sets.evaluation["ood"][1:]  # not trained on: may be long
+    assert len(encoded.evaluation["ood"]) == 1
+    assert dropped == {"train": Dropped(1, 3, 1), "ood": Dropped(1, 0, 0)}
+
+
+def test_a_set_of_which_nothing_is_left():
+    with pytest.raises(UsageError, match="^ood: no prompt fits, so nothing is left of the set.$"):
+        encode_sets(SETS, Bytes(), limits(5, 3, "drop"))
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"), [((-1.0, -2.0, -3.0), [-1, -2, -3]), ((-1.0, -2.0), [-1, -2, 0])]
+)
+def test_behavior_logprobs_with_or_without_that_of_eos(given, stored):
+    example = Example("ab", "1", ("x", "yz"), behavior_logprobs=((), given))
+    _, encoded, _ = encode_sets(ExampleSets((example,), {}), Bytes(), limits(9, 9))
+    unknown, known = encoded.train[0].behavior_logprobs
+    assert unknown is None and known.dtype == np.float32
+    np.testing.assert_array_equal(known, stored)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_behavior_logprobs_of_another_number(count):
+    example = Example("ab", "1", ("yz",), behavior_logprobs=((-1.0,) * count,))
+    with pytest.raises(UsageError, match=f"demonstration 1 has {count} behavior log-probs, but 3 "):
+        encode_sets(ExampleSets((example,), {}), Bytes(), limits(9, 9, "drop"))

@@ -9,8 +9,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from srft_jax.config import UsageError
+from srft_jax.data.examples import Example
 from srft_jax.data.pipeline import NO_DEMONSTRATION, prompt_batches
-from srft_jax.data.sources import Example
 
 
 def make_examples(count):
@@ -119,6 +119,74 @@ def test_it_is_saved_and_restored_by_an_orbax_manager(tmp_path):
         target = ocp.args.StandardRestore(jax.eval_shape(lambda: state))
         restored = manager.restore(6, args=ocp.args.Composite(state=target, data=data))
     assert np.array_equal(take(restored.data, 5), expected)
+
+
+MIXED = [Example(f"{n}", "1", ("d",), source=int(n >= 8)) for n in range(20)]  # 8 and 12 rows
+
+
+def test_sources_take_turns_by_their_weights():
+    """Whatever their sizes, at every moment; each goes through epochs of its own."""
+    batches = take(prompt_batches(MIXED, 4, 0, weights=(3, 1)), 48)[:, 0]
+    assert ((batches >= 8).sum(axis=1) == 1).all()
+    first, second = batches[batches < 8].reshape(-1, 8), batches[batches >= 8].reshape(-1, 12)
+    assert (len(first), len(second)) == (18, 4)
+    assert (np.sort(first, axis=1) == np.arange(8)).all()
+    assert (np.sort(second, axis=1) == np.arange(8, 20)).all()
+    assert len({tuple(order) for order in first.tolist()}) > 12
+
+
+def test_weights_are_relative():
+    batches = [
+        take(prompt_batches(MIXED, 5, 0, weights=weights), 20)
+        for weights in ((0.75, 0.25), (3, 1), (1, 1))
+    ]
+    assert np.array_equal(batches[0], batches[1]) and not np.array_equal(batches[0], batches[2])
+
+
+def test_equally_large_sources_are_shuffled_apart():
+    twins = [Example(f"{n}", "1", source=n // 10) for n in range(20)]
+    orders = take(prompt_batches(twins, 20, 0, weights=(1, 1)), 1)[0, 0]
+    assert not np.array_equal(orders[orders < 10], orders[orders >= 10] - 10)
+
+
+def test_a_source_without_a_demonstration_is_left_out():
+    examples = [Example(f"{n}", "1", ("d",) * (n < 8), source=int(n >= 8)) for n in range(20)]
+    iterator = prompt_batches(examples, 8, 0, demonstrated=True, weights=(1, 5))
+    assert sorted(take(iterator, 1)[0, 0]) == list(range(8))
+
+
+@pytest.mark.parametrize("weights", [(1, 0), (1, -1), (1, float("nan"))])
+def test_weights_are_above_zero(weights):
+    with pytest.raises(UsageError, match="weights of a mixture are above 0, got"):
+        prompt_batches(MIXED, 4, 0, weights=weights)
+
+
+def test_processes_share_a_batch():
+    """Together they have what one process has, whatever their number; so has a restored one."""
+    whole = take(prompt_batches(MIXED, 12, 5, weights=(2, 1)), 10)
+    for count in (2, 3):
+        iterators = [
+            prompt_batches(MIXED, 12, 5, weights=(2, 1), process_index=index, process_count=count)
+            for index in range(count)
+        ]
+        parts = [take(iterator, 7) for iterator in iterators]
+        assert np.array_equal(np.concatenate(parts, axis=-1), whole[:7])
+        alone = prompt_batches(MIXED, 12, 5, weights=(2, 1))
+        alone.set_state(json.loads(json.dumps(iterators[-1].get_state())))
+        assert np.array_equal(take(alone, 3), whole[7:])
+    with pytest.raises(UsageError, match="prompts_per_step = 12 does not split over the 5 process"):
+        prompt_batches(MIXED, 12, 5, weights=(2, 1), process_count=5)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 5, 6, 7, 24, 25])
+def test_a_restored_mixture_continues_bit_exactly(offset):
+    """Epochs of 8 and 12 end within batches of 5, or with them."""
+    uninterrupted = prompt_batches(MIXED, 5, 7, weights=(2, 1))
+    for _ in range(offset):
+        next(uninterrupted)
+    restored = prompt_batches(MIXED, 5, 7, weights=(2, 1))
+    restored.set_state(json.loads(json.dumps(uninterrupted.get_state())))
+    assert np.array_equal(take(restored, 9), take(uninterrupted, 9))
 
 
 def test_no_threads_are_started():

@@ -25,7 +25,7 @@ SLOW = "slow_scorers:sleep"
 class Tokenizer:
     """Ids as decimal numbers; keeps the threads that it was called from."""
 
-    eos_id, think_prefix = 0, ""
+    stop_ids, think_prefix = (0,), ""
 
     def __init__(self):
         self.threads = set()

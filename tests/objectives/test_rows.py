@@ -155,11 +155,27 @@ def test_old_logprobs_of_another_length_are_an_error():
         batch_of([wrong])
 
 
-def test_pack_takes_the_first_row_with_room_longest_first():
+def test_pack_takes_the_fullest_row_with_room_longest_first():
+    assert pack([7, 6, 4, 3], 10) == [[0, 3], [1, 2]]
+    assert pack([6, 7, 3], 10) == [[1, 2], [0]]
     assert pack([3, 6, 4, 2], 8) == [[1, 3], [2, 0]]
     assert pack([5, 5, 5], 10) == [[0, 1], [2]]
     assert pack([4, 6, 3, 3, 4], 10) == [[1, 0], [4, 2, 3]]
     assert pack([], 10) == []
+
+
+@pytest.mark.parametrize("row_length", [9216, 16384])
+def test_rows_of_long_tailed_lengths_are_full(row_length):
+    """A step of 128 prompts: seven rollouts of around 1.5k tokens and a demonstration of 4k."""
+    random = np.random.default_rng(0)
+    means = np.tile([1500] * 7 + [4000], 128)
+    answers = random.lognormal(np.log(means) - 0.4, 0.9).clip(1, 8192)
+    lengths = (200 + answers).astype(int)
+    rows = pack(lengths.tolist(), row_length)
+    assert sorted(index for row in rows for index in row) == list(range(1024))
+    assert max(lengths[row].sum() for row in rows) <= row_length
+    assert lengths.sum() > 0.99 * len(rows) * row_length
+    assert lengths.sum() < 0.3 * 1024 * lengths.max()  # what padding to the longest would give
 
 
 def test_a_sequence_longer_than_a_row_is_an_error():

@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from srft_jax.report.terminal import Progress, table
+from srft_jax.report.terminal import Progress, shows_colours, styled, table
 
 VALUES = {
     "rollout/reward": 0.5,
@@ -135,3 +135,14 @@ def test_table_aligns_numbers_right():
 def test_table_rejects_ragged_rows():
     with pytest.raises(ValueError):
         table(["a", "b"], [[1, 2], [3]])
+
+
+def test_colours_are_for_terminals_whose_user_wants_them(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert shows_colours(Terminal()) and not shows_colours(io.StringIO())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not shows_colours(Terminal())
+
+
+def test_styles_end_with_their_line():
+    assert styled("a\n\nb", "green", "bold") == "\x1b[32;1ma\x1b[0m\n\n\x1b[32;1mb\x1b[0m"

@@ -28,6 +28,7 @@ from srft_jax.ops.head import ReferencedStats, TokenStats
 from srft_jax.rewards import RewardResult
 from srft_jax.rollout import Completion
 from srft_jax.tasks import generate as generate_module
+from srft_jax.tasks import inspect as inspect_module
 from srft_jax.tasks import resume, updates
 from srft_jax.tasks import setup as setup_module
 from srft_jax.tasks import train as train_module
@@ -81,6 +82,14 @@ def dry_generate(config):
     ):
         assert generate_module.generate(config) == 0
     return "\n".join([*trace.lines, out.getvalue()])
+
+
+def dry_inspect(config):
+    """All of it: it needs no model."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert inspect_module.inspect(config) == 0
+    return out.getvalue()
 
 
 def digest(tree):

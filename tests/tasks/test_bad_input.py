@@ -52,6 +52,14 @@ CASES = {
         "{dir}/none is not a directory",
     ),
     "no model": (["--model.architecture=null"], "exactly one of model.path and model.architecture"),
+    "missing chat template": (
+        ["--model.chat_template={dir}/none.jinja"],
+        "model.chat_template = {dir}/none.jinja cannot be read",
+    ),
+    "system prompt that the template refuses": (
+        ["--data.system_prompt=Be brief."],
+        "refuses a conversation with the roles system, user: roles are user and assistant",
+    ),
     "missing tokenizer": (["--model.tokenizer={dir}/none"], "{dir}/none is not a directory"),
     "tokenizer above the vocabulary": (
         ["--model.architecture.vocab_size=100"],
@@ -91,6 +99,10 @@ CASES = {
     "demonstration too long": (
         jsonl("long"),
         "train, row 2: demonstration 1 has 17 tokens, but rollout.max_new_tokens is 16",
+    ),
+    "nothing left": (
+        ["--data.max_prompt_tokens=4", "--data.too_long=drop"],
+        "ood: no prompt fits, so nothing is left of the set",
     ),
     "prompt too long": (jsonl("long_prompt"), "but data.max_prompt_tokens is 12"),
     "more prompts than there are": (["--data.prompts_per_step=41"], "exceeds the 40 prompts"),
@@ -223,6 +235,11 @@ OTHER_VERBS = {
         ["evaluate", *NO_EVALUATION],
         "there is nothing to evaluate",
     ),
+    "unknown set to inspect": (
+        ["inspect", "--inspect.set=test"],
+        "inspect.set = test is none of train, held_out, ood",
+    ),
+    "no rows to inspect": (["inspect", "--inspect.rows=0"], "inspect.rows = 0 is not at least 1"),
     "nothing to generate": (
         ["generate", "--data.held_out=null"],
         "set generate.prompt",

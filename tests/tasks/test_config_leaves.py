@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dry_run import dry_divergence, dry_generate, dry_run
+from dry_run import dry_divergence, dry_generate, dry_inspect, dry_run
 from tiny_runs import ROOT, tiny_arguments
 
 from srft_jax.config import RunConfig, UsageError, parse
@@ -199,6 +199,7 @@ TABLE = {
     "model.architecture.init_std": Change("0.5", program),
     "model.architecture.family": Change("gpt2", Refused("model.architecture")),
     "model.tokenizer": Change("{dir}/tokenizer"),
+    "model.chat_template": Change("{dir}/own.jinja"),
     "model.reference": Change("{dir}/other_reference", base=KL),
     "model.dtype": Change("bfloat16", program),
     "model.remat": Change("block", gradient_program),
@@ -210,6 +211,8 @@ TABLE = {
     **source_rows("data.held_out"),
     **source_rows("data.ood"),
     "data.benchmarks": Change("{one: {files: {dir}/b.jsonl}}"),
+    "data.system_prompt": Change("Be brief.", Refused("refuses a conversation with the roles sys")),
+    "data.too_long": Change("drop", base=("--rollout.max_new_tokens=9",)),
     "data.prompts_per_step": Change("6"),
     "data.max_prompt_tokens": Change("5", Refused("but data.max_prompt_tokens is 5")),
     "rollout.completions_per_prompt": Change("4"),
@@ -310,6 +313,9 @@ TABLE = {
     "generate.top_p": Change("0.5", dry_generate),
     "generate.min_p": Change("0.1", dry_generate),
     "generate.completions": Change("2", dry_generate),
+    "inspect.set": Change("ood", dry_inspect),
+    "inspect.rows": Change("1", dry_inspect),
+    "inspect.ids": Change("true", dry_inspect),
     "report.samples_every": Change("1", printed),
     "report.samples_per_step": Change("1"),
 }
@@ -360,6 +366,7 @@ def directory(tmp_path_factory):
         (path / name).mkdir()
         architecture = to_hf_config(parse(tiny_arguments(path))[1].model.architecture)
         write_json(path / name / "config.json", architecture)
+    (path / "own.jinja").write_text("{{ messages[-1].content }}=")
     (path / "tokenizer").mkdir()
     for file in (ROOT / "assets" / "tokenizer").iterdir():
         text = file.read_text()
@@ -399,7 +406,7 @@ def test_another_value_shows(key, observe, tmp_path, monkeypatch):
 
 def test_nothing_else_shows(observe, tmp_path_factory):
     """The probes see the configuration, not the clock or the directory."""
-    for probe in (run, printed, program, dry_generate):
+    for probe in (run, printed, program, dry_generate, dry_inspect):
         observe_again = probe(
             parse(tiny_arguments(tmp_path_factory.mktemp("again") / "run", *BASE))[1]
         )

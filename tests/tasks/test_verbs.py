@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny_runs import metrics_lines, newest_checkpoint, tiny_config
+from tiny_runs import metrics_lines, newest_checkpoint, tiny_arguments, tiny_config
 
 from srft_jax.config import parse
 from srft_jax.models.checkpoint_hf import load_hf
@@ -124,6 +124,17 @@ def test_report(run_dir, command):
     assert (code, out, err) == (0, f"report   {run_dir}/report.html\n", "")
     page = (run_dir / "report.html").read_text()
     assert "<svg" in page and "held_out" in page
+
+
+def test_inspect(tmp_path, command):
+    """Into a pipe, hence without colours; without a run, hence without a model."""
+    arguments = tiny_arguments(tmp_path / "run", "--inspect.rows=1")
+    code, out, err = command("inspect", *arguments)
+    assert (code, err) == (0, "")
+    assert "\x1b" not in out and not (tmp_path / "run").exists()
+    assert "<|user|>{prompt}<|assistant|>" in out
+    assert re.search(r"packed row 1: \d+ sequences, \d+ of 32 tokens", out)
+    assert re.search(r"<\|user\|>\S+<\|assistant\|>«<think>[\d ]+</think>\d<\|end\|>»", out)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The train step: however the sequences are packed and split, the same gradients and metrics."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from tiny_training import (
 )
 
 from srft_jax.batch import Role
+from srft_jax.config import TrainingConfig
 from srft_jax.objectives import rows as rows_module
 from srft_jax.training.metrics import present
 from srft_jax.training.step import make_train_step
@@ -67,6 +69,34 @@ def test_packed_equals_unpacked(name, monkeypatch):
     monkeypatch.setattr(rows_module, "pack", lambda lengths, _: [[i] for i in range(len(lengths))])
     unpacked = split(name)
     assert packed.rows.segment_ids.max() > 1 == unpacked.rows.segment_ids.max()
+    assert_same(step(name, packed), step(name, unpacked))
+
+
+@pytest.mark.parametrize("name", ["srft", pytest.param("all else", marks=pytest.mark.slow)])
+def test_long_rows_of_rollouts_and_demonstrations_equal_one_sequence_a_row(name, monkeypatch):
+    """Lengths with a long tail; who wrote a demonstration may have given its log-probs."""
+    random = np.random.default_rng(3)
+    made = []
+    for number, size in enumerate(random.lognormal(3.0, 0.9, 16).clip(1, 200).astype(int)):
+        role = Role.DEMONSTRATION if number % 4 == 3 else Role.SELF
+        tokens = random.integers(1, MODEL.vocab_size, 12 + size).tolist()
+        old = None if number == 3 else random.uniform(-4.5, -2.5, size).tolist()
+        advantage = [0.75, -0.25, 0.0, -0.5][number % 3]
+        made.append(
+            rows_module.TrainingSequence(
+                tokens[:12], tokens[12:], role, advantage, advantage > 0, old
+            )
+        )
+    training = TrainingConfig(row_length=256, rows_per_microbatch=16)
+    make = functools.partial(
+        rows_module.make_batch, made, OBJECTIVES[name], training, num_microbatches=1, length_cap=200
+    )
+    packed = make()
+    monkeypatch.setattr(rows_module, "pack", lambda lengths, _: [[i] for i in range(len(lengths))])
+    unpacked = make()
+    assert packed.rows.segment_ids.max() > 3 > unpacked.rows.segment_ids.max()
+    both = {Role.SELF, Role.DEMONSTRATION}
+    assert any(both <= set(row) for row in packed.rows.role[0].tolist())
     assert_same(step(name, packed), step(name, unpacked))
 
 
