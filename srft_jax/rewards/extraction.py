@@ -1,0 +1,105 @@
+"""Where in a completion the answer stands: after the reasoning, in a box or on a line of its own.
+
+Pure string work in time linear in the text, which is hostile; nothing is evaluated.
+"""
+
+import re
+from typing import NamedTuple
+
+OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
+MAX_TAIL = 4096  # characters after the reasoning that are read, the last ones
+MAX_ANSWER = 512  # characters of the answer itself
+
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_ANSWER_LINE = re.compile(
+    r".*(?:####|\b(?:answer|solution)(?:\*\*|__)?\s*(?::|=|\bis\b:?)(?:\*\*|__)?)(.*)", re.IGNORECASE
+)
+
+
+_NEXT_SENTENCE = re.compile(r"\.\s+(?=[A-Z])")
+
+
+class Answer(NamedTuple):
+    """What was found. `marked`: it stood in a box or on an answer line, not just at the end."""
+
+    text: str
+    marked: bool
+
+
+def after_reasoning(completion: str, require_think: bool) -> str | None:
+    """What follows the reasoning, blanks around it cut off, however long.
+
+    None unless the completion opens a think tag and then closes it, once each. Where tags are not
+    required, text without any is all answer, and a template may have opened the tag itself.
+    """
+    opened, closed = completion.count(OPEN_TAG), completion.count(CLOSE_TAG)
+    if not closed and not opened and not require_think:
+        return completion.strip()
+    reasoning, _, tail = completion.partition(CLOSE_TAG)
+    if closed != 1 or opened > 1 or opened != reasoning.count(OPEN_TAG):
+        return None
+    return None if require_think and not opened else tail.strip()
+
+
+def answer_of(completion: str, require_think: bool) -> Answer | None:
+    """What `find_answer` finds behind the reasoning."""
+    tail = after_reasoning(completion, require_think)
+    return find_answer(tail) if tail is not None else None
+
+
+def find_answer(tail: str) -> Answer | None:
+    """The last box; else the last answer line; else all of it; of at most MAX_ANSWER characters.
+
+    In: "The sum is 7.\\nAnswer: **7**."  Out: Answer("7", True).  None where nothing is left.
+    """
+    tail = tail[-MAX_TAIL:]
+    boxes = find_boxes(tail)
+    text = boxes[-1] if boxes else _answer_line(tail)
+    if text is None:
+        return Answer(plain(tail[-MAX_ANSWER:]), False) if tail.strip() else None
+    answer = plain(text)
+    return Answer(answer, True) if 0 < len(answer) <= MAX_ANSWER else None
+
+
+def find_boxes(text: str) -> list[str]:
+    """Contents of every \\boxed{...} whose braces balance, in the order in which they close.
+
+    In: "\\boxed{\\frac{1}{2}} and \\boxed{3".  Out: ["\\frac{1}{2}"].
+    """
+    open_braces: list[int | None] = []  # where a box's content starts; None of other braces
+    boxes = []
+    for token in _BRACES.finditer(text):
+        if token[0] == "}" and open_braces:
+            start = open_braces.pop()
+            if start is not None:
+                boxes.append(text[start : token.start()])
+        elif token[0].endswith("{") and token[0] != "\\{":
+            open_braces.append(token.end() if token[0] != "{" else None)
+    return boxes
+
+
+def _answer_line(text: str) -> str | None:
+    """What the last line with `Answer:`, `The answer is` or `####` says, or the line below it.
+
+    Of several sentences it is the first one's.
+    """
+    below = ""
+    for line in reversed(text.splitlines()):
+        if found := _ANSWER_LINE.match(line):
+            return _NEXT_SENTENCE.split(found[1])[0] if plain(found[1]) else below
+        below = line if plain(line) else below
+    return None
+
+
+def plain(text: str) -> str:
+    """Without blanks, emphasis, dollar signs and a full stop around it.
+
+    In: " **$\\\\frac12$**."  Out: "\\\\frac12".
+    """
+    text = text.strip().strip("*_ \t")
+    text = text[:-1] if text.endswith(".") else text
+    text = text.strip("*_ \t")
+    for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
+        if len(text) > 2 * len(left) and text.startswith(left) and text.endswith(right):
+            return text[len(left) : -len(right)].strip()
+    return text

@@ -1,0 +1,31 @@
+"""What all verifiers share: the type, results of yes and no, and the options that rows may set."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from srft_jax.rewards.requests import RewardResult
+
+Verifier = Callable[[str, str, Mapping[str, Any]], RewardResult]
+
+UNPARSED = RewardResult(0.0, "unparsed")
+
+
+def judged(right: bool) -> RewardResult:
+    return RewardResult(1.0, "right") if right else RewardResult(0.0, "wrong")
+
+
+def option(metadata: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> Any:
+    """The row's column of that name, else the default.
+
+    Raises:
+        TypeError: another type than the default's.
+        ValueError: a number that is negative or not finite.
+    """
+    value, default = metadata.get(name, defaults[name]), defaults[name]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number if isinstance(default, float) else type(value) is type(default):
+        if is_number and not 0 <= value < math.inf:
+            raise ValueError(f"option {name} = {value!r} is negative or not finite")
+        return value
+    raise TypeError(f"option {name} = {value!r} is not a {type(default).__name__}")
