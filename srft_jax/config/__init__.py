@@ -17,6 +17,7 @@ from srft_jax.config.sections import (
     RewardsConfig,
     RolloutConfig,
     RunConfig,
+    ShapingConfig,
     TrainingConfig,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "RunError",
+    "ShapingConfig",
     "TrainingConfig",
     "UsageError",
     "Verb",

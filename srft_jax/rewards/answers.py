@@ -55,11 +55,11 @@ def exact(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResu
 def numeric(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResult:
     """Compares numbers: |answer - gold| <= max(absolute, relative * |gold|).
 
-    Reads thousands separators, ratios, \\\\frac, powers of ten up to 10^400, percent and currency
-    signs. A unit may follow where `units`; it counts only if gold has one too. A percent sign on one
-    side alone is read as hundredths or as a unit, whichever fits.
+    Reads thousands separators, ratios, \\frac, powers of ten up to 10^400, percent and currency
+    signs. A unit may follow where `units`; it counts only if gold has one too. A percent sign on
+    one side alone is read as hundredths or as a unit, whichever fits.
 
-    In: "The answer is 45\\\\%.", gold "0.45".  Out: right.
+    In: "The answer is 45\\%.", gold "0.45".  Out: right.
 
     Raises:
         ValueError: gold is no number.

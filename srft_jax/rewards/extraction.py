@@ -12,7 +12,8 @@ MAX_ANSWER = 512  # characters of the answer itself
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _ANSWER_LINE = re.compile(
-    r".*(?:####|\b(?:answer|solution)(?:\*\*|__)?\s*(?::|=|\bis\b:?)(?:\*\*|__)?)(.*)", re.IGNORECASE
+    r".*(?:####|\b(?:answer|solution)(?:\*\*|__)?\s*(?::|=|\bis\b:?)(?:\*\*|__)?)(.*)",
+    re.IGNORECASE,
 )
 
 
@@ -94,7 +95,7 @@ def _answer_line(text: str) -> str | None:
 def plain(text: str) -> str:
     """Without blanks, emphasis, dollar signs and a full stop around it.
 
-    In: " **$\\\\frac12$**."  Out: "\\\\frac12".
+    In: " **$\\frac12$**."  Out: "\\frac12".
     """
     text = text.strip().strip("*_ \t")
     text = text[:-1] if text.endswith(".") else text

@@ -32,7 +32,9 @@ def main(parent: socket.socket, kinds: list[str]) -> None:
         if not message:
             return
         command, number = COMMAND.unpack(message)
-        parent.sendall(ANSWER.pack(_fork(parent, *descriptors) if command == b"f" else _kill(number)))
+        parent.sendall(
+            ANSWER.pack(_fork(parent, *descriptors) if command == b"f" else _kill(number))
+        )
 
 
 def _fork(parent: socket.socket, stdin: int, stdout: int) -> int:

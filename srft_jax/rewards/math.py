@@ -32,13 +32,13 @@ _MATH_MARKS = re.compile(r"\$|\\boxed|\\\(|\\\[")
 # Only digits and what stands around them, or a word of three letters that is no command.
 _PLAIN_TEXT = re.compile(r"^[-+\d.,\s%$€£¥²³]*$|(?<![\\A-Za-z])[A-Za-z]{3}")
 # 10^{1000000000} and 1000000! take minutes to write down; an exponent may stand in braces.
-_ENORMOUS = re.compile(r"(?:\^|\*\*)\s*[{(]*\s*[+-]?\s*[0-9]{6,}|[0-9]{6,}\s*[})]*\s*!")
+_ENORMOUS = re.compile(r"(?:\^|\*\*)\s*[{(]*\s*[+-]?\s*[0-9]{7,}|[0-9]{6,}\s*[})]*\s*!")
 
 
 def math(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResult:
     """Compares the answer that follows the reasoning with gold.
 
-    In: "<think>\\n...\\n</think>\\nIt is \\\\boxed{\\\\frac12}.", gold "0.5".  Out: right.
+    In: "<think>\\n...\\n</think>\\nIt is \\boxed{\\frac12}.", gold "0.5".  Out: right.
 
     `unparsed` without an answer, or without the think tags where `require_think` (the default).
     """

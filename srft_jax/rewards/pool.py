@@ -260,7 +260,9 @@ class RewardPool:
                 self._fail(job, number, verdict, worker.failure or error)
         held = {number for other in self._workers for number in other.in_flight}
         job.queue.extendleft(
-            number for number in reversed(worker.in_flight) if number not in held | job.results.keys()
+            number
+            for number in reversed(worker.in_flight)
+            if number not in held | job.results.keys()
         )
 
     def _fail(self, job: _Job, number: int, verdict: Verdict, error: str) -> None:

@@ -52,7 +52,13 @@ class Forker:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "srft_jax.rewards.forker", str(theirs.fileno()), *self.kinds],
+                [
+                    sys.executable,
+                    "-m",
+                    "srft_jax.rewards.forker",
+                    str(theirs.fileno()),
+                    *self.kinds,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

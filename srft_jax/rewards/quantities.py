@@ -47,7 +47,7 @@ def plain_number(text: str) -> Fraction | None:
 def quantity(text: str) -> Quantity | None:
     """The whole text as a number, with a percent sign or a unit perhaps.
 
-    In: "x = 1.2 \\\\times 10^{3} \\\\text{ cm}".  Out: Quantity(1200, False, "cm").
+    In: "x = 1.2 \\times 10^{3} \\text{ cm}".  Out: Quantity(1200, False, "cm").
     """
     text = text.strip()
     if name := _NAME.match(text):

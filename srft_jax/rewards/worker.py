@@ -67,7 +67,9 @@ def _load(kinds: list[str], probes: list[dict[str, Any]]) -> dict[str, Verifier]
         where = probe.pop("where")
         *_, error = _answer(verifiers[probe["kind"]], **probe)
         if error:
-            columns = ", ".join(probe["metadata"]) or "no metadata"
+            columns = (
+                f"columns {', '.join(probe['metadata'])}" if probe["metadata"] else "no metadata"
+            )
             raise UsageError(f"reward {probe['kind']} fails on {where} with {columns}: {error}")
     return verifiers
 
