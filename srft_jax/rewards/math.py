@@ -24,13 +24,18 @@ from srft_jax.rewards.judging import UNPARSED, judged, option
 from srft_jax.rewards.quantities import plain_number
 from srft_jax.rewards.requests import RewardResult
 
-MAX_DEPTH = 100  # of brackets: deeper ones exhaust the stack of the parser
+MAX_DEPTH = 24  # of brackets: the parser's time doubles with every few parentheses
 ROUNDING = 6  # decimals of a float that count, as Math-Verify has it
 
 MATH_OPTIONS = {"require_think": True}
 _MATH_MARKS = re.compile(r"\$|\\boxed|\\\(|\\\[")
 # Only digits and what stands around them, or a word of three letters that is no command.
 _PLAIN_TEXT = re.compile(r"^[-+\d.,\s%$€£¥²³]*$|(?<![\\A-Za-z])[A-Za-z]{3}")
+# What joins boxes to one answer: $\boxed{1} \text{ and } x_2 = \boxed{2}$.
+_TOGETHER = re.compile(
+    r"(?:[\s$,;.]|\\[,;! ()\[\]]|\\q?quad|\\text\s*\{[^{}]*\}|and|or"
+    r"|[A-Za-z]\w{0,2}(?:_\{?\w+\}?)?\s*=)*+"
+)
 # 10^{1000000000} and 1000000! take minutes to write down; an exponent may stand in braces.
 _ENORMOUS = re.compile(r"(?:\^|\*\*)\s*[{(]*\s*[+-]?\s*[0-9]{7,}|[0-9]{6,}\s*[})]*\s*!")
 
@@ -59,13 +64,19 @@ def verify_math(prediction: str, gold: str) -> RewardResult:
     found = find_answer(prediction)
     if found is None or _depth(found.text) > MAX_DEPTH:
         return UNPARSED
-    several = len(find_boxes(prediction)) > 1  # which may be one answer together
-    quick = None if several else _quick(found.text, _bare(gold))
+    boxes = find_boxes(prediction)
+    together = len(boxes) > 1 and _TOGETHER.fullmatch(prediction, boxes[-2].end, boxes[-1].start)
+    quick = None if together else _quick(found.text, _bare(gold))
     if quick is not None:
         return judged(quick)
     if _ENORMOUS.search(found.text) and not _ENORMOUS.search(gold):
         return judged(False)
-    parsed = _parse_prediction(prediction, found, several)
+    text = prediction[-MAX_ANSWER:]
+    if len(boxes) > 1 and not together:
+        text = _boxed(found.text)
+    elif len(prediction) > MAX_ANSWER and found.marked and not together:
+        text = _boxed(found.text) if boxes else f"Answer: {found.text}"
+    parsed = _parse_prediction(text, found)
     return judged(_verify(_parse_gold(gold), parsed)) if parsed else UNPARSED
 
 
@@ -77,7 +88,7 @@ def load() -> None:
 
 def _bare(gold: str) -> str:
     boxes = find_boxes(gold)
-    return plain(boxes[0] if len(boxes) == 1 else gold)
+    return plain(boxes[0].text if len(boxes) == 1 else gold)
 
 
 def _quick(answer: str, gold: str) -> bool | None:
@@ -107,24 +118,20 @@ def _parse_gold(gold: str) -> Sequence[Any]:
     return parsed if _MATH_MARKS.search(gold) else [*parsed, *_parse(_latex(gold))]
 
 
-def _parse_prediction(prediction: str, found: Answer, several: bool) -> Sequence[Any]:
-    """Math-Verify looks for the answer itself, in MAX_ANSWER characters.
+def _parse_prediction(text: str, found: Answer) -> Sequence[Any]:
+    """Math-Verify looks for the answer in the text itself.
 
     Of "2x + 1" it would take the 2: what marks no mathematics is told to be LaTeX, unless it looks
-    like a number or like prose.
+    like a number or like prose. (Letters without end are prose too, and take seconds as LaTeX.)
     """
-    text = _excerpt(prediction, found, several)
     bare = _latex(found.text)
     if _MATH_MARKS.search(text) or _PLAIN_TEXT.search(found.text):
-        return _parse(text) or _parse(bare)
+        return _parse(text) or (_parse(bare) if found.marked else ())
     return _parse(bare) or _parse(text)
 
 
-def _excerpt(prediction: str, found: Answer, several: bool) -> str:
-    end = prediction[-MAX_ANSWER:]
-    if len(prediction) <= MAX_ANSWER or not found.marked or (several and found.text in end):
-        return end
-    return f"\\boxed{{{found.text}}}" if find_boxes(prediction) else f"Answer: {found.text}"
+def _boxed(text: str) -> str:
+    return f"\\boxed{{{text}}}"
 
 
 def _latex(text: str) -> str:

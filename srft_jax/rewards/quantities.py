@@ -22,7 +22,7 @@ _NUMBER = re.compile(rf"([+-]|−)?\s*(?:\\?[$€£¥]\s*)?(?:{_RATIO}|({_DECIMA
 _PERCENT = re.compile(r"\s*(?:\\?%|percent\b)")
 _NAME = re.compile(r"(?:[A-Za-z]\w*\s*)?(?:=|≈|\\approx)\s*|(?:about|approximately)\s+")
 _UNIT_NOISE = re.compile(r"\\(?:text|mathrm|operatorname)\b|\\[,;! ]|[{}~\s]|\^\{?\\?circ\}?")
-_UNIT = re.compile(r"[^\W\d]*(?:[²³°/·%.]|\^?-?[0-9](?![0-9])|[^\W\d])*")
+_UNIT = re.compile(r"[^\W\d]*(?:[²³°·%.]|/(?=[^\W\d])|\^-?[0-9]|[^\W\d])*")
 _MAX_UNIT = 40
 
 
