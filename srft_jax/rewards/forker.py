@@ -2,10 +2,13 @@
 
 It loads once what is slow to load, so that a worker is there within milliseconds after another was
 killed. It loads nothing of the user's: what a module starts or locks may not survive a fork.
-Messages are a letter and a number; each is answered by a number, the first one unasked.
+Its messages are a letter and a number:
 
-    f 0    fork a worker; two file descriptors come along, its input and output.  Out: process id
-    k PID  kill that worker and everything it has started.                        Out: 0
+    f 0    fork a worker; two file descriptors come along, its input and output. It answers with
+           the worker's process id.
+    k PID  kill that worker and everything it has started; no answer.
+
+A first number, unasked, says that it has loaded. At the end of its input it kills all workers.
 """
 
 import contextlib
@@ -22,19 +25,30 @@ from srft_jax.rewards.verifiers import PRELOADS
 
 
 def main(parent: socket.socket, kinds: list[str]) -> None:
-    """Ends with its parent: workers then do so by themselves."""
+    """Obeys until its parent is gone."""
     for kind in kinds:
         PRELOADS[kind]()
     gc.freeze()  # or a worker's first collection would copy all of it
     parent.sendall(ANSWER.pack(0))
+    running: set[int] = set()
+    killed: set[int] = set()
     while True:
-        message, descriptors, _, _ = socket.recv_fds(parent, COMMAND.size, 2)
-        if not message:
-            return
-        command, number = COMMAND.unpack(message)
-        parent.sendall(
-            ANSWER.pack(_fork(parent, *descriptors) if command == b"f" else _kill(number))
-        )
+        data, descriptors, _, _ = socket.recv_fds(parent, COMMAND.size, 2)
+        if not data:
+            break
+        command, number = COMMAND.unpack(data)
+        if command == b"f":
+            running.add(process_id := _fork(parent, *descriptors))
+            parent.sendall(ANSWER.pack(process_id))
+        else:
+            _kill(number)
+            killed |= running & {number}  # another one may be of a forker before this one
+            running -= killed
+        killed -= {one for one in killed if os.waitpid(one, os.WNOHANG)[0]}
+    for process_id in running:
+        _kill(process_id)
+    for process_id in running | killed:
+        os.waitpid(process_id, 0)
 
 
 def _fork(parent: socket.socket, stdin: int, stdout: int) -> int:
@@ -68,13 +82,10 @@ def _work(parent: socket.socket, stdin: int, stdout: int) -> None:
         os._exit(status)
 
 
-def _kill(process_id: int) -> int:
-    # Before waiting for it: until then no other process group can have this number.
+def _kill(process_id: int) -> None:
+    # Nobody has waited for it yet: no other process group can have this number.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process_id, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):  # it was another forker's
-        os.waitpid(process_id, 0)
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 What to ask whom, and what to do with a late or dead worker, is decided in pool.py.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -38,13 +39,19 @@ class Forker:
 
     def fork(self, stdin: int, stdout: int) -> int:
         """Process id of a new worker that reads and writes copies of these."""
-        return self._call(b"f", 0, [stdin, stdout])
+        for _ in range(2):  # it may have died on the way
+            self._send(b"f", 0, [stdin, stdout])
+            with contextlib.suppress(ConnectionResetError):
+                if answer := self._socket.recv(ANSWER.size):
+                    return int(ANSWER.unpack(answer)[0])
+        raise RuntimeError("the process that reward workers are forked from dies at once")
 
     def kill(self, process_id: int) -> None:
-        """Kills a worker and what it has started; it is gone on return."""
-        self._call(b"k", process_id)
+        """Kills a worker and what it has started, without waiting for its end."""
+        self._send(b"k", process_id)
 
     def close(self) -> None:
+        """All workers are gone on return."""
         self._socket.close()
         self._process.wait()
 
@@ -69,18 +76,14 @@ class Forker:
         if not self._socket.recv(ANSWER.size):
             raise RuntimeError("the process that reward workers are forked from did not start")
 
-    def _call(self, command: bytes, number: int, descriptors: Sequence[int] = ()) -> int:
-        for _ in range(2):
-            try:
-                socket.send_fds(self._socket, [COMMAND.pack(command, number)], descriptors)
-                answer = self._socket.recv(ANSWER.size)
-            except (BrokenPipeError, ConnectionResetError):
-                answer = b""
-            if answer:
-                return int(ANSWER.unpack(answer)[0])
+    def _send(self, command: bytes, number: int, descriptors: Sequence[int] = ()) -> None:
+        message = [COMMAND.pack(command, number)]
+        try:
+            socket.send_fds(self._socket, message, descriptors)
+        except (BrokenPipeError, ConnectionResetError):
             self.close()
             self._start()
-        raise RuntimeError("the process that reward workers are forked from dies at once")
+            socket.send_fds(self._socket, message, descriptors)
 
 
 class WorkerProcess:
