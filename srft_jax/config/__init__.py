@@ -22,6 +22,7 @@ from srft_jax.config.sections import (
     RewardsConfig,
     RolloutConfig,
     RunConfig,
+    ShapingConfig,
     TrainingConfig,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "RunError",
+    "ShapingConfig",
     "SourceConfig",
     "TrainingConfig",
     "UsageError",

@@ -1,7 +1,7 @@
 """Every other knob of a run: frozen dataclasses, one section per room."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from srft_jax.config.data import DataConfig
 from srft_jax.config.objective import ObjectiveConfig
@@ -117,18 +117,38 @@ class RolloutConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ShapingConfig:
+    """A term added to the reward that advantages are taken over, in training only.
+
+    Args:
+        kind: A verifier, e.g. format or length, or package.module:function.
+        weight: Factor of its reward; a penalty where negative.
+        options: Of the verifier.
+    """
+
+    kind: str
+    weight: float
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class RewardsConfig:
-    """Verification of completions.
+    """Verification of completions; see docs/rewards.md.
 
     Args:
         workers: Processes.
         timeout_seconds: Of one verdict; past it the worker is killed and the verdict is `timeout`.
-        correct_threshold: A reward that reaches it counts as correct.
+        correct_threshold: A verifier's reward that reaches it counts as correct; shaping does not.
+        options: Of the rows' verifiers, by kind, e.g. {math: {require_think: false}}; a row's own
+            column of that name comes first.
+        shaping: Terms added to the verifier's reward; no kind twice.
     """
 
     workers: int = 2
     timeout_seconds: float = 2.0
     correct_threshold: float = 1.0
+    options: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    shaping: list[ShapingConfig] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ def evaluate(
         tokenizer: For the stop ids and the text.
         pool: Verifiers.
         sampling: Greedy, as pass@1 is.
-        threshold: A reward that reaches it counts as correct.
+        threshold: A verifier's reward that reaches it counts as correct.
         observer: Called with the sampler's progress.
 
     Returns:
@@ -58,7 +58,7 @@ def evaluate(
         members = [
             group[0] for group, other in zip(rollout.groups, names, strict=True) if other == name
         ]
-        correct = [scored.reward >= threshold for _, scored in members]
+        correct = [scored.accuracy >= threshold for _, scored in members]
         metrics[f"eval/{name}/pass@1"] = float(np.mean(correct))
         metrics[f"eval/{name}/length"] = float(np.mean([len(one.tokens) for one, _ in members]))
         rows += [scored.row(name) for _, scored in members[:SAMPLES_PER_SET]]

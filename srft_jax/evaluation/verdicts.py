@@ -1,13 +1,19 @@
 """Completions as text, and what the verifiers say of them."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from threading import Event
 from typing import Any, Protocol
 
+from srft_jax.config import ShapingConfig
 from srft_jax.data.examples import Example
-from srft_jax.rewards import RewardPool, RewardRequest, RewardResult
+from srft_jax.rewards import RewardPool, RewardRequest
+from srft_jax.rewards.requests import Verdict
 from srft_jax.rollout import scheduler
+
+PROBED_ROWS = 3  # of each kind and set, when a run starts
 
 
 class Decoder(scheduler.Decoder, Protocol):
@@ -21,13 +27,37 @@ class Decoder(scheduler.Decoder, Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class ShapingTerm:
+    """What one term of rewards.shaping gives, before its weight."""
+
+    kind: str
+    weight: float
+    reward: float
+    verdict: Verdict
+
+
+@dataclasses.dataclass(frozen=True)
 class Scored:
-    """One verified completion."""
+    """One verified completion.
+
+    Attributes:
+        example: What it answers.
+        text: As the verifier read it.
+        accuracy: What the example's own verifier gives; whether it is correct goes by this alone.
+        verdict: Of that verifier.
+        shaping: Further terms of the reward; none in evaluations.
+    """
 
     example: Example
     text: str
-    reward: float
-    verdict: str
+    accuracy: float
+    verdict: Verdict
+    shaping: tuple[ShapingTerm, ...] = ()
+
+    @property
+    def reward(self) -> float:
+        """What advantages are taken over."""
+        return self.accuracy + sum(term.weight * term.reward for term in self.shaping)
 
     def row(self, set_name: str) -> dict[str, Any]:
         """As a line of samples.jsonl."""
@@ -36,8 +66,11 @@ class Scored:
             prompt=self.example.prompt,
             completion=self.text,
             answer=self.example.answer,
+            kind=self.example.kind,
             reward=self.reward,
+            accuracy=self.accuracy,
             verdict=self.verdict,
+            shaping={term.kind: term.reward for term in self.shaping},
         )
 
 
@@ -45,17 +78,56 @@ def verify(
     pool: RewardPool,
     examples: Sequence[Example],
     texts: Sequence[str],
+    num_tokens: Sequence[int],
+    shaping: Sequence[ShapingConfig] = (),
     cancelled: Event | None = None,
 ) -> list[Scored]:
-    """Verdicts on `texts[i]` as an answer to `examples[i]`; see RewardPool.score."""
+    """What verifiers say of `texts[i]`, of `num_tokens[i]` tokens, on `examples[i]`."""
     requests = [
-        RewardRequest(example.kind, text, example.answer)
-        for example, text in zip(examples, texts, strict=True)
+        request
+        for example, text, count in zip(examples, texts, num_tokens, strict=True)
+        for request in _requests(example, text, count, shaping)
     ]
-    results: list[RewardResult] = pool.score(requests, cancelled)
+    answered = zip(requests, pool.score(requests, cancelled), strict=True)
+    scored = []
+    for example, text in zip(examples, texts, strict=True):
+        own, *others = [result for _, result in itertools.islice(answered, 1 + len(shaping))]
+        terms = [
+            ShapingTerm(one.kind, one.weight, result.reward, result.verdict)
+            for one, result in zip(shaping, others, strict=True)
+        ]
+        scored.append(Scored(example, text, own.reward, own.verdict, tuple(terms)))
+    return scored
+
+
+def probes(
+    sets: Mapping[str, Sequence[Example]], shaping: Sequence[ShapingConfig]
+) -> list[RewardRequest]:
+    """What to try verifiers on: the first rows of each kind in each set, as if they were answered.
+
+    The completion is the row's demonstration where it has one.
+    """
+    requests = []
+    for name, examples in sets.items():
+        seen: Counter[str] = Counter()
+        for row, example in enumerate(examples, start=1):
+            seen[example.kind] += 1
+            if seen[example.kind] <= PROBED_ROWS:
+                text, *_ = (*example.demonstrations, f"<think>\n</think>\n{example.answer}")
+                placed = dataclasses.replace(example, where=example.where or f"{name}, row {row}")
+                requests += _requests(placed, text, len(text), shaping)
+    return requests
+
+
+def _requests(
+    example: Example, text: str, num_tokens: int, shaping: Sequence[ShapingConfig]
+) -> list[RewardRequest]:
+    """One for the example's own verifier, then one for each term."""
+    columns = {**example.metadata, "num_tokens": num_tokens}
+    asked = [(example.kind, columns), *((one.kind, columns | one.options) for one in shaping)]
     return [
-        Scored(example, text, result.reward, result.verdict)
-        for example, text, result in zip(examples, texts, results, strict=True)
+        RewardRequest(kind, text, example.answer, metadata, example.where)
+        for kind, metadata in asked
     ]
 
 

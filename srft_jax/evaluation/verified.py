@@ -14,7 +14,7 @@ from typing import Self
 
 import jax
 
-from srft_jax.config import ModelConfig
+from srft_jax.config import ModelConfig, ShapingConfig
 from srft_jax.data.examples import Example
 from srft_jax.evaluation.verdicts import Decoder, Scored, completion_text, verify
 from srft_jax.models.decoder import Params
@@ -41,9 +41,12 @@ class BackgroundVerifier:
     longer than the deadline of one verdict, and leaves no thread behind.
     """
 
-    def __init__(self, pool: RewardPool, tokenizer: Decoder) -> None:
+    def __init__(
+        self, pool: RewardPool, tokenizer: Decoder, shaping: Sequence[ShapingConfig] = ()
+    ) -> None:
         self._pool = pool
         self._tokenizer = tokenizer
+        self._shaping = shaping
         self._waiting: deque[_Job] = deque()
         self._failure: BaseException | None = None
         self._closed = Event()
@@ -73,10 +76,15 @@ class BackgroundVerifier:
         if not jobs:
             return
         try:
-            texts = [
-                completion_text(self._tokenizer, job.completion.tokens.tolist()) for job in jobs
-            ]
-            scored = verify(self._pool, [job.example for job in jobs], texts, self._closed)
+            tokens = [job.completion.tokens.tolist() for job in jobs]
+            scored = verify(
+                self._pool,
+                [job.example for job in jobs],
+                [completion_text(self._tokenizer, ids) for ids in tokens],
+                [len(ids) for ids in tokens],
+                self._shaping,
+                self._closed,
+            )
         except BaseException as error:  # it is the caller's, who waits for it in another thread
             self._failure = error
             for job in jobs:
@@ -111,6 +119,7 @@ def sample_verified(
     tokenizer: Decoder,
     pool: RewardPool,
     observer: Observer | None = None,
+    shaping: Sequence[ShapingConfig] = (),
 ) -> Rollout:
     """Completes `requests[i]` and verifies each completion as an answer to `examples[i]`.
 
@@ -124,6 +133,7 @@ def sample_verified(
         tokenizer: For the text.
         pool: Verifiers; nobody else may call it meanwhile.
         observer: Called with the sampler's progress, again and again.
+        shaping: Terms of the reward beside the examples' own verifiers.
     """
     progress = NO_PROGRESS
 
@@ -134,7 +144,7 @@ def sample_verified(
             observer(now)
 
     pending: dict[tuple[int, int], tuple[Completion, Future[Scored]]] = {}
-    with BackgroundVerifier(pool, tokenizer) as verifier:
+    with BackgroundVerifier(pool, tokenizer, shaping) as verifier:
         for one in sample_stream(
             params,
             model_config,

@@ -11,15 +11,16 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from threading import Event
 from typing import Any, Self
 
 from srft_jax.config import UsageError
-from srft_jax.rewards.process import START_SECONDS, WorkerProcess, wait
+from srft_jax.rewards.process import START_SECONDS, Forker, WorkerProcess, wait
 from srft_jax.rewards.requests import RewardRequest, RewardResult, Verdict
-from srft_jax.rewards.verifiers import KINDS, is_user_kind, load
+from srft_jax.rewards.user_scorers import is_user_kind
+from srft_jax.rewards.verifiers import KINDS, PRELOADS, check_kind, check_options
 
 # Of one worker. More would line up behind a slow request what another worker could take.
 MAX_IN_FLIGHT = 4
@@ -50,6 +51,7 @@ class RewardPool:
             this process or from the current directory.
         probes: Requests that every worker tries before it is used. A user's scorer without one is
             probed with a made-up completion and no metadata; one that needs metadata needs a probe.
+        options: By kind, what stands in for columns that a row does not have.
 
     Raises:
         UsageError: a bad argument; on entry, a scorer that cannot be imported or fails on a probe.
@@ -61,6 +63,7 @@ class RewardPool:
         timeout_seconds: float = 2.0,
         kinds: Sequence[str] = ("final_answer",),
         probes: Sequence[RewardRequest] = (),
+        options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         if num_workers < 1 or not timeout_seconds > 0:
             raise UsageError(
@@ -69,17 +72,20 @@ class RewardPool:
         self._num_workers, self._timeout_seconds = num_workers, timeout_seconds
         self._user_kinds = tuple(kind for kind in dict.fromkeys(kinds) if is_user_kind(kind))
         for kind in kinds:
-            if not is_user_kind(kind):
-                load(kind)  # raises if there is no such kind
+            check_kind(kind)
+        self._options = options or {}
+        for kind, of_kind in self._options.items():
+            check_options(kind, of_kind)
         self._setup = self._make_setup(probes)
+        self._preloads = set(kinds) & PRELOADS.keys()
+        self._forker: Forker | None = None
         self._workers: list[WorkerProcess] = []
         self._reported: set[tuple[str, Verdict]] = set()
 
     def __enter__(self) -> Self:
         try:
-            for _ in range(self._num_workers):
-                self._workers.append(self._spawn())
-            if self._user_kinds:
+            self._open()
+            if self._user_kinds or self._probed:
                 self._await_ready()
         except BaseException:
             self._close()
@@ -106,6 +112,7 @@ class RewardPool:
         """
         if not self._workers:
             raise RuntimeError("score needs an open pool: `with RewardPool(...) as pool`")
+        self._preload({request.kind for request in requests} & PRELOADS.keys())
         self._collect(_Job([], deque(), {}), seconds=0.0)  # who died since the last call, unblamed
         job = _Job(requests, deque(range(len(requests))), {})
         try:
@@ -127,7 +134,12 @@ class RewardPool:
             for kind in self._user_kinds
             if kind not in probed
         ]
-        fields = [self._fields(probe, START_SECONDS) for probe in (*probes, *made_up)]
+        tried = (*probes, *made_up)
+        self._probed = ", ".join(dict.fromkeys(probe.kind for probe in tried))
+        fields = [
+            self._fields(probe, START_SECONDS) | {"where": probe.where or "a probe"}
+            for probe in tried
+        ]
         try:
             return _line({"kinds": [*KINDS, *self._user_kinds], "probes": fields})
         except TypeError as error:
@@ -136,10 +148,29 @@ class RewardPool:
     def _fields(self, request: RewardRequest, seconds: float) -> dict[str, Any]:
         if request.kind not in KINDS and request.kind not in self._user_kinds:
             raise UsageError(f"reward kind '{request.kind}' was not given to the pool")
-        return {**vars(request), "metadata": dict(request.metadata), "seconds": seconds}
+        return dict(
+            kind=request.kind,
+            completion=request.completion,
+            gold=request.gold,
+            metadata={**self._options.get(request.kind, {}), **request.metadata},
+            seconds=seconds,
+        )
+
+    def _open(self) -> None:
+        self._forker = Forker(sorted(self._preloads))
+        for _ in range(self._num_workers):
+            self._workers.append(self._spawn())
+
+    def _preload(self, kinds: set[str]) -> None:
+        """Starts afresh where a kind is asked for that takes long to load and was not named."""
+        if not kinds <= self._preloads:
+            self._preloads |= kinds
+            self._close()
+            self._open()
 
     def _spawn(self) -> WorkerProcess:
-        return WorkerProcess(self._setup, self._timeout_seconds)
+        assert self._forker
+        return WorkerProcess(self._forker, self._setup, self._timeout_seconds)
 
     def _replace(self, worker: WorkerProcess) -> None:
         worker.kill()
@@ -148,9 +179,12 @@ class RewardPool:
     def _close(self) -> None:
         while self._workers:
             self._workers.pop().kill()
+        if self._forker:
+            self._forker.close()
+            self._forker = None
 
     def _await_ready(self) -> None:
-        names = ", ".join(self._user_kinds)
+        names = self._probed
         while starting := [worker for worker in self._workers if not worker.ready]:
             first = min(worker.deadline for worker in starting)
             for worker in wait(starting, first - time.monotonic()):
@@ -170,7 +204,22 @@ class RewardPool:
             room = min(MAX_IN_FLIGHT, max(1, len(job.queue) // self._num_workers))
             while worker.ready and job.queue and len(worker.in_flight) < room:
                 self._ask(worker, job)
+            if worker.ready and not worker.in_flight and self._waits_elsewhere(job):
+                self._ask(worker, job)
         return len(job.results) < len(job.requests)
+
+    def _waits_elsewhere(self, job: _Job) -> bool:
+        """Queues a request again that lines up behind another one; the first answer counts.
+
+        Or four slow ones that went to the same worker would be slow one after the other.
+        """
+        in_flight = [number for worker in self._workers for number in worker.in_flight]
+        for worker in self._workers:
+            for number in list(worker.in_flight)[1:]:
+                if number not in job.results and in_flight.count(number) == 1:
+                    job.queue.append(number)
+                    return True
+        return False
 
     def _ask(self, worker: WorkerProcess, job: _Job) -> None:
         number = job.queue.popleft()
@@ -186,13 +235,17 @@ class RewardPool:
         for worker in wait(self._workers, seconds):
             try:
                 for number, reward, verdict, error in worker.receive():
-                    job.results[number] = RewardResult(reward, verdict)
-                    self._report(job, number, verdict, error)
+                    if number not in job.results:
+                        job.results[number] = RewardResult(reward, verdict)
+                        self._report(job, number, verdict, error)
             except EOFError:
                 self._blame(worker, job, "crash", "the worker process died")
         now = time.monotonic()  # after receiving: a worker is not late because its parent is
-        for worker in [worker for worker in self._workers if worker.deadline <= now]:
-            self._blame(worker, job, "timeout", "no verdict in time")
+        for worker in list(self._workers):
+            at = job.results.get(worker.in_flight[0]) if worker.in_flight else None
+            # Nobody waits twice for what was too slow elsewhere.
+            if worker.deadline <= now or (at and at.verdict == "timeout"):
+                self._blame(worker, job, "timeout", "no verdict in time")
 
     def _blame(self, worker: WorkerProcess, job: _Job, verdict: Verdict, error: str) -> None:
         """Replaces a worker, fails the request it was at and takes back those behind it.
@@ -202,8 +255,15 @@ class RewardPool:
         self._replace(worker)
         blamed = worker.in_flight if worker.ready else job.queue
         if blamed:
-            self._fail(job, blamed.popleft(), verdict, worker.failure or error)
-        job.queue.extendleft(reversed(worker.in_flight))
+            number = blamed.popleft()
+            if number not in job.results:
+                self._fail(job, number, verdict, worker.failure or error)
+        held = {number for other in self._workers for number in other.in_flight}
+        job.queue.extendleft(
+            number
+            for number in reversed(worker.in_flight)
+            if number not in held | job.results.keys()
+        )
 
     def _fail(self, job: _Job, number: int, verdict: Verdict, error: str) -> None:
         job.results[number] = RewardResult(0.0, verdict)
@@ -211,10 +271,11 @@ class RewardPool:
 
     def _report(self, job: _Job, number: int, verdict: Verdict, error: str) -> None:
         """Shows the first error of each kind; verdicts count the others."""
-        kind = job.requests[number].kind
-        if error and (kind, verdict) not in self._reported:
-            self._reported.add((kind, verdict))
-            logger.warning("reward %s, first %s: %s", kind, verdict, error)
+        request = job.requests[number]
+        if error and (request.kind, verdict) not in self._reported:
+            self._reported.add((request.kind, verdict))
+            where = f" ({request.where})" if request.where else ""
+            logger.warning("reward %s, first %s%s: %s", request.kind, verdict, where, error)
 
 
 def _line(message: dict[str, Any]) -> bytes:

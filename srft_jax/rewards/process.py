@@ -1,4 +1,4 @@
-"""The parent's end of one worker process: bytes in, bytes out, and a deadline.
+"""The parent's ends of the worker processes and of the one they are forked from.
 
 What to ask whom, and what to do with a late or dead worker, is decided in pool.py.
 """
@@ -8,7 +8,8 @@ import json
 import math
 import os
 import select
-import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -17,7 +18,72 @@ from collections.abc import Iterator, Sequence
 
 from srft_jax.rewards.requests import Verdict
 
+COMMAND, ANSWER = struct.Struct("!cq"), struct.Struct("!q")  # what goes to and from the forker
+
 START_SECONDS = 60.0  # to import the user's modules and to probe them
+
+
+class Forker:
+    """The running process of forker.py. Should it die, another one takes its place.
+
+    Args:
+        kinds: What it loads before it forks, keys of verifiers.PRELOADS.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        self.kinds = tuple(kinds)
+        self._start()
+
+    def fork(self, stdin: int, stdout: int) -> int:
+        """Process id of a new worker that reads and writes copies of these."""
+        for _ in range(2):  # it may have died on the way
+            self._send(b"f", 0, [stdin, stdout])
+            with contextlib.suppress(ConnectionResetError):
+                if answer := self._socket.recv(ANSWER.size):
+                    return int(ANSWER.unpack(answer)[0])
+        raise RuntimeError("the process that reward workers are forked from dies at once")
+
+    def kill(self, process_id: int) -> None:
+        """Kills a worker and what it has started, without waiting for its end."""
+        self._send(b"k", process_id)
+
+    def close(self) -> None:
+        """All workers are gone on return."""
+        self._socket.close()
+        self._process.wait()
+
+    def _start(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "srft_jax.rewards.forker",
+                    str(theirs.fileno()),
+                    *self.kinds,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=_environment(),
+                start_new_session=True,  # out of reach of Ctrl-C
+            )
+        self._socket.settimeout(START_SECONDS)
+        if not self._socket.recv(ANSWER.size):
+            raise RuntimeError("the process that reward workers are forked from did not start")
+
+    def _send(self, command: bytes, number: int, descriptors: Sequence[int] = ()) -> None:
+        message = [COMMAND.pack(command, number)]
+        try:
+            socket.send_fds(self._socket, message, descriptors)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close()
+            self._start()
+            socket.send_fds(self._socket, message, descriptors)
 
 
 class WorkerProcess:
@@ -32,18 +98,15 @@ class WorkerProcess:
         outgoing: Bytes that its pipe has not taken yet.
     """
 
-    def __init__(self, setup: bytes, timeout_seconds: float) -> None:
-        self._timeout_seconds = timeout_seconds
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "srft_jax.rewards.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env=_environment(),
-            start_new_session=True,  # out of reach of Ctrl-C, and killed with its children
-        )
-        assert self._process.stdin and self._process.stdout
-        self.stdin, self.stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
+    def __init__(self, forker: Forker, setup: bytes, timeout_seconds: float) -> None:
+        self._forker, self._timeout_seconds = forker, timeout_seconds
+        theirs_in, self.stdin = os.pipe()
+        self.stdout, theirs_out = os.pipe()
+        try:
+            self._process_id = forker.fork(theirs_in, theirs_out)
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
         os.set_blocking(self.stdin, False)
         self.outgoing, self._incoming = bytearray(setup), b""
         self.ready, self.failure = False, ""
@@ -85,13 +148,9 @@ class WorkerProcess:
             yield number, *message
 
     def kill(self) -> None:
-        # Before wait: until then no other process group can have this number.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
-        self._process.stdout.close()
+        self._forker.kill(self._process_id)
+        os.close(self.stdin)
+        os.close(self.stdout)
 
     def _restart_clock(self) -> None:
         late = time.monotonic() + self._timeout_seconds

@@ -15,13 +15,16 @@ class RewardRequest:
         kind: Key of verifiers.KINDS, or `package.module:function` for a scorer of the user's own.
         completion: Text without special and EOS tokens, but with its think tags.
         gold: The reference answer.
-        metadata: Other columns of the row, as JSON values; keyword arguments of a user's scorer.
+        metadata: Other columns of the row, as JSON values: options of a verifier, keyword arguments
+            of a user's scorer.
+        where: File and row, as messages name them.
     """
 
     kind: str
     completion: str
     gold: str
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    where: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,7 @@ class RewardResult:
     """The outcome of one request.
 
     Args:
-        reward: 0 or 1 from a verifier, any finite number from a user's scorer, 0 without either.
+        reward: In [0, 1] from a verifier, any finite number from a user's scorer, 0 without either.
         verdict: `right`, `wrong`, `unparsed` (no answer in the completion), `timeout` or `crash`
             (the scorer raised, returned no finite number, or ended its process).
     """

@@ -1,4 +1,4 @@
-"""The child process of the reward pool: `python -m srft_jax.rewards.worker`, started by process.py.
+"""What a child process of the reward pool does, once forker.py has made it.
 
 One JSON value a line. In: the setup, then requests. Out: "" once ready (or what is wrong with the
 setup), then [reward, verdict, error] for each request, in order and one by one, so that the parent
@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 from srft_jax.config import UsageError
-from srft_jax.rewards.verifiers import Verifier, load
+from srft_jax.rewards.judging import Verifier
+from srft_jax.rewards.verifiers import load
 
 MAX_MEMORY_BYTES = 4 << 30  # of address space
 MAX_ERROR = 200  # characters; keeps an answer within what a pipe writes in one piece
@@ -63,10 +64,13 @@ def _load(kinds: list[str], probes: list[dict[str, Any]]) -> dict[str, Verifier]
     """Every worker probes, so that what a scorer loads on its first call is then loaded."""
     verifiers = {kind: load(kind) for kind in kinds}
     for probe in probes:
+        where = probe.pop("where")
         *_, error = _answer(verifiers[probe["kind"]], **probe)
         if error:
-            metadata = ", ".join(probe["metadata"]) or "no metadata"
-            raise UsageError(f"reward {probe['kind']} fails on a probe with {metadata}: {error}")
+            columns = (
+                f"columns {', '.join(probe['metadata'])}" if probe["metadata"] else "no metadata"
+            )
+            raise UsageError(f"reward {probe['kind']} fails on {where} with {columns}: {error}")
     return verifiers
 
 
@@ -99,7 +103,3 @@ def _describe(error: Exception) -> str:
 
 def _send(answers: int, message: Any) -> None:
     os.write(answers, json.dumps(message).encode() + b"\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -70,7 +70,7 @@ def gate(group: Group, objective: Objective, threshold: float) -> Group:
     """What of a group goes on, by how many of its completions are correct."""
     if objective.gate == "none" or group.demonstration is None:
         return group
-    if sum(reward >= threshold for reward in group.rewards) > objective.gate_solved:
+    if sum(accuracy >= threshold for accuracy in group.accuracies) > objective.gate_solved:
         return dataclasses.replace(group, demonstration=None)
     if objective.gate == "either":
         return dataclasses.replace(group, completions=(), scored=())
@@ -164,20 +164,20 @@ def group_sequences(setup: Setup, stage: Stage, group: Group) -> list[TrainingSe
             completion.tokens,
             _roles(objective, completion),
             float(advantage),
-            reward >= threshold,
+            accuracy >= threshold,
             completion.logprobs,
         )
-        for completion, advantage, reward in zip(
-            group.completions, advantages, group.rewards, strict=True
+        for completion, advantage, accuracy in zip(
+            group.completions, advantages, group.accuracies, strict=True
         )
-        if _is_kept(objective, completion, reward >= threshold)
+        if _is_kept(objective, completion, accuracy >= threshold)
     ]
     if group.demonstration is not None:
         sequences.append(
             dataclasses.replace(
                 demonstration_sequence(setup, (group.example, group.demonstration)),
                 advantage=float(demonstration_advantages[0]),
-                correct=group.demonstration_reward >= threshold,
+                correct=group.demonstration_accuracy >= threshold,
             )
         )
     return sequences

@@ -1,9 +1,11 @@
 """Configurations that cannot run whatever model and data they name."""
 
 import functools
+import math
 from typing import Any
 
 from srft_jax.config import RunConfig, UsageError
+from srft_jax.rewards.verifiers import check_options
 from srft_jax.rollout import Truncation
 
 
@@ -33,6 +35,7 @@ def check_config(config: RunConfig) -> None:
     if config.rollout.cache_mib is not None:
         _at_least(config, 1, "rollout.cache_mib")
     _check_shapes(config)
+    _check_shaping(config)
     _check_objective(config)
 
 
@@ -114,6 +117,17 @@ def _check_shapes(config: RunConfig) -> None:
             f"rollout.max_new_tokens = {rollout.max_new_tokens} make sequences of "
             f"up to {longest} tokens, which do not fit training.row_length = {training.row_length}"
         )
+
+
+def _check_shaping(config: RunConfig) -> None:
+    """Terms of the reward that can be told apart, with options that their kinds have."""
+    kinds = [term.kind for term in config.rewards.shaping]
+    for term in config.rewards.shaping:
+        if kinds.count(term.kind) > 1:
+            raise UsageError(f"rewards.shaping names {term.kind} twice")
+        if not math.isfinite(term.weight):
+            raise UsageError(f"rewards.shaping has {term.kind} with weight {term.weight}")
+        check_options(term.kind, term.options)
 
 
 def _check_objective(config: RunConfig) -> None:

@@ -95,17 +95,20 @@ class Recorder:
         self._progress.update(step, values)
         if samples and step % report.samples_every == 0:
             self._progress.message(describe(samples[0]))
-        self._warn_of_constant_reward(step, values)
+        if samples:
+            self._warn_of_constant_reward(step, values, samples[0])
 
-    def _warn_of_constant_reward(self, step: int, values: dict[str, float]) -> None:
-        if "rollout/reward" not in values:
-            return
-        self._rewards.append(values["rollout/reward"])
+    def _warn_of_constant_reward(
+        self, step: int, values: dict[str, float], sample: dict[str, Any]
+    ) -> None:
+        """Of the verifier's own reward: shaping may vary without anybody being right."""
+        self._rewards.append(values.get("rewards/verifier", values["rollout/reward"]))
         if len(self._rewards) == CONSTANT_REWARD_STEPS and len(set(self._rewards)) == 1:
             self._progress.message(
                 f"WARNING: every mean reward since step {step - CONSTANT_REWARD_STEPS + 1} is "
                 f"{self._rewards[0]}: no group has anything to learn from. Do the chat template "
-                "and the prompts ask for the form that the verifier demands?"
+                f"and the prompts ask for the form that the verifier {sample['kind']} demands?\n"
+                + describe(sample)
             )
             self._rewards.clear()
 

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from srft_jax.evaluation.verdicts import Scored
 from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.schedules import mix_weights
 from srft_jax.rewards.requests import Verdict
@@ -21,12 +22,12 @@ def rollout_metrics(setup: Setup, stage: Stage, experience: Experience) -> dict[
     if not scored:
         return {}
     threshold = setup.config.rewards.correct_threshold
-    solved = [np.mean(np.asarray(group.rewards) >= threshold) for group in groups]
+    solved = [np.mean(np.asarray(group.accuracies) >= threshold) for group in groups]
     zero_std = [len(set(group.rewards)) == 1 for group in groups]
     verdicts = Counter(one.verdict for one in scored)
     values = {
         "rollout/reward": np.mean([one.reward for one in scored]),
-        "rollout/accuracy": np.mean([one.reward >= threshold for one in scored]),
+        "rollout/accuracy": np.mean([one.accuracy >= threshold for one in scored]),
         "rollout/groups_zero_std": np.mean(zero_std),
         "rollout/groups_all_right": np.mean([share == 1 for share in solved]),
         "rollout/groups_all_wrong": np.mean([share == 0 for share in solved]),
@@ -37,8 +38,21 @@ def rollout_metrics(setup: Setup, stage: Stage, experience: Experience) -> dict[
             "rollout/refills": experience.refills,
             "rollout/groups_dropped": experience.dropped,
         }
+    values |= _shaping_metrics(scored)
     values |= _length_metrics(setup, objective, groups) | _time_metrics(experience)
     return {name: float(value) for name, value in values.items()}
+
+
+def _shaping_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
+    """Parts of the reward before their weights; none where it is the verifier's alone."""
+    kinds = [term.kind for term in scored[0].shaping]
+    if not kinds:
+        return {}
+    terms = {
+        f"rewards/{kind}": np.mean([one.shaping[place].reward for one in scored])
+        for place, kind in enumerate(kinds)
+    }
+    return {"rewards/verifier": np.mean([one.accuracy for one in scored])} | terms
 
 
 def _length_metrics(setup: Setup, objective: Objective, groups: Sequence[Group]) -> dict[str, Any]:

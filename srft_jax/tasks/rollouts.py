@@ -29,18 +29,32 @@ class Group:
         completions: Sampled by the policy; none for an objective without rollouts.
         scored: The verdict on each.
         demonstration: Its number among the example's, or None.
-        demonstration_reward: What the same verifier says of it.
+        demonstration_scored: What the same verifiers say of it; None where no reward is used.
     """
 
     example: int
     completions: Sequence[Completion]
     scored: Sequence[Scored]
     demonstration: int | None
-    demonstration_reward: float
+    demonstration_scored: Scored | None
 
     @property
     def rewards(self) -> list[float]:
+        """What advantages are taken over, shaping included."""
         return [one.reward for one in self.scored]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """What says who is correct."""
+        return [one.accuracy for one in self.scored]
+
+    @property
+    def demonstration_reward(self) -> float:
+        return self.demonstration_scored.reward if self.demonstration_scored else 0.0
+
+    @property
+    def demonstration_accuracy(self) -> float:
+        return self.demonstration_scored.accuracy if self.demonstration_scored else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +76,11 @@ class Experience:
     rollouts: list[Rollout]
 
 
-DemonstrationRewards = dict[tuple[int, int], float]  # by example and number within the example
+ScoredDemonstrations = dict[tuple[int, int], Scored]  # by example and number within the example
 
 
-def verify_demonstrations(setup: Setup, pool: RewardPool) -> DemonstrationRewards:
-    """Reward of every demonstration.
+def verify_demonstrations(setup: Setup, pool: RewardPool) -> ScoredDemonstrations:
+    """The verdict on every demonstration.
 
     What is verified is what is trained on, decoded like a completion. Empty for an objective
     without rollouts, where no reward is used.
@@ -76,26 +90,29 @@ def verify_demonstrations(setup: Setup, pool: RewardPool) -> DemonstrationReward
     keys = [
         (i, n) for i, one in enumerate(setup.encoded.train) for n in range(len(one.demonstrations))
     ]
-    texts = [
-        completion_text(setup.tokenizer, setup.encoded.train[index].demonstrations[number].tolist())
-        for index, number in keys
-    ]
-    scored = verify(pool, [setup.sets.train[index] for index, _ in keys], texts)
-    return {key: one.reward for key, one in zip(keys, scored, strict=True)}
+    tokens = [setup.encoded.train[index].demonstrations[number].tolist() for index, number in keys]
+    scored = verify(
+        pool,
+        [setup.sets.train[index] for index, _ in keys],
+        [completion_text(setup.tokenizer, ids) for ids in tokens],
+        [len(ids) for ids in tokens],
+        setup.config.rewards.shaping,
+    )
+    return dict(zip(keys, scored, strict=True))
 
 
-def describe_demonstrations(setup: Setup, rewards: DemonstrationRewards) -> list[str]:
+def describe_demonstrations(setup: Setup, scored: ScoredDemonstrations) -> list[str]:
     """How many demonstrations are right, and which one is not; it is trained on all the same."""
     threshold = setup.config.rewards.correct_threshold
-    wrong = [key for key, reward in rewards.items() if reward < threshold]
-    lines = [f"demonstrations verified right: {len(rewards) - len(wrong)} of {len(rewards)}"]
+    wrong = [key for key, one in scored.items() if one.accuracy < threshold]
+    lines = [f"demonstrations verified right: {len(scored) - len(wrong)} of {len(scored)}"]
     if wrong:
         index, number = wrong[0]
         lines.append(
             f"WARNING: train, row {index + 1}: the verifier calls demonstration {number + 1} wrong "
             f"(answer {setup.sets.train[index].answer!r}); such rows are trained on all the same"
         )
-    return lines if rewards else []
+    return lines if scored else []
 
 
 def collect(
@@ -105,7 +122,7 @@ def collect(
     params: Params,
     streams: Streams,
     pool: RewardPool,
-    demonstration_rewards: DemonstrationRewards,
+    demonstrations: ScoredDemonstrations,
     observer: Observer | None = None,
 ) -> Experience:
     """Samples and verifies a group for each prompt of the step.
@@ -119,7 +136,7 @@ def collect(
         params: The current policy.
         streams: Where the prompts come from.
         pool: Verifiers.
-        demonstration_rewards: As made by `verify_demonstrations`.
+        demonstrations: As made by `verify_demonstrations`.
         observer: Called with the sampler's progress.
     """
     objective, wanted = stage.objective, setup.config.data.prompts_per_step
@@ -131,7 +148,7 @@ def collect(
         prompts = streams.prompts(objective)
         key_here = jax.random.fold_in(key, refill) if refill else key
         rollouts.append(_sample(setup, stage, step, params, prompts, key_here, pool, observer))
-        groups = _groups(setup, objective, prompts, rollouts[-1].groups, demonstration_rewards)
+        groups = _groups(setup, objective, prompts, rollouts[-1].groups, demonstrations)
         sampled += groups
         kept += [group for group in groups if not _is_dropped(group, objective)]
         if len(kept) >= wanted:
@@ -141,11 +158,14 @@ def collect(
 
 
 def _is_dropped(group: Group, objective: Objective) -> bool:
-    """Unwanted, as the verifier's rewards are all equal; the overlong penalty is not looked at."""
-    rewards = group.rewards
+    """Unwanted, as the verifier's rewards are all equal.
+
+    Neither shaping nor the overlong penalty is looked at: hardly two lengths are equal.
+    """
+    accuracies = group.accuracies
     if group.demonstration is not None and objective.advantage_group == "augmented":
-        rewards = [*rewards, group.demonstration_reward]
-    return objective.drop_zero_std and len(set(rewards)) == 1
+        accuracies = [*accuracies, group.demonstration_accuracy]
+    return objective.drop_zero_std and len(set(accuracies)) == 1
 
 
 def _groups(
@@ -153,7 +173,7 @@ def _groups(
     objective: Objective,
     prompts: PromptBatch,
     members: Sequence[Sequence[Verified]],
-    demonstration_rewards: DemonstrationRewards,
+    demonstrations: ScoredDemonstrations,
 ) -> list[Group]:
     with_groups = objective.trains_demonstrations and objective.demo_source == "group"
     return [
@@ -162,7 +182,7 @@ def _groups(
             completions=[completion for completion, _ in own],
             scored=[scored for _, scored in own],
             demonstration=pair[1] if with_groups and pair[1] != NO_DEMONSTRATION else None,
-            demonstration_reward=demonstration_rewards.get(pair, 0.0),
+            demonstration_scored=demonstrations.get(pair),
         )
         for pair, own in zip(prompts.pairs(), members, strict=True)
     ]
@@ -200,6 +220,7 @@ def _sample(
         setup.tokenizer,
         pool,
         observer,
+        setup.config.rewards.shaping,
     )
     of_requests = iter(rollout.groups)
     groups = [[member for _ in one for member in next(of_requests)] for one in of_prompts]

@@ -13,6 +13,7 @@ from srft_jax.config import ModelConfig, ObjectiveConfig, RunConfig, UsageError
 from srft_jax.data.encoding import Dropped, EncodedExample, EncodedSets, Limits, encode_sets
 from srft_jax.data.examples import Example, ExampleSets
 from srft_jax.data.sources import load_sets
+from srft_jax.evaluation.verdicts import probes
 from srft_jax.mesh import make_mesh
 from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import Runtime
@@ -156,15 +157,21 @@ def prepare(config: RunConfig) -> Setup:
 
 
 def reward_pool(setup: Setup) -> RewardPool:
-    """The verifiers that the data asks for.
+    """The verifiers that the data and rewards.shaping ask for, to be tried on the first rows.
 
     Raises:
-        UsageError: a kind that is neither ours nor an importable function.
+        UsageError: a kind that is neither ours nor an importable function, or an unknown option.
     """
-    sets = (setup.sets.train, *setup.sets.evaluation.values())
-    kinds = sorted({example.kind for examples in sets for example in examples})
+    sets = {"train": setup.sets.train, **setup.sets.evaluation}
     rewards = setup.config.rewards
-    return RewardPool(rewards.workers, rewards.timeout_seconds, kinds=kinds)
+    kinds = {example.kind for examples in sets.values() for example in examples}
+    return RewardPool(
+        rewards.workers,
+        rewards.timeout_seconds,
+        kinds=sorted(kinds | {term.kind for term in rewards.shaping}),
+        probes=probes(sets, rewards.shaping),
+        options=rewards.options,
+    )
 
 
 def _tokenizer_path(config: RunConfig) -> str:

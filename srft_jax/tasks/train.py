@@ -29,6 +29,7 @@ from srft_jax.tasks.rollout_metrics import mix_metric, rollout_metrics, sample_r
 from srft_jax.tasks.setup import Setup, prepare, reward_pool
 from srft_jax.tasks.states import load_reference
 from srft_jax.tasks.streams import Streams
+from srft_jax.tasks.verdict_watch import VerdictWatch
 from srft_jax.training.checkpoint import Checkpoints
 
 
@@ -52,14 +53,14 @@ def train(config: RunConfig) -> int:
         open_run_dir(config, start)
         writer = stack.enter_context(RunWriter(run_dir))
         progress = stack.enter_context(Progress(config.training.num_steps))
-        recorder = Recorder(writer, progress, config)
+        recorder, watch = Recorder(writer, progress, config), VerdictWatch()
         progress.message(to_yaml(config))
         progress.message(summary.batch_arithmetic(setup, num_params(state.params)))
 
         if start == config.training.num_steps:
             progress.message(f"already at step {start} of {start}: nothing to train")
-        demonstration_rewards = rollouts.verify_demonstrations(setup, pool)
-        for line in rollouts.describe_demonstrations(setup, demonstration_rewards):
+        demonstrations = rollouts.verify_demonstrations(setup, pool)
+        for line in rollouts.describe_demonstrations(setup, demonstrations):
             progress.message(line)
         reference = load_reference(setup)
         programs = {one: updates.make_programs(setup, one, reference) for one in setup.stages}
@@ -71,9 +72,12 @@ def train(config: RunConfig) -> int:
             what = f"step {step}/{config.training.num_steps}, rollout"
             observer = summary.rollout_observer(progress, what)
             experience = rollouts.collect(
-                setup, stage, step, state.params, streams, pool, demonstration_rewards, observer
+                setup, stage, step, state.params, streams, pool, demonstrations, observer
             )
             rolled_out = time.monotonic()
+            completions = [one for group in experience.sampled for one in group.scored]
+            for warning in watch.warnings(step, completions):
+                progress.message(warning)
             of_step = make_updates(setup, stage, step, experience.groups, streams)
             host = rollout_metrics(setup, stage, experience) | mix_metric(stage, step)
             host |= updates.describe(setup, state, of_step)

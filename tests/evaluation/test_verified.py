@@ -131,10 +131,8 @@ def test_the_order_is_that_of_requests():
             [0.0, 1.0, 2.0],
             [10.0, 11.0, 12.0],
         ]
-        assert [{one.example for _, one in group} for group in found.groups] == [
-            {example(0)},
-            {example(1)},
-        ]
+        examples = [[one.example for _, one in group] for group in found.groups]
+        assert examples == [[example(0)] * 3, [example(1)] * 3]
 
 
 def test_reward_wait_is_what_follows_the_last_completion():

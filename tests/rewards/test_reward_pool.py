@@ -199,6 +199,83 @@ def test_a_probe_brings_the_metadata_a_scorer_needs() -> None:
         assert verdicts(pool, [probe, RewardRequest(kind, "", "a")]) == ["right", "crash"]
 
 
+def test_a_probe_names_the_row_and_its_columns() -> None:
+    kind = "user_scorers:two_columns"
+    probe = RewardRequest(kind, "", "", {"source": "a", "level": 3}, "train.jsonl, row 7")
+    message = f"{kind} fails on train.jsonl, row 7 with columns source, level: TypeError .*"
+    message += "needs the column 'target'; the row's columns are: source, level"
+    with pytest.raises(UsageError, match=message), RewardPool(1, kinds=[kind], probes=[probe]):
+        pytest.fail("the pool opened")
+
+
+def test_a_scorer_gets_the_columns_that_it_has_parameters_for() -> None:
+    kind = "user_scorers:two_columns"
+    rows = [{"target": "a"}, {"target": "a", "level": 3, "gold": "b"}, {"target": "b"}]
+    rows += [{"target": "a", "source": "bad"}, {"level": 3}]
+    requests = [RewardRequest(kind, "a", "", row) for row in rows]
+    with RewardPool(kinds=[kind], probes=requests[:1]) as pool:
+        assert verdicts(pool, requests) == ["right", "right", "wrong", "wrong", "crash"]
+
+
+def test_options_stand_in_for_columns() -> None:
+    kind = "user_scorers:two_columns"
+    options = {kind: {"source": "bad"}, "numeric": {"absolute": 1}}
+    requests = [
+        RewardRequest(kind, "a", "", {"target": "a"}),
+        RewardRequest(kind, "a", "", {"target": "a", "source": "good"}),
+        RewardRequest("numeric", "42", "43"),
+        RewardRequest("numeric", "42", "43", {"absolute": 0.5}),
+    ]
+    with RewardPool(kinds=[kind], probes=requests[:1], options=options) as pool:
+        assert verdicts(pool, requests) == ["wrong", "right", "right", "wrong"]
+    with pytest.raises(UsageError, match="numeric has no option 'tolerance'"):
+        RewardPool(options={"numeric": {"tolerance": 1}})
+
+
+def test_a_gold_that_cannot_be_is_told_at_the_start() -> None:
+    probe = RewardRequest("regex", "a", "(a", where="held_out, row 2")
+    with (
+        pytest.raises(
+            UsageError, match="regex fails on held_out, row 2 .* unterminated subpattern"
+        ),
+        RewardPool(1, kinds=["regex"], probes=[probe]),
+    ):
+        pytest.fail("the pool opened")
+
+
+def test_math_that_was_not_announced_is_loaded_when_it_is_asked_for() -> None:
+    """In time for the deadline, which importing sympy alone would pass."""
+    half = RewardRequest("math", "<think></think>\\boxed{\\frac{x}{2}}", "$x/2$")
+    with RewardPool(timeout_seconds=TIMEOUT) as pool:
+        assert verdicts(pool, [*easy(3), half]) == [*EASY_VERDICTS, "right"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_slow_requests_do_not_line_up(pool: RewardPool, first: bool) -> None:
+    """Four in a row, which one worker takes in one go: two deadlines on two workers."""
+    assert behave(pool, "ok", "ok") == ["right"] * 2
+    slow = [RewardRequest(BEHAVE, "sleep", "")] * 4
+    start = time.monotonic()
+    found = verdicts(pool, [*slow, *easy(60)] if first else [*easy(60), *slow])
+    assert time.monotonic() - start < 2 * TIMEOUT + 0.45
+    assert found == (
+        ["timeout"] * 4 + EASY_VERDICTS * 20 if first else EASY_VERDICTS * 20 + ["timeout"] * 4
+    )
+
+
+def test_a_lost_forker_is_replaced() -> None:
+    """And whoever it forked is not blamed."""
+    kind = "user_scorers:process_id"
+    with RewardPool(num_workers=1, timeout_seconds=TIMEOUT, kinds=[kind, BEHAVE]) as pool:
+        pid = int(pool.score([RewardRequest(kind, "", "")])[0].reward)
+        forker = int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(forker, signal.SIGKILL)
+        assert until(lambda: not is_alive(forker), 2.0)
+        assert verdicts(pool, easy(3)) == EASY_VERDICTS
+        assert behave(pool, "sleep", "ok") == ["timeout", "right"]
+        assert until(lambda: not is_alive(pid), 2.0)
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(UsageError, match="0 workers"):
         RewardPool(num_workers=0)

@@ -17,6 +17,10 @@ def needs_column(completion, gold, *, column, **metadata):
     return float(column == gold)
 
 
+def two_columns(completion, gold, target, source="unknown"):
+    return float(completion == target and source != "bad")
+
+
 def prints(completion, gold, **metadata):
     print("a line", flush=True)
     print('[0, 1.0, "right", ""]', flush=True)

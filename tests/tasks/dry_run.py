@@ -131,9 +131,9 @@ class Trace:
             }
         )
 
-    def RewardPool(self, *args, kinds):
+    def RewardPool(self, *args, kinds, probes, options):
         """Every other completion is right. They come in order, but how many at a time is chance."""
-        self.add("pool", *args, kinds)
+        self.add("pool", *args, kinds, options)
         results = itertools.cycle([RewardResult(1.0, "right"), RewardResult(0.0, "wrong")])
 
         def score(requests, cancelled=None):

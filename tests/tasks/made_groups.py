@@ -45,5 +45,5 @@ def made_group(example, rewards, *, demonstration=0, demonstration_reward=1.0, c
         completions=completions or [made_completion() for _ in rewards],
         scored=[Scored(None, "text", reward, "right") for reward in rewards],
         demonstration=demonstration,
-        demonstration_reward=demonstration_reward,
+        demonstration_scored=Scored(None, "text", demonstration_reward, "right"),
     )

@@ -228,6 +228,8 @@ TABLE = {
     "rewards.workers": Change("3"),
     "rewards.timeout_seconds": Change("1"),
     "rewards.correct_threshold": Change("0", base=("--objective.self_form=likelihood",)),
+    "rewards.options": Change('{"math": {"require_think": false}}'),
+    "rewards.shaping": Change('[{"kind": "format", "weight": 0.5}]'),
     "objective.preset": Change("grpo"),
     "objective.expanded_from": Change("grpo", Refused("holds all coefficients of grpo")),
     "objective.demo_nll": Change("0.25"),

@@ -99,6 +99,19 @@ def test_too_many_in_a_row_stop_the_run(recorder, tmp_path, steps):
     assert [row["step"] for row in read_metrics(str(tmp_path))] == list(range(1, len(steps) + 1))
 
 
+def test_a_constant_reward_is_warned_of_with_the_verifier_and_a_sample(recorder):
+    """The verifier's own: a length may vary all the time."""
+    sample = dict(prompt="1+1", answer="2", completion="3", verdict="wrong", kind="math")
+    for step in range(1, 21):
+        host = {"rollout/reward": step / 10, "rewards/verifier": float(step == 5)}
+        recorder.add(step, [], host, [sample], [])
+        recorder.flush()
+        warned = "WARNING" in recorder.out.getvalue()
+        assert warned == (step >= 15)
+    text = recorder.out.getvalue()
+    assert "since step 6 is 0.0" in text and "verifier math demands" in text and "1+1" in text
+
+
 def test_the_record_stays_json(recorder, tmp_path):
     add(recorder, 1, BROKEN)
     recorder.flush()

@@ -9,6 +9,7 @@ from made_groups import made_completion, made_progress, setup_of
 from tiny_runs import tiny_config
 
 from srft_jax.evaluation import verified
+from srft_jax.evaluation.verdicts import Scored
 from srft_jax.report import terminal
 from srft_jax.rewards import RewardResult
 from srft_jax.tasks import rollouts
@@ -42,7 +43,7 @@ class Pool:
         return [RewardResult(next(self._rewards), "right") for _ in requests]
 
 
-def collect(setup, rewards, step=1, demonstration_rewards=None):
+def collect(setup, rewards, step=1, demonstrations=None):
     """The experience of a step, and the calls of the sampler."""
     sampler, pool = Sampler(), Pool(rewards)
     with mock.patch.object(verified, "sample_stream", sampler):
@@ -53,11 +54,12 @@ def collect(setup, rewards, step=1, demonstration_rewards=None):
             None,
             Streams(setup),
             pool,
-            demonstration_rewards or {},
+            demonstrations or {},
         )
     return found, sampler.calls
 
 
+RIGHT = Scored(None, "text", 1.0, "right")
 MIXED, EQUAL = [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]
 
 
@@ -103,7 +105,7 @@ class TestRefills:
         for group, dropped in (("augmented", 0), ("self", 4)):
             setup = setup_of(tmp_path, "luffy", drop_zero_std="true", advantage_group=group)
             pairs = [(i, n) for i in range(40) for n in range(1)]
-            found, _ = collect(setup, [0.0] * 12, demonstration_rewards=dict.fromkeys(pairs, 1.0))
+            found, _ = collect(setup, [0.0] * 12, demonstrations=dict.fromkeys(pairs, RIGHT))
             assert found.dropped == dropped
 
 

@@ -1,0 +1,76 @@
+"""The kind `multiple_choice`: which of the options did the completion choose?"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from srft_jax.rewards.extraction import Answer, answer_of
+from srft_jax.rewards.judging import UNPARSED, judged, option
+from srft_jax.rewards.requests import RewardResult
+
+CHOICE_OPTIONS = {"require_think": False}
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_UNKNOWN = 10  # options of a question that does not list them: A to J
+_WRAPPED = re.compile(r"\\(?:text|textbf|mathbf|mathrm)\s*\{([^{}]*)\}")
+_CAUSES = r"because|since|as|is"
+
+
+class _Choices(NamedTuple):
+    labels: Sequence[str]
+    texts: Sequence[str]  # none where the question does not list them
+
+
+def multiple_choice(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResult:
+    """Compares the label of the chosen option with gold, which is a label or an option's text.
+
+    The column `choices` holds the options: texts labelled A, B, ..., or {text: [...],
+    label: [...]}. Without it, labels are A to J.
+
+    In: "So it must be (B).", gold "B".  Out: right.
+
+    Raises:
+        ValueError: gold is none of the options.
+    """
+    choices = _choices(metadata)
+    found = answer_of(completion, option(metadata, "require_think", CHOICE_OPTIONS))
+    label = _label(found, choices) if found else None
+    if label is None:
+        return UNPARSED
+    expected = _label(Answer(gold.strip(), True), choices)
+    if expected is None:
+        raise ValueError(f"gold {gold[:80]!r} is none of the options {', '.join(choices.labels)}")
+    return judged(label == expected)
+
+
+def _choices(metadata: Mapping[str, Any]) -> _Choices:
+    listed = metadata.get("choices")
+    if listed is None:
+        return _Choices(_LETTERS[:_UNKNOWN], ())
+    if isinstance(listed, Mapping):
+        return _Choices([str(x) for x in listed["label"]], [str(x) for x in listed["text"]])
+    if not isinstance(listed, Sequence) or not 0 < len(listed) <= len(_LETTERS):
+        raise ValueError(f"choices = {listed!r} is not a list of 1 to {len(_LETTERS)} options")
+    return _Choices(_LETTERS[: len(listed)], [str(x) for x in listed])
+
+
+def _label(answer: Answer, choices: _Choices) -> str | None:
+    """In: "(b)", "B.", "B. Paris", "B because ...", "Paris", "... option B ...".  Out: "B"."""
+    text = " ".join(_WRAPPED.sub(r"\1", answer.text).split())
+    one = "|".join(re.escape(label) for label in choices.labels)
+    patterns = [
+        rf"(?i:[(\[]?({one})[)\]]?[.:]?)$",
+        rf"[(\[]?({one})(?:[)\]]|[).:,;](?=\s)|\s(?={_CAUSES}\b))",
+    ]
+    for pattern in patterns:
+        if found := re.match(pattern, text):
+            return _known(found[1], choices)
+    for label, choice in zip(choices.labels, choices.texts, strict=False):
+        if text.casefold() == " ".join(choice.split()).casefold():
+            return label
+    mentioned = re.findall(rf"\(({one})\)|\b(?i:option|choice|answer)\s+\(?({one})\b", text)
+    return _known(max(mentioned[-1]), choices) if mentioned else None
+
+
+def _known(label: str, choices: _Choices) -> str:
+    return next(one for one in choices.labels if one.casefold() == label.casefold())
