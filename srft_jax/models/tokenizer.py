@@ -7,7 +7,6 @@ classes than the one that reads tokenizer.json as it stands, is not needed here.
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -15,6 +14,7 @@ from typing import cast
 # Keeps transformers from advising on every start that torch be installed; its warnings stay.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
+from etils import epath  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from srft_jax.config import UsageError  # noqa: E402
@@ -29,6 +29,7 @@ _FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "tokenizer.model",  # of SentencePiece, which others read
 )
 
 
@@ -85,10 +86,10 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Copies the files it was read from; transformers would rewrite them its own way."""
-        Path(path).mkdir(parents=True, exist_ok=True)
+        epath.Path(path).mkdir(parents=True, exist_ok=True)
         for name in _FILES:
             if (self.source / name).is_file():
-                shutil.copyfile(self.source / name, Path(path) / name)
+                epath.Path(self.source / name).copy(epath.Path(path) / name, overwrite=True)
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
