@@ -2,10 +2,10 @@
 
     python benchmarks/import_hf.py --layers 28 --dtype bfloat16 --export
 
-Writes a checkpoint of random bfloat16 weights, by default as wide as Qwen2.5-7B, and imports it in a
-process of its own. `import_over_largest`: by how much its peak exceeds the parameters and what the
-process held before, over the largest tensor as it is stored; `export_over_largest`: the same of an
-export. Memory is resident memory as Linux counts it (VmHWM); `anonymous` is the process' own and
+Writes a checkpoint of random bfloat16 weights, by default as wide as Qwen2.5-7B, and imports it in
+a process of its own. `import_over_largest`: by how much its peak exceeds the parameters and what
+the process held before, over the largest tensor as it is stored; `export_over_largest`: the same of
+an export. Memory is resident memory as Linux counts it (VmHWM); `anonymous` is the process' own and
 `file` are pages of mapped files, each at its own peak. Prints one JSON line last.
 """
 

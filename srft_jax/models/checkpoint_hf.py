@@ -4,6 +4,7 @@ The family's table gives every name, shape and transpose. `export_hf` is the way
 of a run are written by training/checkpoint.py.
 """
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,24 +70,26 @@ def _without_tied_head(
     tensors: dict[str, StoredTensor], config: ModelConfig, directory: Path
 ) -> dict[str, StoredTensor]:
     """Some tied models are stored with their head, too: a copy of the embedding is left out."""
-    untied = [row.hf_name for row in families.FAMILIES[config.family] if row.untied_only]
-    extra = [name for name in untied if config.tie_embeddings and name in tensors]
-    embedding = next(row for row in families.parameters(config) if row.path == "embedding").hf_name
-    for name in extra:
-        if embedding in tensors and not _are_equal(tensors[name], tensors[embedding]):
-            raise UsageError(
-                f"{directory} has a {name} that differs from {embedding}, although its config.json "
-                "ties them (tie_word_embeddings)"
-            )
-    return {name: tensor for name, tensor in tensors.items() if name not in extra}
+    untied = dataclasses.replace(config, tie_embeddings=False)
+    names = {row.path: row.hf_name for row in families.parameters(untied)}
+    head, embedding = names["head"], names["embedding"]
+    if not config.tie_embeddings or not {head, embedding} <= tensors.keys():
+        return tensors
+    if not _are_equal(tensors[head], tensors[embedding]):
+        raise UsageError(
+            f"{directory} has a {head} that differs from {embedding}, although its config.json "
+            "ties them (tie_word_embeddings)"
+        )
+    return {name: tensor for name, tensor in tensors.items() if name != head}
 
 
 def _are_equal(one: StoredTensor, other: StoredTensor) -> bool:
     """Bit for bit."""
     if (one.shape, one.kind) != (other.shape, other.kind):
         return False
-    starts = range(0, one.shape[0], _COMPARED_ROWS)
-    blocks = ((slice(start, start + _COMPARED_ROWS),) for start in starts)
+    num_rows = one.shape[0]
+    starts = range(0, num_rows, _COMPARED_ROWS)
+    blocks = ((slice(start, min(start + _COMPARED_ROWS, num_rows)),) for start in starts)
     return all(one.read(block).tobytes() == other.read(block).tobytes() for block in blocks)
 
 
