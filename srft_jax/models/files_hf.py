@@ -73,8 +73,8 @@ def _generation(source: str | os.PathLike[str] | None, eos_id: int, pad_id: int)
     """
     file = None if source is None else epath.Path(source) / "generation_config.json"
     given = read_json(file) if file is not None and file.exists() else {}
-    ends = given.get("eos_token_id") or []
-    ends = ends if isinstance(ends, list) else [ends]
+    found = given.get("eos_token_id")
+    ends = found if isinstance(found, list) else [] if found is None else [found]
     ends = ends if eos_id in ends else [eos_id, *ends]
     eos = ends if len(ends) > 1 else eos_id
     return {"pad_token_id": pad_id} | given | {"eos_token_id": eos}

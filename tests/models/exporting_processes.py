@@ -10,14 +10,14 @@ from pathlib import Path
 import jax
 from jax.sharding import AxisType
 
-from srft_jax.models import export_hf, load_hf, save_hf
+from srft_jax.models import load_hf, save_hf, tensor_parts
 
 
 def main(port: str, number: str, directory: str) -> None:
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(number))
-    export_hf.PART_BYTES = 9_000
+    tensor_parts.PART_BYTES = 9_000
     mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
     config, params = load_hf(Path(directory) / "first", mesh=mesh)
     save_hf(Path(directory) / number / "hf", config, params, dtype="bfloat16")

@@ -15,10 +15,12 @@ from etils.epath import testing as epath_testing
 from tiny_models import TIED, UNTIED, random_params
 
 from srft_jax.config import UsageError
-from srft_jax.models import export_hf, families, load_hf, save_hf
+from srft_jax.models import families, load_hf, save_hf, tensor_parts
 from srft_jax.models.config_hf import to_hf_config, write_json
-from srft_jax.models.export_hf import export_hf as export_from
+from srft_jax.models.export_hf import export_hf
 from srft_jax.models.files_hf import write_model_files
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("exporting_processes.py")
@@ -49,10 +51,12 @@ def stored_model(path, dtype):
     return tensors
 
 
-@pytest.mark.parametrize("part_bytes", [2**30, 9_000])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "part_bytes"),
+    [("float32", 2**30), ("float16", 9_000), ("bfloat16", 9_000), ("bfloat16", 2**30)],
+)
 def test_through_float32_and_back_bit_for_bit(dtype, part_bytes, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_hf, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(tensor_parts, "PART_BYTES", part_bytes)
     tensors = stored_model(tmp_path / "first", np.dtype(dtype))
     config, params = load_hf(tmp_path / "first")
     save_hf(tmp_path / "second", config, params, dtype=dtype)
@@ -98,11 +102,15 @@ def test_killed_export_leaves_the_old_model(model, monkeypatch):
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(export_hf, "_write_part", killed)
-        with pytest.raises(KeyboardInterrupt):
-            save_hf(model, TIED, new)
-    assert_same(load_hf(model)[1], old)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(tensor_parts, "_write_part", killed)
+            with pytest.raises(KeyboardInterrupt):
+                save_hf(model, TIED, new)
+        assert_same(load_hf(model)[1], old)
+        model.rename(
+            model.with_name(".model.replaced")
+        )  # as a kill between two renamings leaves it
     save_hf(model, TIED, new)
     assert_same(load_hf(model)[1], new)
     assert [file.name for file in model.parent.iterdir()] == ["model"]
@@ -113,17 +121,19 @@ def test_other_directories_are_not_overwritten(tmp_path):
     with pytest.raises(UsageError, match="is not a Hugging Face model, so it is not overwritten"):
         save_hf(tmp_path, TIED, random_params(TIED))
     assert (tmp_path / "thesis.tex").exists()
+    with pytest.raises(UsageError, match="thesis.tex/model cannot be made: Not a directory"):
+        save_hf(tmp_path / "thesis.tex" / "model", TIED, random_params(TIED))
 
 
 def test_object_stores(tmp_path, monkeypatch):
     """The mocked gs://bucket is the folder `gs:/bucket` here."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(export_hf, "PART_BYTES", 20_000)
+    monkeypatch.setattr(tensor_parts, "PART_BYTES", 20_000)
     params = random_params(TIED)
     with epath_testing.mock_epath():
         write_model_files("gs://bucket/model", TIED, None, dtype="bfloat16")
         for _ in range(2):  # the second replaces the first
-            export_from("gs://bucket/hf", "gs://bucket/model", params, dtype="float32")
+            export_hf("gs://bucket/hf", "gs://bucket/model", params, dtype="float32")
     assert_same(load_hf(tmp_path / "gs:/bucket/hf")[1], params)
     assert sorted(os.listdir("gs:/bucket")) == ["hf", "model"]
 
