@@ -12,6 +12,7 @@ from srft_jax.config.errors import RunError, UsageError
 from srft_jax.config.objective import Aggregation, ObjectiveConfig
 from srft_jax.config.sections import (
     EvaluationConfig,
+    ExportConfig,
     GenerateConfig,
     InspectConfig,
     MeshConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "Aggregation",
     "DataConfig",
     "EvaluationConfig",
+    "ExportConfig",
     "GenerateConfig",
     "GymConfig",
     "HubConfig",

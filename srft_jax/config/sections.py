@@ -277,6 +277,22 @@ class InspectConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """The verb `export`, and the export at the end of training.
+
+    Args:
+        step: Of the checkpoint that the verb exports; by default the newest.
+        path: Hugging Face directory to make, gs:// included; by default run_dir/hf.
+        dtype: Of the weights; by default what the model was stored in that the run started from,
+            float32 after random initial weights.
+    """
+
+    step: int | None = None
+    path: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One run.
 
@@ -293,6 +309,7 @@ class RunConfig:
         evaluation: Scores.
         generate: The verb `generate`.
         inspect: The verb `inspect`.
+        export: The verb `export`.
         report: What the run shows.
     """
 
@@ -308,4 +325,5 @@ class RunConfig:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
     inspect: InspectConfig = dataclasses.field(default_factory=InspectConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)

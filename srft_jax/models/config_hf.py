@@ -107,7 +107,7 @@ def _rope_theta(raw: dict[str, Any], file: Path) -> float:
 
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
-    """Content of config.json, without the ids of the tokenizer's special tokens."""
+    """Content of config.json, without the weights' dtype and the ids of special tokens."""
     return {
         "architectures": [_ARCHITECTURE],
         "model_type": _MODEL_TYPE,
@@ -116,8 +116,6 @@ def to_hf_config(config: ModelConfig) -> dict[str, Any]:
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
         "rope_theta": config.rope_theta,
         **{key: value for key, value in _NEUTRAL.items() if value is not None},
-        "dtype": "float32",
-        "torch_dtype": "float32",
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from srft_jax.config import ModelConfig
@@ -22,7 +23,7 @@ class Parameter:
 
     path: str  # in the nested dict, "/" between keys
     axes: tuple[str, ...]
-    hf_name: str  # "{layer}" stands for the layer's number
+    hf_name: str  # "{layer}" and "{expert}" stand for their numbers
     init: Literal["normal", "ones", "zeros"] = "normal"
     transpose: bool = False  # Hugging Face stores [out, in], we compute x @ [in, out]
     untied_only: bool = False  # absent where the head is the embedding
@@ -99,6 +100,30 @@ def shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
 def stacked_shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
     """Shape in the nested dict: with the leading [L] where there is one per layer."""
     return (config.num_layers,) * parameter.stacked + shape(parameter, config)
+
+
+def hf_names(parameter: Parameter, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Hugging Face name of each tensor that the parameter is stored as -> its place in it.
+
+    In: "...{layer}.experts.{expert}.up_proj.weight".  Out: {"...0.experts.0.up...": (0, 0), ...}.
+    """
+    axes = [axis for axis in ("layer", "expert") if f"{{{axis}}}" in parameter.hf_name]
+    places = np.ndindex(stacked_shape(parameter, config)[: len(axes)])
+    return {
+        parameter.hf_name.format(**dict(zip(axes, place, strict=True))): place for place in places
+    }
+
+
+def hf_shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
+    """Of each of these tensors."""
+    sizes = shape(parameter, config)["{expert}" in parameter.hf_name :]
+    return sizes[::-1] if parameter.transpose else sizes
+
+
+def hf_axes(parameter: Parameter) -> tuple[str, ...]:
+    """Logical axes of each of these tensors."""
+    axes = parameter.axes["{expert}" in parameter.hf_name :]
+    return axes[::-1] if parameter.transpose else axes
 
 
 # Matrices of a block that multiply the same vector.

@@ -8,13 +8,13 @@ classes than the one that reads tokenizer.json as it stands, is not needed here.
 import dataclasses
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # Keeps transformers from advising on every start that torch be installed; its warnings stay.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
+from etils import epath  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from srft_jax.config import UsageError  # noqa: E402
@@ -32,7 +32,7 @@ _FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "tokenizer.model",
+    "tokenizer.model",  # of SentencePiece, which others read
 )
 
 
@@ -112,12 +112,12 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Copies the files it was read from; transformers would rewrite them its own way."""
-        Path(path).mkdir(parents=True, exist_ok=True)
+        epath.Path(path).mkdir(parents=True, exist_ok=True)
         for name in _FILES:
             if (self.source / name).is_file():
-                shutil.copyfile(self.source / name, Path(path) / name)
+                epath.Path(self.source / name).copy(epath.Path(path) / name, overwrite=True)
         if self.template_file is not None:  # this file goes before the one in tokenizer_config.json
-            (Path(path) / "chat_template.jinja").write_text(self.template.text)
+            (epath.Path(path) / "chat_template.jinja").write_text(self.template.text)
 
     def _without_prefix(self, text: str) -> str:
         """The longest start that text and `think_prefix` share, if the tag is whole in it."""

@@ -2,9 +2,10 @@
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from srft_jax.batch import TrainState
-from srft_jax.config import OptimizerConfig, UsageError
+from srft_jax.config import ModelConfig, OptimizerConfig, RunConfig, UsageError
 from srft_jax.models.checkpoint_hf import load_hf
 from srft_jax.models.decoder import Params, init_params
 from srft_jax.tasks.setup import Setup
@@ -86,14 +87,38 @@ def abstract_state(setup: Setup) -> TrainState:
     )
 
 
+def abstract_params(mesh: Mesh, model_config: ModelConfig) -> Params:
+    """Shapes and shardings of the parameters; nothing is allocated."""
+    shapes = jax.eval_shape(lambda key: init_params(model_config, key), jax.random.key(0))
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        shapes,
+        param_shardings(mesh, model_config),
+    )
+
+
 def trained_params(setup: Setup) -> Params:
     """Parameters of the newest checkpoint of the run directory.
 
     Raises:
         UsageError: the run directory has no checkpoint.
     """
-    with Checkpoints(setup.config.run_dir, setup.config.training.keep_checkpoints) as checkpoints:
-        step = checkpoints.newest()
-        if step is None:
-            raise UsageError(f"{setup.config.run_dir} has no checkpoint yet; train first")
-        return checkpoints.restore(step, abstract_state(setup))[0].params
+    return restored_params(setup.config, abstract_params(setup.mesh, setup.model_config))
+
+
+def restored_params(config: RunConfig, like: Params, step: int | None = None) -> Params:
+    """Parameters of a step's checkpoint, by default the newest, shaped and placed as `like`.
+
+    Raises:
+        UsageError: the run directory has no such checkpoint.
+    """
+    with Checkpoints(config.run_dir, config.training.keep_checkpoints) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise UsageError(f"{config.run_dir} has no checkpoint yet; train first")
+        if step is not None and step not in steps:
+            raise UsageError(
+                f"{config.run_dir} has no checkpoint of step {step}; it has those of "
+                f"{', '.join(map(str, steps))}"
+            )
+        return checkpoints.restore_params(steps[-1] if step is None else step, like)

@@ -8,12 +8,10 @@ import time
 from collections.abc import Sequence
 
 import jax
-from etils import epath
 
 from srft_jax.batch import TrainState
 from srft_jax.config import RunConfig, to_yaml
 from srft_jax.evaluation.scores import evaluate
-from srft_jax.models.checkpoint_hf import save_hf
 from srft_jax.models.decoder import num_params
 from srft_jax.report.page import write_report
 from srft_jax.report.terminal import Progress
@@ -22,6 +20,7 @@ from srft_jax.rewards import RewardPool
 from srft_jax.tasks import rollouts, summary, updates
 from srft_jax.tasks.batches import Update, make_updates
 from srft_jax.tasks.compilations import Compilations
+from srft_jax.tasks.export import keep_model_files, write_export
 from srft_jax.tasks.interrupt import stop_requests
 from srft_jax.tasks.records import Diverged, Recorder
 from srft_jax.tasks.resume import check_same_run, fresh_or_resumed, open_run_dir
@@ -48,6 +47,7 @@ def train(config: RunConfig) -> int:
         pool = stack.enter_context(reward_pool(setup))
         stack.enter_context(jax.set_mesh(setup.mesh))
         compilations = stack.enter_context(Compilations())
+        keep_model_files(setup)
         streams = Streams(setup)
         state, start = fresh_or_resumed(setup, checkpoints, streams)
         open_run_dir(config, start)
@@ -169,8 +169,7 @@ def _evaluate(
 def _finish(setup: Setup, state: TrainState) -> None:
     """Exports, writes the report, and says where everything is."""
     run_dir = setup.config.run_dir
-    export = epath.Path(run_dir) / "hf"
-    save_hf(export, setup.model_config, state.params, setup.tokenizer)
+    export = write_export(setup.config, state.params)
     report = write_report(run_dir)
     print(summary.before_after(run_dir))
     print(f"model    {export}\nreport   {report}\nmetrics  {run_dir}/metrics.jsonl")

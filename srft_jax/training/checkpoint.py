@@ -7,6 +7,7 @@ from etils import epath
 
 from srft_jax.batch import TrainState
 from srft_jax.config import UsageError
+from srft_jax.models.decoder import Params
 
 
 class Checkpoints:
@@ -38,16 +39,34 @@ class Checkpoints:
         items = dict(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state))
         self._manager.save(step, args=ocp.args.Composite(**items))
 
+    def steps(self) -> list[int]:
+        """Of all checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """State and data position of a step; `like` has its shapes and shardings."""
+        self._check_items(step)
+        items = dict(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return restored["state"], restored["data"]
+
+    def restore_params(self, step: int, like: Params) -> Params:
+        """The parameters of a step alone: nothing else is read.
+
+        `like` has their shapes and shardings, which need not be those of the run.
+        """
+        self._check_items(step)
+        item = {"params": like}
+        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
+
+    def _check_items(self, step: int) -> None:
         missing = [
             name for name in ("state", "data") if not (self._path / str(step) / name).exists()
         ]
         if missing:
             raise UsageError(f"{self._path / str(step)} is no checkpoint: it lacks {missing}")
-        items = dict(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return restored["state"], restored["data"]
 
     def wait(self) -> None:
         """Returns once the last save is complete."""

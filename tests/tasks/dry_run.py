@@ -27,18 +27,21 @@ from srft_jax.objectives import loss as losses
 from srft_jax.ops.head import ReferencedStats, TokenStats
 from srft_jax.rewards import RewardResult
 from srft_jax.rollout import Completion
+from srft_jax.tasks import export as export_module
 from srft_jax.tasks import generate as generate_module
 from srft_jax.tasks import inspect as inspect_module
 from srft_jax.tasks import resume, updates
 from srft_jax.tasks import setup as setup_module
 from srft_jax.tasks import train as train_module
+from srft_jax.tasks.setup import prepare
 from srft_jax.tasks.states import optimizers_of
 from srft_jax.training.state import new_state
 
 REPLACED = {
     resume: ["fresh_state"],
     setup_module: ["RewardPool"],
-    train_module: ["Checkpoints", "load_reference", "save_hf", "write_report"],
+    export_module: ["export_hf"],
+    train_module: ["Checkpoints", "load_reference", "write_report"],
     updates: ["make_train_step", "make_gradient_norms", "make_old_logprobs", "put"],
     verified: ["sample_stream"],
 }
@@ -90,6 +93,18 @@ def dry_inspect(config):
     with contextlib.redirect_stdout(out):
         assert inspect_module.inspect(config) == 0
     return out.getvalue()
+
+
+def dry_export(config):
+    trace, out = Trace(), io.StringIO()
+    export_module.keep_model_files(prepare(config))
+    with (
+        mock.patch.object(export_module, "export_hf", trace.export_hf),
+        mock.patch.object(export_module, "restored_params", trace.restored_params),
+        contextlib.redirect_stdout(out),
+    ):
+        assert export_module.export(config) == 0
+    return trace.lines
 
 
 def digest(tree):
@@ -243,8 +258,11 @@ class Trace:
     def put(self, batch, mesh):
         return batch
 
-    def save_hf(self, path, model_config, params, tokenizer):
-        self.add("export", model_config)
+    def export_hf(self, path, source, params, dtype):
+        self.add("export", Path(path).name, json.loads((source / "config.json").read_text()), dtype)
+
+    def restored_params(self, config, like, step):
+        self.add("restored", step)
 
     def write_report(self, run_dir):
         return "report.html"

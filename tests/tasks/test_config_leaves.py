@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dry_run import dry_divergence, dry_generate, dry_inspect, dry_run
+from dry_run import dry_divergence, dry_export, dry_generate, dry_inspect, dry_run
 from tiny_runs import ROOT, tiny_arguments
 
 from srft_jax.config import RunConfig, UsageError, parse
@@ -318,6 +318,9 @@ TABLE = {
     "inspect.set": Change("ood", dry_inspect),
     "inspect.rows": Change("1", dry_inspect),
     "inspect.ids": Change("true", dry_inspect),
+    "export.step": Change("2", dry_export),
+    "export.path": Change("elsewhere", dry_export),
+    "export.dtype": Change("bfloat16"),
     "report.samples_every": Change("1", printed),
     "report.samples_per_step": Change("1"),
 }
@@ -408,7 +411,7 @@ def test_another_value_shows(key, observe, tmp_path, monkeypatch):
 
 def test_nothing_else_shows(observe, tmp_path_factory):
     """The probes see the configuration, not the clock or the directory."""
-    for probe in (run, printed, program, dry_generate, dry_inspect):
+    for probe in (run, printed, program, dry_generate, dry_inspect, dry_export):
         observe_again = probe(
             parse(tiny_arguments(tmp_path_factory.mktemp("again") / "run", *BASE))[1]
         )

@@ -6,11 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny_runs import metrics_lines, newest_checkpoint, tiny_arguments, tiny_config
+from tiny_runs import metrics_lines, tiny_arguments, tiny_config
 
 from srft_jax.config import parse
 from srft_jax.models.checkpoint_hf import load_hf
-from srft_jax.models.tokenizer import load_tokenizer
 
 
 def stored(run_dir):
@@ -39,6 +38,7 @@ def test_train_leaves_a_run_directory(trained):
         "config.yaml",
         "hf",
         "metrics.jsonl",
+        "model",
         "report.html",
         "samples.jsonl",
         "stdout.txt",  # the fixture's
@@ -100,23 +100,6 @@ def test_generate(run_dir, command):
     lines = out.split("\n")
     assert sum(bool(re.fullmatch(r"\d([-+*]\d)+", line)) for line in lines) == 2  # held-out prompts
     assert sum(line.startswith("    ") for line in lines) >= 4
-
-
-def test_export_reloads_to_the_same_parameters(run_dir, command):
-    code, out, err = command("export", stored(run_dir), f"--run_dir={run_dir}")
-    assert (code, out, err) == (0, f"model    {run_dir}/hf\n", "")
-    model_config, params = load_hf(run_dir / "hf")
-    config = tiny_config(run_dir)
-    assert model_config == config.model.architecture
-    _, arrays, _ = newest_checkpoint(run_dir)
-    saved = {k.removeprefix(".params"): v for k, v in arrays.items() if k.startswith(".params")}
-    flat = {"['embedding']": params["embedding"], "['final_norm']": params["final_norm"]}
-    flat |= {f"['layers']['{name}']": x for name, x in params["layers"].items()}
-    assert flat.keys() == saved.keys()
-    for name, array in saved.items():
-        np.testing.assert_array_equal(flat[name], array, err_msg=name)
-    prompt = load_tokenizer(run_dir / "hf").encode_prompt("1+2")
-    assert prompt == load_tokenizer(config.model.tokenizer).encode_prompt("1+2")
 
 
 def test_report(run_dir, command):

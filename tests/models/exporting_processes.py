@@ -1,0 +1,29 @@
+"""Two processes that import a model together, each its own blocks, and export it again.
+
+A script of its own, run once for each process with PORT NUMBER DIRECTORY as arguments. They share
+the model that is read, DIRECTORY/first, but not where it is written: process 0 alone writes.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+from jax.sharding import AxisType
+
+from srft_jax.models import load_hf, save_hf, tensor_parts
+
+
+def main(port: str, number: str, directory: str) -> None:
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(number))
+    tensor_parts.PART_BYTES = 9_000
+    mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
+    config, params = load_hf(Path(directory) / "first", mesh=mesh)
+    save_hf(Path(directory) / number / "hf", config, params, dtype="bfloat16")
+    shards = params["embedding"].addressable_shards
+    print(len(shards), "of", mesh.size, "shards of the embedding")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
