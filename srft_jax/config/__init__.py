@@ -2,6 +2,7 @@
 
 from srft_jax.config.command_line import Verb, parse, read_yaml, to_yaml
 from srft_jax.config.errors import RunError, UsageError
+from srft_jax.config.model import ModelConfig, RopeScaling
 from srft_jax.config.objective import Aggregation, ObjectiveConfig
 from srft_jax.config.sections import (
     ArithmeticConfig,
@@ -10,7 +11,6 @@ from srft_jax.config.sections import (
     GenerateConfig,
     JsonlConfig,
     MeshConfig,
-    ModelConfig,
     ModelSection,
     OptimizerConfig,
     ReportConfig,
@@ -35,6 +35,7 @@ __all__ = [
     "ReportConfig",
     "RewardsConfig",
     "RolloutConfig",
+    "RopeScaling",
     "RunConfig",
     "RunError",
     "TrainingConfig",

@@ -124,14 +124,16 @@ def _tensor_files(directory: Path) -> list[Path]:
 
 
 def _hf_names(row: families.Parameter, config: ModelConfig) -> list[str]:
-    """One name a layer, in order; one name where the parameter is not stacked."""
-    return [row.hf_name.format(layer=n) for n in range(config.num_layers if row.stacked else 1)]
+    """One name a layer and expert, in order; one name where the parameter is not stacked."""
+    layers = range(config.num_layers if row.stacked else 1)
+    experts = range((config.num_experts or 1) if "experts" == row.axes[0] else 1)
+    return [row.hf_name.format(layer=n, expert=e) for n in layers for e in experts]
 
 
 def _check_tensors(tensors: dict[str, Any], config: ModelConfig, directory: Path) -> None:
     expected = {}
     for row in families.parameters(config):
-        shape = families.shape(row, config)
+        shape = families.shape(row, config)[-2:]  # without [E]
         for name in _hf_names(row, config):
             expected[name] = shape[::-1] if row.transpose else shape
     found = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
@@ -169,12 +171,14 @@ def _read_parameter(
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
         """One block of the parameter, from the same block of each layer's tensor."""
         index = index or (slice(None),) * len(shape)  # None, too, is the whole
-        within = index[1:] if row.stacked else index
+        lead = len(shape) - min(2, len(row.axes))  # of [L] or [L, E]
+        within = index[lead:]
         block = within[::-1] if row.transpose else within
-        layers = [tensors[name][block] for name in (names[index[0]] if row.stacked else names)]
-        layers = [layer.T if row.transpose else layer for layer in layers]
-        stack = np.stack(layers, dtype=dtype, casting="unsafe")
-        return stack if row.stacked else stack[0]
+        wanted = np.array(names).reshape(shape[:lead])[index[:lead]]
+        parts = [tensors[name][block] for name in wanted.reshape(-1)]
+        parts = [part.T if row.transpose else part for part in parts]
+        stack = np.stack(parts, dtype=dtype, casting="unsafe")
+        return stack.reshape(*wanted.shape, *stack.shape[1:])
 
     if mesh is None:
         return jnp.asarray(read(None))
@@ -201,9 +205,8 @@ def _to_hf_tensors(config: ModelConfig, params: Params) -> Iterator[tuple[str, n
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     for row in families.parameters(config):
         host = np.asarray(flat[row.path], np.float32)
-        for name, tensor in zip(
-            _hf_names(row, config), host if row.stacked else [host], strict=True
-        ):
+        host = host.reshape(-1, *families.shape(row, config)[-2:])
+        for name, tensor in zip(_hf_names(row, config), host, strict=True):
             yield name, np.ascontiguousarray(tensor.T if row.transpose else tensor)
 
 
