@@ -92,7 +92,7 @@ class ModelConfig:
     activation: Literal["silu", "gelu_pytorch_tanh"] = "silu"
     attention_bias: bool = False
     mlp_bias: bool = False
-    query_pre_attn_scalar: float | None = None
+    query_pre_attn_scalar: int | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     sliding_window: int | None = None

@@ -38,7 +38,10 @@ Attend = Callable[[Array, Array, Array], Array]
 # of those that slide.
 Rotary = tuple[tuple[Array, Array], ...]
 
-_ACTIVATIONS = {"silu": nn.silu, "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True)}
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": nn.silu,
+    "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
+}
 
 # What `remat="dots"` keeps of a block: all that costs a matmul to compute again.
 _DOTS = ("query", "key", "value", "attention", "attention_lse", "middle", "gate", "up")
@@ -123,9 +126,7 @@ class Block(nn.Module):
         if self._has("router"):
             assert config.experts_per_token is not None  # checked with the architecture
             options = ExpertOptions(config.experts_per_token, config.norm_topk_prob, activation)
-            experts = ExpertParams(
-                self.router, self.expert_gate, self.expert_up, self.expert_down
-            )
+            experts = ExpertParams(self.router, self.expert_gate, self.expert_up, self.expert_down)
             return expert_mlp(x, experts, options)
         gate, up = self._products(x, "gate", "up")
         gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
@@ -332,9 +333,10 @@ def _score_options(config: ModelConfig) -> ScoreOptions:
 
 def _window(config: ModelConfig, slides: bool | Array, length: int) -> int | Array | None:
     """Of a layer; in a scan over layers of both kinds, `length` where it sees everything."""
-    if isinstance(slides, bool):
-        return config.sliding_window if slides else None
-    return jnp.where(slides, config.sliding_window, length)
+    window = config.sliding_window
+    if isinstance(slides, bool) or window is None:
+        return window if slides else None
+    return jnp.where(slides, window, length)
 
 
 def _rotary_of_layer(rotary: Rotary, slides: bool | Array) -> tuple[Array, Array]:

@@ -2,8 +2,8 @@
 
 Tokens are put in order of their experts, in blocks that belong to one expert each. A loop over the
 blocks that there are multiplies each with its expert's matrix: work grows with the tokens, and with
-the number of experts only by the blocks that are not full. (jax.lax.ragged_dot multiplies all tokens
-with all experts' matrices where XLA has no instruction for it: on CPUs and GPUs.)
+the number of experts only by the blocks that are not full. (Where XLA has no instruction for it,
+jax.lax.ragged_dot multiplies all tokens with the matrices of all experts.)
 """
 
 import functools
@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from srft_jax.mesh import split_axes
 
-# Tokens of a block: matrices read often, or much padding. In between, what an expert gets on average.
+# Tokens of a block; in between, what an expert gets on average. Small blocks read a matrix often,
+# large ones are padded much.
 _LEAST_BLOCK, _MOST_BLOCK = 8, 128
 
 
@@ -91,10 +92,10 @@ def _routed(
 
 
 class _Blocks(NamedTuple):
-    """Places [0, size), [size, 2 size), ... of tokens in order: whose they are, how many in use."""
+    """Places [0, size), [size, 2 size), ... of tokens in order: whose they are."""
 
     experts: Int[Array, " blocks"]
-    count: Int[Array, ""]
+    in_use: Int[Array, ""]
 
 
 def _in_blocks(
@@ -136,7 +137,7 @@ def _by_expert(
         return jax.lax.dynamic_update_slice_in_dim(out, product, block * size, axis=0)
 
     start = jnp.zeros((x.shape[0], matrices.shape[2]), x.dtype)
-    return jax.lax.fori_loop(0, blocks.count, multiply, start)
+    return jax.lax.fori_loop(0, blocks.in_use, multiply, start)
 
 
 def _by_expert_forward(
@@ -160,7 +161,7 @@ def _by_expert_backward(
 
     d_x = _by_expert(size, d_out, jnp.swapaxes(matrices, 1, 2), blocks)
     start = jnp.zeros(matrices.shape, jnp.float32)
-    d_matrices = jax.lax.fori_loop(0, blocks.count, add, start)
+    d_matrices = jax.lax.fori_loop(0, blocks.in_use, add, start)
     return d_x, d_matrices.astype(matrices.dtype), None
 
 

@@ -261,9 +261,7 @@ def _step(
         loop.hidden, head.astype(loop.hidden.dtype), preferred_element_type=jnp.float32
     )
     logits = softcapped(_whole_rows(logits), program.config.logit_softcap)
-    new = on_shards(
-        draw(logits, uniforms[drawn.steps], program.temperature, program.truncation)
-    )
+    new = on_shards(draw(logits, uniforms[drawn.steps], program.temperature, program.truncation))
     hidden, cache = forward_one(
         params,
         program.config,

@@ -201,6 +201,8 @@ def test_bfloat16_is_summed_in_float32():
     expected = one_softmax(query, cache)
     assert np.abs(np.asarray(out, np.float64) - expected).max() < 2**-6 * np.abs(expected).max()
     # Read from the program, since XLA may skip a rounding.
-    program = str(jax.make_jaxpr(lambda *inputs: decode_attention(*inputs, 0, OPTIONS))(query, cache))
+    program = str(
+        jax.make_jaxpr(lambda *inputs: decode_attention(*inputs, 0, OPTIONS))(query, cache)
+    )
     dots = program.count("dot_general[")
     assert dots and dots == program.count("preferred_element_type=float32")
