@@ -10,6 +10,8 @@ import pytest
 from srft_jax.ops import experts as experts_module
 from srft_jax.ops.experts import ExpertOptions, ExpertParams, expert_mlp
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 D, F = 6, 5
 
 

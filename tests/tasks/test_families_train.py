@@ -1,4 +1,4 @@
-"""Every family trains, is evaluated and exported: three steps of SRFT from a Hugging Face directory."""
+"""Every family trains, is evaluated and exported: three steps of SRFT from a saved model."""
 
 import dataclasses
 import json
@@ -73,6 +73,4 @@ def test_three_steps_evaluation_and_export(family, tmp_path):
     unchanged = [path for path, x in jax.tree.leaves_with_path(changed) if x == 0]
     assert not unchanged  # every parameter has a gradient
     save_hf(tmp_path / "again", exported, trained)
-    np.testing.assert_array_equal(
-        logits(exported, trained), logits(*load_hf(tmp_path / "again"))
-    )
+    np.testing.assert_array_equal(logits(exported, trained), logits(*load_hf(tmp_path / "again")))
