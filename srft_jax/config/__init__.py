@@ -9,6 +9,7 @@ from srft_jax.config.data import (
     SourceConfig,
 )
 from srft_jax.config.errors import RunError, UsageError
+from srft_jax.config.model import ModelConfig, RopeScaling
 from srft_jax.config.objective import Aggregation, ObjectiveConfig
 from srft_jax.config.sections import (
     EvaluationConfig,
@@ -16,7 +17,6 @@ from srft_jax.config.sections import (
     GenerateConfig,
     InspectConfig,
     MeshConfig,
-    ModelConfig,
     ModelSection,
     OptimizerConfig,
     ReportConfig,
@@ -45,6 +45,7 @@ __all__ = [
     "ReportConfig",
     "RewardsConfig",
     "RolloutConfig",
+    "RopeScaling",
     "RunConfig",
     "RunError",
     "ShapingConfig",

@@ -4,42 +4,8 @@ import dataclasses
 from typing import Any, Literal
 
 from srft_jax.config.data import DataConfig
+from srft_jax.config.model import ModelConfig, RopeScaling
 from srft_jax.config.objective import ObjectiveConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Architecture of a decoder, in the words of a Hugging Face config.json.
-
-    Args:
-        family: Key of the parameter table in models/families.py.
-        vocab_size: Rows of the embedding, V.
-        dim: Width of the residual stream, D.
-        num_layers: Decoder blocks, L.
-        num_heads: Query heads, N.
-        num_kv_heads: Key and value heads, K; divides num_heads.
-        head_dim: Width of one head, H; even.
-        mlp_dim: Hidden width of the gated MLP, F.
-        rope_theta: Base of the rotary frequencies.
-        norm_epsilon: Added to the mean square in RMSNorm.
-        tie_embeddings: Use the embedding, transposed, as the output head.
-        max_positions: Longest sequence the model is declared for.
-        init_std: Standard deviation of random initial matrices.
-    """
-
-    vocab_size: int
-    dim: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_dim: int
-    rope_theta: float = 1_000_000.0
-    norm_epsilon: float = 1e-6
-    tie_embeddings: bool = True
-    max_positions: int = 4096
-    init_std: float = 0.02
-    family: Literal["qwen2"] = "qwen2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +20,9 @@ class ModelSection:
             model that has none; exported along.
         reference: Hugging Face directory of the reference policy, for objectives with a KL; by
             default `path`, also after a first stage of SFT.
+        rope_theta: In place of the model's own, also in the reference and in exports.
+        max_positions: In place of the model's own, likewise.
+        rope_scaling: In place of the model's own, likewise.
         dtype: Of activations and matmul inputs. Parameters, log-probs and losses stay float32.
         remat: What of a block the backward pass computes again: nothing, all but the matmuls
             (dots), or the whole block. Less memory; on a CPU dots is also the fastest.
@@ -64,6 +33,9 @@ class ModelSection:
     tokenizer: str | None = None
     chat_template: str | None = None
     reference: str | None = None
+    rope_theta: float | None = None
+    max_positions: int | None = None
+    rope_scaling: RopeScaling | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "block"] = "dots"
 

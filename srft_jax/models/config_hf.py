@@ -3,45 +3,20 @@
 What a model has and we do not compute is an error: a rope scaling that is ignored costs a run.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from srft_jax.config import ModelConfig, UsageError
+from srft_jax.models import positions_hf as positions
+from srft_jax.models.spellings_hf import BOOKKEEPING, SPELLINGS, Spelling
 
-_ARCHITECTURE, _MODEL_TYPE = "Qwen2ForCausalLM", "qwen2"
-
-# Field of ModelConfig -> key of config.json.
-_FIELDS = {
-    "vocab_size": "vocab_size",
-    "dim": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "mlp_dim": "intermediate_size",
-    "norm_epsilon": "rms_norm_eps",
-    "tie_embeddings": "tie_word_embeddings",
-    "max_positions": "max_position_embeddings",
-    "init_std": "initializer_range",
-}
-
-# What transformers assumes of a key that config.json leaves out; the other keys must be there.
-_DEFAULTS = {
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "max_position_embeddings": 32768,
-    "initializer_range": 0.02,
-}
-_DEFAULT_ROPE_THETA = 10_000.0
-
-# Features we do not compute, at the only value we accept.
-_NEUTRAL = {
-    "hidden_act": "silu",
-    "attention_dropout": 0.0,
-    "use_sliding_window": False,
-    "rope_scaling": None,
-    "quantization_config": None,
+_ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
+# Read and written by positions_hf.
+_POSITIONS = {
+    *("rope_theta", "rope_scaling", "rope_local_theta"),
+    *("sliding_window", "full_attention_layers"),
 }
 
 
@@ -53,13 +28,16 @@ def read_config(directory: Path) -> ModelConfig:
     if not file.is_file():
         raise UsageError(f"{directory} holds no config.json, so it is not a Hugging Face model")
     raw = read_json(file)
-    _check_config(raw, file)
-    heads = raw["num_attention_heads"]
-    filled = _DEFAULTS | {"head_dim": raw["hidden_size"] // heads} | raw
-    # transformers writes null for "as many as there are query heads".
-    filled["num_key_value_heads"] = filled["num_key_value_heads"] or heads
-    fields = {field: filled[key] for field, key in _FIELDS.items()}
-    return ModelConfig(**fields, rope_theta=_rope_theta(raw, file))
+    family = _family_of(raw, file)
+    spelling = SPELLINGS[family]
+    raw = {spelling.aliases.get(key, key): value for key, value in raw.items()}
+    _check_keys(raw, spelling, file)
+    fields = {"family": family} | _read_fields(raw, spelling, file)
+    fields |= positions.read_rope(raw, spelling, fields["max_positions"], file)
+    fields |= positions.read_window(raw, spelling, file)
+    config = ModelConfig(**fields)
+    check_architecture(config, str(file))
+    return config
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -69,53 +47,115 @@ def read_json(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file} is not JSON: {error}") from error
 
 
-def _check_config(raw: dict[str, Any], file: Path) -> None:
-    """Raises on a model of another family, or with features that we would leave out."""
-    named = raw.get("architectures") or [_ARCHITECTURE]
-    if raw.get("model_type") != _MODEL_TYPE or named != [_ARCHITECTURE]:
-        raise UsageError(
-            f"{file} is of architectures {named} and model_type {raw.get('model_type')!r}; only "
-            f"{_ARCHITECTURE} ({_MODEL_TYPE}) is supported"
-        )
-    for key in _FIELDS.values():
-        if key not in raw and key not in _DEFAULTS and key != "head_dim":
-            raise UsageError(f"{file} lacks {key}")
-    for key, neutral in _NEUTRAL.items():
-        if raw.get(key, neutral) != neutral:
+def _family_of(raw: dict[str, Any], file: Path) -> str:
+    kind, named = raw.get("model_type"), raw.get("architectures")
+    for family, spelling in SPELLINGS.items():
+        if kind == spelling.model_type and (named or [spelling.architecture]) == [
+            spelling.architecture
+        ]:
+            return family
+    known = ", ".join(f"{s.architecture} ({s.model_type})" for s in SPELLINGS.values())
+    hint = "; of gemma3 only the models of text alone" if kind == "gemma3" else ""
+    raise UsageError(
+        f"{file} is of architectures {named} and model_type {kind!r}; supported are {known}{hint}"
+    )
+
+
+def _check_keys(raw: dict[str, Any], spelling: Spelling, file: Path) -> None:
+    """Raises on a key that we do not know, or that asks for what we do not compute."""
+    for key, neutral in spelling.neutral.items():
+        if raw.get(key) is not None and raw[key] != neutral:
             raise UsageError(f"{file} has {key} = {raw[key]!r}; only {neutral!r} is supported")
-    if kinds := set(raw.get("layer_types") or ()) - {"full_attention"}:
+    known = BOOKKEEPING | positions.KEYS | positions.WINDOW_KEYS[spelling.windows]
+    known |= {*spelling.fields.values(), *spelling.neutral, *spelling.ignored}
+    known |= positions.LOCAL_KEYS if spelling.has_local_rope else set()
+    known |= {"use_sliding_window"} if spelling.gated_window else set()
+    unknown = [f"{key} = {raw[key]!r}" for key in raw if key not in known and raw[key] is not None]
+    if unknown:
         raise UsageError(
-            f"{file} has layer_types {sorted(kinds)}; only 'full_attention' is supported"
+            f"{file} has {', '.join(unknown)}, unknown for model_type {spelling.model_type!r}; "
+            "take out what does not change the function that the model computes"
         )
 
 
-def _rope_theta(raw: dict[str, Any], file: Path) -> float:
-    """transformers 5 writes it under `rope_parameters`, earlier versions at top level."""
-    rope = raw.get("rope_parameters") or {}
-    kind = rope.get("rope_type", "default")
-    if kind != "default":
+def _read_fields(raw: dict[str, Any], spelling: Spelling, file: Path) -> dict[str, Any]:
+    """Those that are one key each."""
+    given = {key: value for key, value in raw.items() if value is not None}
+    sizes = ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    if lacking := [key for key in sizes if key not in given]:
+        raise UsageError(f"{file} lacks {', '.join(lacking)}")
+    heads = raw["num_attention_heads"]
+    derived = {"head_dim": raw["hidden_size"] // heads, "num_key_value_heads": heads}
+    filled = derived | spelling.defaults | given
+    if lacking := [key for key in spelling.fields.values() if key not in filled]:
+        raise UsageError(f"{file} lacks {', '.join(lacking)}")
+    key = spelling.fields["activation"]
+    if filled[key] not in _ACTIVATIONS:
         raise UsageError(
-            f"{file} has rope_parameters.rope_type = {kind!r}; only 'default' is supported"
+            f"{file} has {key} = {filled[key]!r}; only {', '.join(_ACTIVATIONS)} are supported"
         )
-    given = {float(source["rope_theta"]) for source in (raw, rope) if "rope_theta" in source}
-    if len(given) > 1:
+    return {field: filled[key] for field, key in spelling.fields.items()}
+
+
+def check_architecture(config: ModelConfig, where: str) -> None:
+    """Raises where fields of `config` contradict each other, or are not of its family.
+
+    Args:
+        config: To be checked.
+        where: The file or key that it comes from.
+    """
+    spelling = SPELLINGS[config.family]
+    for field in dataclasses.fields(ModelConfig):
+        value = getattr(config, field.name)
+        said = field.name in {"family", *spelling.fields, *_POSITIONS}
+        if not said and value != field.default:
+            raise UsageError(f"{where} has {field.name} = {value}; {config.family} has none")
+    if "num_experts" in spelling.fields:
+        of, experts = config.num_experts, config.experts_per_token
+        if of is None or experts is None or experts > of:
+            raise UsageError(f"{where} has experts_per_token = {experts} of num_experts = {of}")
+    _check_window(config, spelling, where)
+    if (config.rope_local_theta is not None) != spelling.has_local_rope:
+        verb = "needs one" if spelling.has_local_rope else "has none"
         raise UsageError(
-            f"{file} has rope_theta = {raw['rope_theta']} and, under rope_parameters, "
-            f"rope_theta = {rope['rope_theta']}"
+            f"{where} has rope_local_theta = {config.rope_local_theta}; {config.family} {verb}"
         )
-    return given.pop() if given else _DEFAULT_ROPE_THETA
+    scaling = config.rope_scaling
+    if scaling and scaling.kind != "linear" and scaling.original_max_positions is None:
+        raise UsageError(
+            f"{where} has a rope_scaling of kind {scaling.kind} that lacks original_max_positions"
+        )
+
+
+def _check_window(config: ModelConfig, spelling: Spelling, where: str) -> None:
+    window, full = config.sliding_window, config.full_attention_layers
+    if window is not None and spelling.windows == "none":
+        raise UsageError(f"{where} has sliding_window = {window}; {config.family} has none")
+    if full and window is None:
+        raise UsageError(f"{where} has full_attention_layers but no sliding_window")
+    if full and spelling.windows == "all":
+        raise UsageError(
+            f"{where} has full_attention_layers = {list(full)}, but {config.family} has its window "
+            "in all layers or in none"
+        )
+    if not set(full) <= set(range(config.num_layers)):
+        raise UsageError(
+            f"{where} has full_attention_layers = {list(full)} of {config.num_layers} layers"
+        )
 
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     """Content of config.json, without the weights' dtype and the ids of special tokens."""
+    spelling = SPELLINGS[config.family]
+    values = {key: getattr(config, field) for field, key in spelling.fields.items()}
     return {
-        "architectures": [_ARCHITECTURE],
-        "model_type": _MODEL_TYPE,
-        **{key: getattr(config, field) for field, key in _FIELDS.items()},
-        # Both spellings: transformers 5 reads the nested one, transformers 4 and vLLM the other.
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
-        "rope_theta": config.rope_theta,
-        **{key: value for key, value in _NEUTRAL.items() if value is not None},
+        "architectures": [spelling.architecture],
+        "model_type": spelling.model_type,
+        **{key: config.mlp_dim for key in spelling.ignored if key == "intermediate_size"},
+        **{key: value for key, value in values.items() if value is not None},
+        **positions.write_rope(config),
+        **positions.write_window(config, spelling),
+        **{key: value for key, value in spelling.neutral.items() if value is not None},
     }
 
 

@@ -23,14 +23,25 @@ from srft_jax.batch import KVCache
 from srft_jax.config import ModelConfig
 from srft_jax.mesh import split_axes
 from srft_jax.models import families
-from srft_jax.ops.attention import packed_attention
+from srft_jax.ops.attention import ScoreOptions, packed_attention
 from srft_jax.ops.decode_attention import decode_attention
-from srft_jax.ops.layers import rms_norm, rope, rope_tables
+from srft_jax.ops.experts import ExpertOptions, ExpertParams, expert_mlp
+from srft_jax.ops.layers import rms_norm
+from srft_jax.ops.rope import rope, rope_tables
 
 Params = dict[str, Any]
 
 # (query [B, T, N, H], key, value [B, K, T, H]) of new tokens -> mixed values [B, T, N, H].
 Attend = Callable[[Array, Array, Array], Array]
+
+# Cosines and sines [B, T, H / 2] of new tokens: of all layers, or of those that see everything and
+# of those that slide.
+Rotary = tuple[tuple[Array, Array], ...]
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": nn.silu,
+    "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
+}
 
 # What `remat="dots"` keeps of a block: all that costs a matmul to compute again.
 _DOTS = ("query", "key", "value", "attention", "attention_lse", "middle", "gate", "up")
@@ -70,7 +81,8 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), on flat tokens [B*T, D].
 
     Flat, because XLA contracts the two dimensions of [B, T, D] slowly in weight gradients (1.9x on
-    CPU).
+    CPU). What a family adds is there where the table has its parameter: biases, norms of heads, of
+    what attention and MLP give, experts.
     """
 
     config: ModelConfig
@@ -91,45 +103,72 @@ class Block(nn.Module):
             cos_sin: Rotary tables of the new tokens, [B, T, H / 2] each.
             attend: From new queries, keys and values to mixed values.
         """
-        dtype = x.dtype
         with jax.named_scope("attention"):
-            normed = rms_norm(x, self.attention_norm, self.config.norm_epsilon)
-            mixed = attend(*self._query_key_value(normed, cos_sin))
-            x = x + mixed.reshape(x.shape[0], -1) @ self.output.astype(dtype)
+            mixed = attend(*self._query_key_value(self._normed(x, "attention_norm"), cos_sin))
+            (out,) = self._products(mixed.reshape(x.shape[0], -1), "output")
+            x = x + self._normed_if_there(out, "attention_out_norm")
             x = checkpoint_name(x, "middle")
         with jax.named_scope("mlp"):
-            normed = rms_norm(x, self.mlp_norm, self.config.norm_epsilon)
-            gate, up = self._products(normed, "gate", "up")
-            gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
-            return x + (nn.silu(gate) * up) @ self.down.astype(dtype)
+            out = self._mlp(self._normed(x, "mlp_norm"))
+            return x + self._normed_if_there(out, "mlp_out_norm")
+
+    def _has(self, name: str) -> bool:
+        return name in families.block_shapes(self.config, self.joined)
+
+    def _normed(self, x: Array, name: str) -> Array:
+        return _norm(x, getattr(self, name), self.config)
+
+    def _normed_if_there(self, x: Array, name: str) -> Array:
+        return self._normed(x, name) if self._has(name) else x
+
+    def _mlp(self, x: Float[Array, "BT D"]) -> Float[Array, "BT D"]:
+        config, activation = self.config, _ACTIVATIONS[self.config.activation]
+        if self._has("router"):
+            assert config.experts_per_token is not None  # checked with the architecture
+            options = ExpertOptions(config.experts_per_token, config.norm_topk_prob, activation)
+            experts = ExpertParams(self.router, self.expert_gate, self.expert_up, self.expert_down)
+            return expert_mlp(x, experts, options)
+        gate, up = self._products(x, "gate", "up")
+        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
+        (out,) = self._products(activation(gate) * up, "down")
+        return out
 
     def _products(self, x: Float[Array, "BT D"], *names: str) -> list[Array]:
-        """x times each of these matrices, which is one product where they are joined."""
-        if not self.joined:
-            return [x @ getattr(self, name).astype(x.dtype) for name in names]
-        shapes = families.block_shapes(self.config, as_joined=False)
-        ends = np.cumsum([shapes[name][1] for name in names])
-        whole = x @ getattr(self, families.joined_name(names)).astype(x.dtype)
-        return jnp.split(whole, ends[:-1], axis=1)
+        """x times each of these matrices, which is one product where they are joined, and biases
+        where there are any."""
+        joined = families.joined_name(names)
+        if len(names) > 1 and self._has(joined):
+            shapes = families.block_shapes(self.config, as_joined=False)
+            ends = np.cumsum([shapes[name][1] for name in names])
+            whole = x @ getattr(self, joined).astype(x.dtype)
+            products = jnp.split(whole, ends[:-1], axis=1)
+        else:
+            products = [x @ getattr(self, name).astype(x.dtype) for name in names]
+        return [
+            product + getattr(self, f"{name}_bias").astype(x.dtype)
+            if self._has(f"{name}_bias")
+            else product
+            for name, product in zip(names, products, strict=True)
+        ]
 
     def _query_key_value(
         self, x: Float[Array, "BT D"], cos_sin: tuple[Array, Array]
     ) -> tuple[Array, Array, Array]:
         """[B, T, N, H] and, rotated as well, keys [B, K, T, H]; values [B, K, T, H]."""
         heads = (*cos_sin[0].shape[:2], -1, self.config.head_dim)
-
-        def by_head(product: Array, bias: Array) -> Float[Array, "B T heads H"]:
-            return (product + bias.astype(x.dtype)).reshape(heads)
-
         products = self._products(x, "query", "key", "value")
-        query = rope(by_head(products[0], self.query_bias), *cos_sin)
-        key = rope(by_head(products[1], self.key_bias), *cos_sin).transpose(0, 2, 1, 3)
-        value = by_head(products[2], self.value_bias).transpose(0, 2, 1, 3)
+        query, key, value = (product.reshape(heads) for product in products)
+        query = rope(self._normed_if_there(query, "query_norm"), *cos_sin)
+        key = rope(self._normed_if_there(key, "key_norm"), *cos_sin).transpose(0, 2, 1, 3)
         return (
             checkpoint_name(query, "query"),
             checkpoint_name(key, "key"),
-            checkpoint_name(value, "value"),
+            checkpoint_name(value.transpose(0, 2, 1, 3), "value"),
         )
+
+
+def _norm(x: Array, scale: Array, config: ModelConfig) -> Array:
+    return rms_norm(x, scale, config.norm_epsilon, families.FAMILIES[config.family].norm_offset)
 
 
 def init_params(model_config: ModelConfig, key: Array) -> Params:
@@ -170,12 +209,12 @@ def forward(
         cache: Of earlier tokens, with room for one more in its recent part; T is 1.
         runtime: Precision and rematerialisation.
     """
-    cos_sin = rope_tables(positions, model_config.head_dim, model_config.rope_theta)
+    rotary = rotary_of(model_config, positions)
     if cache is not None:
-        hidden, cache = forward_one(params, model_config, tokens[:, 0], cos_sin, cache, runtime)
+        hidden, cache = forward_one(params, model_config, tokens[:, 0], rotary, cache, runtime)
         return ForwardOutput(hidden=hidden[:, None], cache=cache, aux={})
-    x = _looked_up(params, tokens, runtime)
-    x, _ = _forward_scanned(params, model_config, x, cos_sin, segment_ids, runtime, False)
+    x = _looked_up(params, model_config, tokens, runtime)
+    x, _ = _forward_scanned(params, model_config, x, rotary, segment_ids, runtime, False)
     return ForwardOutput(hidden=_hidden(params, model_config, x, tokens), cache=None, aux={})
 
 
@@ -189,9 +228,9 @@ def forward_with_keys(
     runtime: Runtime = Runtime(),
 ) -> tuple[Float[Array, "B T D"], Float[Array, "L B K T H"], Float[Array, "L B K T H"]]:
     """`forward` without a cache, and the keys and values of all layers: what a prefill is."""
-    cos_sin = rope_tables(positions, model_config.head_dim, model_config.rope_theta)
-    x = _looked_up(params, tokens, runtime)
-    x, kept = _forward_scanned(params, model_config, x, cos_sin, segment_ids, runtime, True)
+    rotary = rotary_of(model_config, positions)
+    x = _looked_up(params, model_config, tokens, runtime)
+    x, kept = _forward_scanned(params, model_config, x, rotary, segment_ids, runtime, True)
     keys, values = kept
     return _hidden(params, model_config, x, tokens), keys, values
 
@@ -200,7 +239,7 @@ def forward_one(
     params: Params,
     model_config: ModelConfig,
     tokens: Int[Array, " R"],
-    cos_sin: tuple[Float[Array, "R 1 half"], Float[Array, "R 1 half"]],
+    rotary: Rotary,
     cache: KVCache,
     runtime: Runtime,
 ) -> tuple[Float[Array, "R D"], KVCache]:
@@ -208,20 +247,32 @@ def forward_one(
 
     In the loop XLA would compute sine and cosine again wherever a layer reads them.
     """
-    x = _looked_up(params, tokens, runtime)
-    x, cache = _forward_cached(params, model_config, x, cos_sin, cache)
+    x = _looked_up(params, model_config, tokens, runtime)
+    x, cache = _forward_cached(params, model_config, x, rotary, cache)
     return _hidden(params, model_config, x, tokens), cache
 
 
-def _looked_up(params: Params, tokens: Int[Array, "*lead"], runtime: Runtime) -> Array:
+def rotary_of(config: ModelConfig, positions: Int[Array, "B T"]) -> Rotary:
+    """Rotary tables of all kinds of layers that the model has; layers that slide take the last."""
+    tables = rope_tables(positions, config.head_dim, config.rope_theta, config.rope_scaling)
+    if config.rope_local_theta is None:
+        return (tables,)
+    return tables, rope_tables(positions, config.head_dim, config.rope_local_theta)
+
+
+def _looked_up(
+    params: Params, config: ModelConfig, tokens: Int[Array, "*lead"], runtime: Runtime
+) -> Array:
     """The residual stream [tokens, D] before the first block."""
-    return _embedded(params["embedding"][tokens.reshape(-1)].astype(runtime.dtype))
+    x = _embedded(params["embedding"][tokens.reshape(-1)].astype(runtime.dtype))
+    if families.FAMILIES[config.family].scales_embedding:
+        x = x * jnp.asarray(config.dim**0.5, x.dtype)  # rounded to it, as transformers has it
+    return x
 
 
 def _hidden(params: Params, config: ModelConfig, x: Array, tokens: Int[Array, "*lead"]) -> Array:
     """The residual stream after the last block, normed, in the tokens' shape."""
-    normed = rms_norm(x, params["final_norm"], config.norm_epsilon)
-    return normed.reshape(*tokens.shape, -1)
+    return _norm(x, params["final_norm"], config).reshape(*tokens.shape, -1)
 
 
 def _embedded(x: Float[Array, "BT D"]) -> Float[Array, "BT D"]:
@@ -240,44 +291,75 @@ def _forward_scanned(
     params: Params,
     config: ModelConfig,
     x: Array,
-    cos_sin: tuple[Array, Array],
+    rotary: Rotary,
     segment_ids: Array,
     runtime: Runtime,
     keep_keys: bool,
 ) -> tuple[Array, tuple[Array, ...]]:
     """x after all blocks; keys and values of all layers, [L, B, K, T, H] each, where asked for."""
     block: Any = Block(config)
+    options = _score_options(config)
 
-    def layer(x: Array, weights: Params) -> tuple[Array, tuple[Array, ...]]:
+    def layer(x: Array, weights: Params, slides: bool | Array) -> tuple[Array, tuple[Array, ...]]:
         kept: tuple[Array, ...] = ()
+        window = _window(config, slides, segment_ids.shape[1])
 
         def attend(query: Array, key: Array, value: Array) -> Array:
             nonlocal kept
             kept = (key, value) if keep_keys else ()
-            return packed_attention(query, key, value, segment_ids)
+            return packed_attention(query, key, value, segment_ids, options, window)
 
-        x = block.apply({"params": weights}, x, cos_sin, attend)
+        x = block.apply({"params": weights}, x, _rotary_of_layer(rotary, slides), attend)
         return x, kept
 
     if runtime.remat != "none":
         names = _DOTS if runtime.remat == "dots" else ()
         # In a scan nothing else stops XLA from keeping what should be computed again.
         policy = jax.checkpoint_policies.save_only_these_names(*names)
-        layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-    return jax.lax.scan(layer, x, params["layers"])
+        static = () if len(set(config.slides)) > 1 else (2,)
+        layer = jax.checkpoint(layer, policy=policy, prevent_cse=False, static_argnums=static)
+    if len(set(config.slides)) == 1:
+        return jax.lax.scan(
+            lambda x, weights: layer(x, weights, config.slides[0]), x, params["layers"]
+        )
+    # Which layers slide goes through the scan beside their parameters.
+    slides = jnp.array(config.slides)
+    return jax.lax.scan(lambda x, of: layer(x, *of), x, (params["layers"], slides))
+
+
+def _score_options(config: ModelConfig) -> ScoreOptions:
+    return ScoreOptions(config.attention_scale, config.attention_softcap)
+
+
+def _window(config: ModelConfig, slides: bool | Array, length: int) -> int | Array | None:
+    """Of a layer; in a scan over layers of both kinds, `length` where it sees everything."""
+    window = config.sliding_window
+    if isinstance(slides, bool) or window is None:
+        return window if slides else None
+    return jnp.where(slides, window, length)
+
+
+def _rotary_of_layer(rotary: Rotary, slides: bool | Array) -> tuple[Array, Array]:
+    if len(rotary) == 1 or isinstance(slides, bool):
+        return rotary[-1 if slides is True else 0]
+    full, local = rotary
+    return jax.tree.map(lambda a, b: jnp.where(slides, b, a), full, local)
 
 
 def _forward_cached(
-    params: Params, config: ModelConfig, x: Array, cos_sin: tuple[Array, Array], cache: KVCache
+    params: Params, config: ModelConfig, x: Array, rotary: Rotary, cache: KVCache
 ) -> tuple[Array, KVCache]:
     block: Any = Block(config, joined=families.is_joined(params["layers"][0]))
+    options = _score_options(config)
 
     def attend(layer: int, query: Array, key: Array, value: Array) -> Array:
         nonlocal cache
         cache = _with_recent(cache, layer, key, value)
-        return decode_attention(query[:, 0], cache, layer)
+        window = config.sliding_window if config.slides[layer] else None
+        return decode_attention(query[:, 0], cache, layer, options, window)
 
-    for layer, weights in enumerate(params["layers"]):
+    for layer, (weights, slides) in enumerate(zip(params["layers"], config.slides, strict=True)):
+        cos_sin = _rotary_of_layer(rotary, slides)
         x = block.apply({"params": weights}, x, cos_sin, functools.partial(attend, layer))
     return x, dataclasses.replace(cache, num_recent=cache.num_recent + 1)
 

@@ -26,7 +26,7 @@ class Parameter:
     hf_name: str  # "{layer}" and "{expert}" stand for their numbers
     init: Literal["normal", "ones", "zeros"] = "normal"
     transpose: bool = False  # Hugging Face stores [out, in], we compute x @ [in, out]
-    untied_only: bool = False  # absent where the head is the embedding
+    when: str | None = None  # the attribute of ModelConfig without which there is none
 
     @property
     def stacked(self) -> bool:
@@ -44,45 +44,142 @@ class Parameter:
     @property
     def is_scale(self) -> bool:
         """Of a norm, which multiplies in float32 whatever the activations."""
-        return self.init == "ones"
+        return self.path.endswith("norm")
+
+
+def _matrix(name: str, axes: tuple[str, ...], hf_name: str) -> Parameter:
+    """Of a block, in Hugging Face's layout."""
+    return Parameter(f"layers/{name}", axes, f"{_BLOCK}{hf_name}.weight", transpose=True)
+
+
+def _bias(name: str, axis: str, hf_name: str, when: str | None = None) -> Parameter:
+    return Parameter(f"layers/{name}_bias", (axis,), f"{_BLOCK}{hf_name}.bias", "zeros", when=when)
+
+
+def _scale(
+    name: str, hf_name: str, axis: str = "model", init: Literal["ones", "zeros"] = "ones"
+) -> Parameter:
+    return Parameter(f"layers/{name}", (axis,), f"{_BLOCK}{hf_name}.weight", init)
+
+
+def _ends(norm_init: Literal["ones", "zeros"] = "ones") -> tuple[Parameter, ...]:
+    return (
+        Parameter("final_norm", ("model",), "model.norm.weight", norm_init),
+        Parameter("head", ("model", "vocab"), "lm_head.weight", transpose=True, when="untied"),
+    )
 
 
 _BLOCK = "model.layers.{layer}."
-
-QWEN2 = (
-    Parameter("embedding", ("vocab", "model"), "model.embed_tokens.weight"),
-    Parameter("layers/attention_norm", ("model",), _BLOCK + "input_layernorm.weight", "ones"),
-    Parameter(
-        "layers/query", ("model", "heads"), _BLOCK + "self_attn.q_proj.weight", transpose=True
-    ),
-    Parameter("layers/query_bias", ("heads",), _BLOCK + "self_attn.q_proj.bias", "zeros"),
-    Parameter(
-        "layers/key", ("model", "kv_heads"), _BLOCK + "self_attn.k_proj.weight", transpose=True
-    ),
-    Parameter("layers/key_bias", ("kv_heads",), _BLOCK + "self_attn.k_proj.bias", "zeros"),
-    Parameter(
-        "layers/value", ("model", "kv_heads"), _BLOCK + "self_attn.v_proj.weight", transpose=True
-    ),
-    Parameter("layers/value_bias", ("kv_heads",), _BLOCK + "self_attn.v_proj.bias", "zeros"),
-    Parameter(
-        "layers/output", ("heads", "model"), _BLOCK + "self_attn.o_proj.weight", transpose=True
-    ),
-    Parameter("layers/mlp_norm", ("model",), _BLOCK + "post_attention_layernorm.weight", "ones"),
-    Parameter("layers/gate", ("model", "mlp"), _BLOCK + "mlp.gate_proj.weight", transpose=True),
-    Parameter("layers/up", ("model", "mlp"), _BLOCK + "mlp.up_proj.weight", transpose=True),
-    Parameter("layers/down", ("mlp", "model"), _BLOCK + "mlp.down_proj.weight", transpose=True),
-    Parameter("final_norm", ("model",), "model.norm.weight", "ones"),
-    Parameter("head", ("model", "vocab"), "lm_head.weight", transpose=True, untied_only=True),
+_EMBEDDING = Parameter("embedding", ("vocab", "model"), "model.embed_tokens.weight")
+_QUERY = _matrix("query", ("model", "heads"), "self_attn.q_proj")
+_KEY = _matrix("key", ("model", "kv_heads"), "self_attn.k_proj")
+_VALUE = _matrix("value", ("model", "kv_heads"), "self_attn.v_proj")
+_OUTPUT = _matrix("output", ("heads", "model"), "self_attn.o_proj")
+_PROJECTIONS = (_QUERY, _KEY, _VALUE, _OUTPUT)
+_ATTENTION_BIAS = (
+    _bias("query", "heads", "self_attn.q_proj", "attention_bias"),
+    _bias("key", "kv_heads", "self_attn.k_proj", "attention_bias"),
+    _bias("value", "kv_heads", "self_attn.v_proj", "attention_bias"),
+    _bias("output", "model", "self_attn.o_proj", "attention_bias"),
+)
+_ATTENTION_NORM = _scale("attention_norm", "input_layernorm")
+_MLP_NORM = _scale("mlp_norm", "post_attention_layernorm")
+_NORMS_OF_HEADS = (
+    _scale("query_norm", "self_attn.q_norm", "head"),
+    _scale("key_norm", "self_attn.k_norm", "head"),
+)
+_MLP = (
+    _matrix("gate", ("model", "mlp"), "mlp.gate_proj"),
+    _matrix("up", ("model", "mlp"), "mlp.up_proj"),
+    _matrix("down", ("mlp", "model"), "mlp.down_proj"),
+)
+_MLP_BIAS = (
+    _bias("gate", "mlp", "mlp.gate_proj", "mlp_bias"),
+    _bias("up", "mlp", "mlp.up_proj", "mlp_bias"),
+    _bias("down", "model", "mlp.down_proj", "mlp_bias"),
+)
+_EXPERTS = (
+    _matrix("router", ("model", "experts"), "mlp.gate"),
+    _matrix("expert_gate", ("experts", "model", "mlp"), "mlp.experts.{expert}.gate_proj"),
+    _matrix("expert_up", ("experts", "model", "mlp"), "mlp.experts.{expert}.up_proj"),
+    _matrix("expert_down", ("experts", "mlp", "model"), "mlp.experts.{expert}.down_proj"),
 )
 
-FAMILIES: dict[str, tuple[Parameter, ...]] = {"qwen2": QWEN2}
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Its table, and what of its function no parameter and no key of config.json tells.
+
+    Attributes:
+        table: Rows of parameters.
+        norm_offset: Norms multiply by this and their scale.
+        scales_embedding: The residual stream starts at sqrt(D) times the embedding.
+    """
+
+    table: tuple[Parameter, ...]
+    norm_offset: float = 0.0
+    scales_embedding: bool = False
+
+
+QWEN2 = (
+    _EMBEDDING,
+    _ATTENTION_NORM,
+    _QUERY,
+    _bias("query", "heads", "self_attn.q_proj"),
+    _KEY,
+    _bias("key", "kv_heads", "self_attn.k_proj"),
+    _VALUE,
+    _bias("value", "kv_heads", "self_attn.v_proj"),
+    _OUTPUT,
+    _MLP_NORM,
+    *_MLP,
+    *_ends(),
+)
+
+QWEN3 = (
+    *(_EMBEDDING, _ATTENTION_NORM, *_PROJECTIONS, *_ATTENTION_BIAS, *_NORMS_OF_HEADS),
+    *(_MLP_NORM, *_MLP, *_ends()),
+)
+
+LLAMA = (
+    *(_EMBEDDING, _ATTENTION_NORM, *_PROJECTIONS, *_ATTENTION_BIAS),
+    *(_MLP_NORM, *_MLP, *_MLP_BIAS, *_ends()),
+)
+
+MISTRAL = (_EMBEDDING, _ATTENTION_NORM, *_PROJECTIONS, _MLP_NORM, *_MLP, *_ends())
+
+GEMMA3 = (
+    _EMBEDDING,
+    _scale("attention_norm", "input_layernorm", init="zeros"),
+    *(*_PROJECTIONS, *_ATTENTION_BIAS),
+    _scale("query_norm", "self_attn.q_norm", "head", "zeros"),
+    _scale("key_norm", "self_attn.k_norm", "head", "zeros"),
+    _scale("attention_out_norm", "post_attention_layernorm", init="zeros"),
+    _scale("mlp_norm", "pre_feedforward_layernorm", init="zeros"),
+    *_MLP,
+    _scale("mlp_out_norm", "post_feedforward_layernorm", init="zeros"),
+    *_ends("zeros"),
+)
+
+QWEN3_MOE = (
+    *(_EMBEDDING, _ATTENTION_NORM, *_PROJECTIONS, *_ATTENTION_BIAS, *_NORMS_OF_HEADS),
+    *(_MLP_NORM, *_EXPERTS, *_ends()),
+)
+
+FAMILIES = {
+    "qwen2": Family(QWEN2),
+    "qwen3": Family(QWEN3),
+    "llama": Family(LLAMA),
+    "mistral": Family(MISTRAL),
+    "gemma3": Family(GEMMA3, norm_offset=1.0, scales_embedding=True),
+    "qwen3_moe": Family(QWEN3_MOE),
+}
 
 
 def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     """Rows of the table that this model has."""
-    return tuple(
-        p for p in FAMILIES[config.family] if not (p.untied_only and config.tie_embeddings)
-    )
+    table = FAMILIES[config.family].table
+    return tuple(row for row in table if row.when is None or getattr(config, row.when))
 
 
 def shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
@@ -92,7 +189,9 @@ def shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
         "model": config.dim,
         "heads": config.num_heads * config.head_dim,
         "kv_heads": config.num_kv_heads * config.head_dim,
+        "head": config.head_dim,
         "mlp": config.mlp_dim,
+        "experts": config.num_experts or 0,
     }
     return tuple(sizes[axis] for axis in parameter.axes)
 
@@ -142,6 +241,8 @@ def joined(layer: dict[str, Any]) -> dict[str, Any]:
     """
     layer = dict(layer)
     for names in _JOINED:
+        if names[0] not in layer:  # experts have no gate of the layer's own
+            continue
         parts = [layer.pop(name) for name in names]
         layer[joined_name(names)] = jnp.concatenate(parts, axis=1)
     return layer

@@ -1,11 +1,14 @@
 """Grouped-query attention over packed rows: of training, and of prompts before decoding."""
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
+
+from srft_jax.ops.layers import softcapped
 
 # Far below any real score, finite: a row that may see nothing (padding) gives a mean of values,
 # never a NaN.
@@ -16,20 +19,31 @@ _MASKED = -1e30
 _MOST_CHUNKS, _LEAST_QUERIES = 8, 64
 
 
+class ScoreOptions(NamedTuple):
+    """score = softcapped(scale q k^T, softcap)."""
+
+    scale: float
+    softcap: float | None = None
+
+
 def packed_attention(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B K T H"],
     value: Float[Array, "B K T H"],
     segment_ids: Int[Array, "B T"],
+    options: ScoreOptions,
+    window: int | Int[Array, ""] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """softmax(q k^T / sqrt(H)) v, where query t sees key s if s <= t and both are of one segment.
+    """softmax(score) v, where query t sees key s if s <= t and both are of one segment.
 
     Scores and softmax are float32; query head n reads kv head n // (N / K). No score is kept for
     the backward pass, which computes them again from the output and each query's log-sum-exp.
+    With a window a query sees t - s < window only, of tokens that stand side by side.
     In: segment_ids [1, 1, 2].  Out: queries see keys [1, 0, 0], [1, 1, 0], [0, 0, 1].
     """
     grouped = _grouped(query, key.shape[1])
-    return _ungrouped(_packed(grouped, key, value, segment_ids), query.shape[1])
+    mixed = _packed(options, grouped, key, value, segment_ids, window)
+    return _ungrouped(mixed, query.shape[1])
 
 
 def _grouped(query: Float[Array, "B T N H"], num_kv_heads: int) -> Float[Array, "B K GT H"]:
@@ -49,19 +63,22 @@ def _matmul(subscripts: str, a: Array, b: Array) -> Array:
     return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
 
-def _scores(query: Array, key: Array, mask: Bool[Array, "B T S"]) -> Float[Array, "B K GT S"]:
+def _scores(
+    query: Array, key: Array, mask: Bool[Array, "B T S"], options: ScoreOptions
+) -> Float[Array, "B K GT S"]:
     """Scaled in float32: a query scaled before would be rounded once more."""
-    scores = _matmul("bkqh,bksh->bkqs", query, key) * query.shape[-1] ** -0.5
+    scores = _matmul("bkqh,bksh->bkqs", query, key) * options.scale
+    scores = softcapped(scores, options.softcap)
     batch, num_kv_heads, _, num_keys = scores.shape
     by_query = scores.reshape(batch, num_kv_heads, -1, *mask.shape[1:])
     return jnp.where(mask[:, None, None], by_query, _MASKED).reshape(scores.shape)
 
 
 def _chunk_forward(
-    query: Array, key: Array, value: Array, mask: Array
+    query: Array, key: Array, value: Array, mask: Array, options: ScoreOptions
 ) -> tuple[Float[Array, "B K GT H"], Float[Array, "B K GT"]]:
     """Output, and the log-sum-exp of each query's scores."""
-    scores = _scores(query, key, mask)
+    scores = _scores(query, key, mask, options)
     highest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - highest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -70,31 +87,47 @@ def _chunk_forward(
 
 
 def _chunk_backward(
-    query: Array, key: Array, value: Array, mask: Array, out: Array, lse: Array, d_out: Array
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array,
+    out: Array,
+    lse: Array,
+    d_out: Array,
+    options: ScoreOptions,
 ) -> tuple[Array, Array, Array]:
     """Gradients by query, key and value, float32.
 
-    With P the weights and dP = dO v^T:
-    dS = P (dP - sum(dO O)) / sqrt(H),  dq = dS k,  dk = dS^T q,  dv = P^T dO.
+    With P the weights, dP = dO v^T, a the scale, S the scores and c their cap:
+    dS = a P (dP - sum(dO O)) (1 - (S / c)^2),  dq = dS k,  dk = dS^T q,  dv = P^T dO.
     """
-    weights = jnp.exp(_scores(query, key, mask) - lse[..., None])
+    scores = _scores(query, key, mask, options)
+    weights = jnp.exp(scores - lse[..., None])
     d_value = _matmul("bkqs,bkqh->bksh", weights.astype(value.dtype), d_out)
     d_weights = _matmul("bkqh,bksh->bkqs", d_out, value)
     mean = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    scale = query.shape[-1] ** -0.5
-    d_scores = (weights * (d_weights - mean) * scale).astype(query.dtype)
+    d_scores = weights * (d_weights - mean) * options.scale
+    if options.softcap is not None:
+        # What is masked lies far outside of the cap; its weight is 0, and 0 * inf would be NaN.
+        d_scores *= 1 - jnp.square(jnp.maximum(scores, -options.softcap) / options.softcap)
+    d_scores = d_scores.astype(query.dtype)
     d_query = _matmul("bkqs,bksh->bkqh", d_scores, key)
     return d_query, _matmul("bkqs,bkqh->bksh", d_scores, query), d_value
 
 
-def _chunks(segment_ids: Int[Array, "B T"]) -> list[tuple[slice, Bool[Array, "B C S"]]]:
+def _chunks(
+    segment_ids: Int[Array, "B T"], window: int | Int[Array, ""] | None
+) -> list[tuple[slice, Bool[Array, "B C S"]]]:
     """Queries [start, end) and which of the keys [0, end) each of them sees."""
     length = segment_ids.shape[1]
     size = max(_LEAST_QUERIES, -(-length // _MOST_CHUNKS))
     chunks = []
     for start in range(0, length, size):
         end = min(start + size, length)
-        causal = jnp.arange(end) <= jnp.arange(start, end)[:, None]
+        queries, keys = jnp.arange(start, end)[:, None], jnp.arange(end)
+        causal = keys <= queries
+        if window is not None:
+            causal &= queries - keys < window
         same = segment_ids[:, start:end, None] == segment_ids[:, None, :end]
         chunks.append((slice(start, end), causal & same))
     return chunks
@@ -117,38 +150,48 @@ def _over_queries(parts: list[Array], chunks: list[tuple[slice, Array]]) -> Arra
     return joined.reshape(*joined.shape[:2], -1, *joined.shape[4:])
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _packed(
+    options: ScoreOptions,
     query: Float[Array, "B K GT H"],
     key: Float[Array, "B K T H"],
     value: Float[Array, "B K T H"],
     segment_ids: Int[Array, "B T"],
+    window: int | Int[Array, ""] | None,
 ) -> Float[Array, "B K GT H"]:
-    return _packed_forward(query, key, value, segment_ids)[0]
+    return _packed_forward(options, query, key, value, segment_ids, window)[0]
 
 
 def _packed_forward(
-    query: Array, key: Array, value: Array, segment_ids: Array
-) -> tuple[Array, tuple[Array, ...]]:
-    length, chunks = segment_ids.shape[1], _chunks(segment_ids)
+    options: ScoreOptions,
+    query: Array,
+    key: Array,
+    value: Array,
+    segment_ids: Array,
+    window: int | Array | None,
+) -> tuple[Array, tuple[Any, ...]]:
+    length, chunks = segment_ids.shape[1], _chunks(segment_ids, window)
     results = [
         _chunk_forward(
             _of_queries(query, length, queries),
             key[:, :, : queries.stop],
             value[:, :, : queries.stop],
             mask,
+            options,
         )
         for queries, mask in chunks
     ]
     outs, lses = ([result[i] for result in results] for i in (0, 1))
     out = checkpoint_name(_over_queries(outs, chunks), "attention")
     lse = checkpoint_name(_over_queries(lses, chunks), "attention_lse")
-    return out, (query, key, value, segment_ids, out, lse)
+    return out, (query, key, value, segment_ids, window, out, lse)
 
 
-def _packed_backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, Array, None]:
-    query, key, value, segment_ids, out, lse = saved
-    length, chunks = segment_ids.shape[1], _chunks(segment_ids)
+def _packed_backward(
+    options: ScoreOptions, saved: tuple[Any, ...], d_out: Array
+) -> tuple[Array | None, ...]:
+    query, key, value, segment_ids, window, out, lse = saved
+    length, chunks = segment_ids.shape[1], _chunks(segment_ids, window)
     of = functools.partial(_of_queries, length=length)
     d_queries = []
     d_key, d_value = (jnp.zeros(x.shape, jnp.float32) for x in (key, value))
@@ -162,6 +205,7 @@ def _packed_backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array, Arr
             of(out, queries=queries),
             of(lse, queries=queries),
             of(d_out, queries=queries),
+            options,
         )
         d_queries.append(d_query)
         d_key = d_key.at[:, :, keys].add(more_key)
@@ -171,6 +215,7 @@ def _packed_backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array, Arr
         d_query.astype(query.dtype),
         d_key.astype(key.dtype),
         d_value.astype(value.dtype),
+        None,
         None,
     )
 

@@ -14,15 +14,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from srft_jax.batch import KVCache
 from srft_jax.mesh import split_axes
+from srft_jax.ops.attention import ScoreOptions
+from srft_jax.ops.layers import softcapped
 
 # Far below any real score, finite: where nothing is seen the mean of values comes out, never a NaN.
 _MASKED = -1e30
 
 
 def decode_attention(
-    query: Float[Array, "R N H"], cache: KVCache, layer: int
+    query: Float[Array, "R N H"],
+    cache: KVCache,
+    layer: int,
+    options: ScoreOptions,
+    window: int | None = None,
 ) -> Float[Array, "R N H"]:
-    """softmax(q k^T / sqrt(H)) v over a row's prompt, own and recent tokens.
+    """softmax(score) v over a row's prompt, own and recent tokens, or the last `window` of them.
 
     Query head n reads kv head n // (N / K). On a mesh, each device attends for its rows and heads;
     nothing is exchanged.
@@ -38,11 +44,11 @@ def decode_attention(
         (cache.recent_keys[layer], cache.recent_values[layer]),
     )
     index = _Index(cache.prompt_lengths, cache.lengths, cache.row_of_lane, cache.lane_of_row)
-    attend = _attend_layer
+    attend = functools.partial(_attend_layer, options, window)
     if of_rows or of_heads:
         split, rows = PartitionSpec(of_rows, of_heads), PartitionSpec(of_rows)
         attend = jax.shard_map(
-            _attend_layer,
+            attend,
             in_specs=(split, rows, PartitionSpec()),
             out_specs=split,
             check_vma=False,
@@ -64,16 +70,17 @@ class _Index(NamedTuple):
     lane_of_row: Int[Array, " R"]
 
 
-def _attend_layer(layer: _Layer, index: _Index, num_recent: Array) -> Float[Array, "R K n H"]:
+def _attend_layer(
+    options: ScoreOptions, window: int | None, layer: _Layer, index: _Index, num_recent: Array
+) -> Float[Array, "R K n H"]:
     by_lane, of_rows = functools.partial(_by_lane, index), functools.partial(_of_rows, index)
-    in_recent = jnp.arange(layer.recent[0].shape[-1]) <= num_recent
-    completion = [(_scores(layer.query, layer.recent, in_recent[None]), layer.recent[1])]
+    scores_of = functools.partial(_scores, options=options)
+    in_prompt, in_own, in_recent = _seen(window, layer, index, num_recent)
+    completion = [(scores_of(layer.query, layer.recent, in_recent), layer.recent[1])]
     if layer.own[0].shape[-1]:
-        in_own = _below(index.lengths, layer.own[0])
-        completion.append((_scores(layer.query, layer.own, in_own), layer.own[1]))
+        completion.append((scores_of(layer.query, layer.own, in_own), layer.own[1]))
     # One product for the G rows of a prompt, so that its keys and values are read once.
-    in_prompt = _below(index.prompt_lengths, layer.prompt[0])
-    of_prompt = _scores(by_lane(layer.query), layer.prompt, in_prompt)
+    of_prompt = scores_of(by_lane(layer.query), layer.prompt, in_prompt)
 
     highest_of_prompt = jnp.max(of_prompt, axis=-1)
     highest = of_rows(highest_of_prompt)
@@ -89,8 +96,33 @@ def _attend_layer(layer: _Layer, index: _Index, num_recent: Array) -> Float[Arra
     return (mixed / jnp.maximum(total, 1.0)[..., None]).astype(layer.query.dtype)
 
 
-def _below(lengths: Int[Array, " B"], keys: Float[Array, "B K H S"]) -> Bool[Array, "B S"]:
-    return jnp.arange(keys.shape[-1]) < lengths[:, None]
+def _seen(
+    window: int | None, layer: _Layer, index: _Index, num_recent: Array
+) -> tuple[Bool[Array, "P Q S"], Bool[Array, "R 1 C"], Bool[Array, "1 1 U"]]:
+    """Which columns of prompt, own and recent part each query sees, Q being 1 or all of a prompt.
+
+    In: window 5, a prompt of 3, 2 own tokens, 1 recent one before the token at hand.
+    Out: prompt [0, 0, 1], own [1, 1], recent [1, 1].
+    """
+    prompt, own, recent = (
+        jnp.arange(part[0].shape[-1]) for part in (layer.prompt, layer.own, layer.recent)
+    )
+    in_prompt = prompt < index.prompt_lengths[:, None, None]
+    in_own = own < index.lengths[:, None, None]
+    in_recent = (recent <= num_recent)[None, None]
+    if window is None:
+        return in_prompt, in_own, in_recent
+    # The oldest position in sight of each row, counted from the start of each part.
+    oldest_recent = num_recent - window + 1
+    oldest_own = index.lengths + oldest_recent
+    oldest_prompt = index.prompt_lengths[:, None] + oldest_own[index.row_of_lane]  # [P, G]
+    of_heads = layer.query.shape[2]
+    oldest_prompt = jnp.repeat(oldest_prompt, of_heads, axis=1)  # of G n queries
+    return (
+        in_prompt & (prompt >= oldest_prompt[..., None]),
+        in_own & (own >= oldest_own[:, None, None]),
+        in_recent & (recent >= oldest_recent),
+    )
 
 
 def _by_lane(index: _Index, x: Array) -> Array:
@@ -107,10 +139,13 @@ def _of_rows(index: _Index, x: Array) -> Array:
 
 
 def _scores(
-    query: Float[Array, "B K Q H"], part: tuple[Array, Array], mask: Bool[Array, "B S"]
+    query: Float[Array, "B K Q H"],
+    part: tuple[Array, Array],
+    mask: Bool[Array, "#B #Q S"],
+    options: ScoreOptions,
 ) -> Float[Array, "B K Q S"]:
     raw = jnp.einsum("bkqh,bkhs->bkqs", query, part[0], preferred_element_type=jnp.float32)
-    return jnp.where(mask[:, None, None], raw * query.shape[-1] ** -0.5, _MASKED)
+    return jnp.where(mask[:, None], softcapped(raw * options.scale, options.softcap), _MASKED)
 
 
 def _mixed(

@@ -19,13 +19,15 @@ from srft_jax.config import ModelConfig
 from srft_jax.mesh import by_row_shard, constrained, split_axes
 from srft_jax.models.decoder import (
     Params,
+    Rotary,
     Runtime,
     forward_one,
     forward_with_keys,
     output_head,
+    rotary_of,
 )
 from srft_jax.ops.head import TokenStats, token_stats
-from srft_jax.ops.layers import rope_tables
+from srft_jax.ops.layers import softcapped
 from srft_jax.ops.rounding import ROUND_AS_WRITTEN
 from srft_jax.rollout.cache import Places, on_shards, put_prompts, settle
 from srft_jax.rollout.sampling import draw
@@ -148,6 +150,7 @@ def prefill(
         jnp.maximum(packed.forced, 0).reshape(-1),
         mask=(packed.forced >= 0).reshape(-1),
         temperature=program.temperature or 1.0,
+        softcap=program.config.logit_softcap,
     )
     return prompts, on_shards(TokenStats(*(x.reshape(packed.forced.shape) for x in stats)))
 
@@ -248,7 +251,7 @@ def _step(
     head: Array,
     rows: RowInputs,
     uniforms: Float[Array, "U R"],
-    cos_sin: tuple[Array, Array],
+    rotary: Rotary,
     program: Program,
     loop: _Loop,
 ) -> _Loop:
@@ -257,14 +260,13 @@ def _step(
     logits = jnp.dot(
         loop.hidden, head.astype(loop.hidden.dtype), preferred_element_type=jnp.float32
     )
-    new = on_shards(
-        draw(_whole_rows(logits), uniforms[drawn.steps], program.temperature, program.truncation)
-    )
+    logits = softcapped(_whole_rows(logits), program.config.logit_softcap)
+    new = on_shards(draw(logits, uniforms[drawn.steps], program.temperature, program.truncation))
     hidden, cache = forward_one(
         params,
         program.config,
         new.token,
-        (cos_sin[0][drawn.steps], cos_sin[1][drawn.steps]),
+        jax.tree.map(lambda table: table[drawn.steps], rotary),
         loop.cache,
         program.runtime,
     )
@@ -302,12 +304,10 @@ def _uniforms(rows: RowInputs, segment: int) -> Float[Array, "U R"]:
     return jax.vmap(of_row, out_axes=1)(rows.keys, rows.requests, rows.members, rows.counts)
 
 
-def _rotary(
-    rows: RowInputs, segment: int, config: ModelConfig
-) -> tuple[Float[Array, "U R 1 half"], Float[Array, "U R 1 half"]]:
-    """Tables of the tokens that rows may draw, step by step."""
+def _rotary(rows: RowInputs, segment: int, config: ModelConfig) -> Rotary:
+    """Tables [U, R, 1, H / 2] of the tokens that rows may draw, step by step."""
     positions = rows.positions + jnp.arange(segment)[:, None]
-    return rope_tables(positions[..., None], config.head_dim, config.rope_theta)
+    return rotary_of(config, positions[..., None])
 
 
 def _whole_rows(logits: Float[Array, "R V"]) -> Float[Array, "R V"]:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from srft_jax.config import ModelConfig, ObjectiveConfig, RunConfig, UsageError
+from srft_jax.config import ModelConfig, ModelSection, ObjectiveConfig, RunConfig, UsageError
 from srft_jax.data.encoding import Dropped, EncodedExample, EncodedSets, Limits, encode_sets
 from srft_jax.data.examples import Example, ExampleSets
 from srft_jax.data.sources import load_sets
 from srft_jax.evaluation.verdicts import probes
 from srft_jax.mesh import make_mesh
-from srft_jax.models.config_hf import read_config
+from srft_jax.models.config_hf import check_architecture, read_config
 from srft_jax.models.decoder import Runtime
 from srft_jax.models.tokenizer import Tokenizer, load_tokenizer
 from srft_jax.objectives.methods import expand
@@ -187,10 +187,19 @@ def _tokenizer_path(config: RunConfig) -> str:
 def _architecture(config: RunConfig) -> ModelConfig:
     path, architecture = config.model.path, config.model.architecture
     if path is not None and architecture is None:
-        return read_config(Path(path))
+        return _overridden(read_config(Path(path)), config.model)
     if architecture is not None and path is None:
-        return architecture
+        return _overridden(architecture, config.model)
     raise UsageError("exactly one of model.path and model.architecture must be set")
+
+
+def _overridden(architecture: ModelConfig, section: ModelSection) -> ModelConfig:
+    """With what the run has in place of the model's own, and what it will export."""
+    names = ("rope_theta", "max_positions", "rope_scaling")
+    given = {name: value for name in names if (value := getattr(section, name)) is not None}
+    changed = dataclasses.replace(architecture, **given)
+    check_architecture(changed, "the model")
+    return changed
 
 
 def _check_model(setup: Setup) -> None:
@@ -238,7 +247,8 @@ def _check_reference(setup: Setup) -> None:
             f"objective.preset = {setup.config.objective.preset} needs a reference policy for its "
             f"KL (objective.kl = {setup.objective.kl}): set model.reference or model.path"
         )
-    policy, reference = vars(setup.model_config), vars(read_config(Path(setup.reference_path)))
+    reference_config = _overridden(read_config(Path(setup.reference_path)), setup.config.model)
+    policy, reference = vars(setup.model_config), vars(reference_config)
     different = [
         f"{name} = {reference[name]} (the policy has {policy[name]})"
         for name in policy.keys() - _NOT_COMPARED

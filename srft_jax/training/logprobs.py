@@ -41,6 +41,7 @@ def make_old_logprobs(
                 rows.targets.reshape(-1),
                 mask=recomputed.reshape(-1),
                 temperature=temperature,
+                softcap=model_config.logit_softcap,
                 transposed=model_config.tie_embeddings,
                 logits_bytes=logits_mib * 2**20,
             ).logprob

@@ -98,6 +98,7 @@ def make_loss_fn(
             flat,
             _token_objective(context, term),
             temperature=temperature,
+            softcap=model_config.logit_softcap,
             elementwise=objective.is_elementwise,
             reference=reference,
             transposed=model_config.tie_embeddings,

@@ -32,7 +32,7 @@ def make_optimizer(
     def decays(params: Params) -> Params:
         rows = families.parameters(model_config)
         return flax.traverse_util.unflatten_dict(
-            {row.path: len(row.axes) == 2 for row in rows}, sep="/"
+            {row.path: len(row.axes) >= 2 for row in rows}, sep="/"
         )
 
     return optax.chain(

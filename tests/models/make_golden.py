@@ -1,15 +1,21 @@
-"""Makes tests/models/golden: tiny random Qwen2 models and the logits that transformers computes.
+"""Makes tests/models/golden: tiny random models and the logits that transformers computes.
 
-    python tests/models/make_golden.py        (needs torch; about 150 KB)
+    python tests/models/make_golden.py        (needs torch; about 300 KB)
 
-`tied` is stored in float32, `untied` in bfloat16; the logits of both are computed in float32.
+`tied` and `untied` are Qwen2 with their weights, in float32 and in bfloat16; of every family there
+are config.json, as transformers writes it, and logits: the weights are made by `random_params`. All
+logits are computed in float32.
 """
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from tiny_models import FAMILIES, random_params
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from srft_jax.models import save_hf
 
 GOLDEN = Path(__file__).parent / "golden"
 PADS = 5  # of the second row, on the left
@@ -35,7 +41,7 @@ def make_model(tied: bool, rope_theta: float, seed: int) -> Qwen2ForCausalLM:
     return model
 
 
-def inputs(seed: int, num_tokens: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def inputs(seed: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, positions, mask, each [3, T]: a plain row, a left-padded one, one with wide gaps."""
     tokens = np.random.default_rng(seed).integers(0, 64, (3, num_tokens))
     positions = np.tile(np.arange(num_tokens), (3, 1))
@@ -47,7 +53,7 @@ def inputs(seed: int, num_tokens: int = 12) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def reference_logits(
-    model: Qwen2ForCausalLM, tokens: np.ndarray, positions: np.ndarray, mask: np.ndarray
+    model: PreTrainedModel, tokens: np.ndarray, positions: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
     with torch.no_grad():
         out = model(
@@ -59,19 +65,31 @@ def reference_logits(
     return out.logits.numpy()
 
 
+def save_logits(name: str, model: PreTrainedModel, num_tokens: int) -> None:
+    arrays = inputs(len(name), num_tokens)
+    np.savez_compressed(
+        GOLDEN / name / "logits.npz",
+        **dict(zip(("tokens", "positions", "mask"), arrays, strict=True)),
+        logits=reference_logits(model.eval(), *arrays),
+    )
+
+
 def main() -> None:
+    for family, config in FAMILIES.items():
+        with tempfile.TemporaryDirectory() as directory:
+            save_hf(f"{directory}/model", config, random_params(config))
+            model = AutoModelForCausalLM.from_pretrained(
+                f"{directory}/model", dtype=torch.float32, attn_implementation="eager"
+            )
+        model.config.save_pretrained(GOLDEN / family)
+        save_logits(family, model, num_tokens=20)
     for name, tied, theta, dtype in (
         ("tied", True, 10_000.0, torch.float32),
         ("untied", False, 1_000_000.0, torch.bfloat16),
     ):
         make_model(tied, theta, seed=len(name)).to(dtype).save_pretrained(GOLDEN / name)
         model = AutoModelForCausalLM.from_pretrained(GOLDEN / name, dtype=torch.float32)
-        arrays = inputs(seed=len(name))
-        np.savez(
-            GOLDEN / name / "logits.npz",
-            **dict(zip(("tokens", "positions", "mask"), arrays, strict=True)),
-            logits=reference_logits(model.eval(), *arrays),
-        )
+        save_logits(name, model, num_tokens=12)
 
 
 if __name__ == "__main__":

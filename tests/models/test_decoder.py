@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import TIED, UNTIED, jit_forward, logits, random_params
+from tiny_models import FAMILIES, TIED, UNTIED, jit_forward, logits, random_params
 
 from srft_jax.models import Runtime, families, forward, init_params, output_head
 from srft_jax.models.decoder import forward_with_keys
@@ -29,7 +29,12 @@ def one_row(segment_ids):
     return tuple(x[None].astype(np.int32) for x in rows)
 
 
-@pytest.mark.parametrize("config", [TIED, UNTIED])
+ONE_LAYER_WINDOW = dataclasses.replace(FAMILIES["mistral"], num_layers=1)
+# Together they have all that a decode step does in a way of its own.
+QUICK = ("gemma3", "qwen3_moe")
+
+
+@pytest.mark.parametrize("config", [TIED, UNTIED, *FAMILIES.values()])
 def test_init_params_follow_the_table(config):
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     flat = {"/".join(k.key for k in path): x for path, x in jax.tree.leaves_with_path(params)}
@@ -61,32 +66,33 @@ def filled_cache(params, tokens, positions, segment_ids, *, config):
     )
 
 
-def test_decode_equals_forward():
+@pytest.mark.parametrize(
+    "config",
+    [TIED, *(FAMILIES[name] for name in QUICK)]
+    + [pytest.param(FAMILIES[n], marks=pytest.mark.slow) for n in FAMILIES if n not in QUICK],
+    ids=lambda config: config.family,
+)
+def test_decode_equals_forward(config, quick_compilation):
     """Two prompts prefilled in one packed row, then five tokens one at a time."""
-    params = random_params(TIED)
+    params = random_params(config)
     lengths, num_new = (5, 3), 5
-    whole = np.random.default_rng(2).integers(1, TIED.vocab_size, (2, 5 + num_new), np.int32)
+    whole = np.random.default_rng(2).integers(1, config.vocab_size, (2, 5 + num_new), np.int32)
     _, *packed = one_row([1] * 5 + [2] * 3)
     prompts = np.concatenate([whole[0, :5], whole[1, :3]])[None]
-    cache, decoded = filled_cache(params, prompts, *packed, config=TIED), []
+    cache, decoded = filled_cache(params, prompts, *packed, config=config), []
+    step_params = decode_params(params, config, "float32", None)
     for step in range(num_new):
         positions = np.array(lengths, np.int32)[:, None] + step
         tokens = np.take_along_axis(whole, positions, axis=1)
-        out = jit_forward(
-            decode_params(params, TIED, "float32", None),
-            TIED,
-            tokens,
-            positions,
-            np.ones_like(tokens),
-            cache=cache,
-        )
+        ones = np.ones_like(tokens)
+        out = jit_forward(step_params, config, tokens, positions, ones, cache=cache)
         cache = out.cache
         decoded.append(out.hidden[:, 0])
     assert int(cache.num_recent) == num_new
 
     # The whole rows at once, without a cache; behind the second one stands what is never seen.
     positions = np.tile(np.arange(5 + num_new, dtype=np.int32), (2, 1))
-    expected = jit_forward(params, TIED, whole, positions, np.ones_like(whole)).hidden
+    expected = jit_forward(params, config, whole, positions, np.ones_like(whole)).hidden
     for row, length in enumerate(lengths):
         got = np.stack([hidden[row] for hidden in decoded])
         np.testing.assert_allclose(got, expected[row, length : length + num_new], atol=1e-5)
@@ -143,19 +149,41 @@ def test_remat_changes_the_program_and_not_the_gradient():
         )
 
 
-def test_gradients_reach_exactly_the_earlier_tokens_of_the_segment():
-    params, inputs = random_params(TIED), one_row([1] * 4 + [2] * 3)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", QUICK)
+def test_remat_does_not_change_the_gradient_of_windows_and_experts(family):
+    config = FAMILIES[family]
+    params, inputs = random_params(config), one_row([1] * 7 + [2] * 3)
+
+    def gradient(remat):
+        def loss(params):
+            return jnp.sin(
+                forward(params, config, *inputs, runtime=Runtime(remat=remat)).hidden
+            ).mean()
+
+        return jax.jit(jax.grad(loss))(params)
+
+    plain, *others = (gradient(remat) for remat in ("none", "dots", "block"))
+    for other in others:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, other
+        )
+
+
+@pytest.mark.parametrize(("config", "window"), [(TIED, 7), (ONE_LAYER_WINDOW, 4)])
+def test_gradients_reach_exactly_the_earlier_tokens_of_the_segment(config, window):
+    params, inputs = random_params(config), one_row([1] * 6 + [2] * 3)
     tokens, _, segment_ids = (x[0] for x in inputs)
-    projection = np.random.default_rng(3).normal(size=TIED.dim).astype(np.float32)
+    projection = np.random.default_rng(3).normal(size=config.dim).astype(np.float32)
 
     def outputs(embedding):
-        out = forward(params | {"embedding": embedding}, TIED, *inputs)
+        out = forward(params | {"embedding": embedding}, config, *inputs)
         return out.hidden[0] @ projection  # [T]
 
     jacobian = jax.jit(jax.jacrev(outputs))(params["embedding"])  # [T, V, D]
     reached = np.asarray(jnp.abs(jacobian[:, tokens]).max(axis=-1) > 0)  # tokens are all different
-    causal = np.tril(np.ones((7, 7), bool))
-    np.testing.assert_array_equal(reached, causal & (segment_ids[:, None] == segment_ids[None, :]))
+    seen = np.tril(np.ones((9, 9), bool)) & ~np.tril(np.ones((9, 9), bool), -window)
+    np.testing.assert_array_equal(reached, seen & (segment_ids[:, None] == segment_ids[None, :]))
 
 
 def test_packed_equals_alone():

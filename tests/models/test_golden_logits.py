@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import logits
+from tiny_models import FAMILIES, logits, random_params
 
 from srft_jax.models import load_hf
+from srft_jax.models.config_hf import read_config
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -16,12 +17,24 @@ The golden numbers are not ours to move: find what changed in the decoder or in 
 `python tests/models/make_golden.py` and say so in BUILD_NOTES.md."""
 
 
-@pytest.mark.parametrize("name", ["tied", "untied"])
-def test_logits_equal_transformers(name):
+def assert_golden(name, params, config):
     golden = np.load(GOLDEN / name / "logits.npz")
-    config, params = load_hf(GOLDEN / name)
-    assert config.tie_embeddings == (name == "tied")
     ours = logits(params, config, golden["tokens"], golden["positions"], golden["mask"])
     error = np.abs(ours - golden["logits"])[golden["mask"] > 0].max()
     assert np.abs(golden["logits"]).mean() > 0.5  # the numbers say something
     assert error < 1e-4, MOVED.format(error=error)
+
+
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_logits_equal_transformers(name):
+    config, params = load_hf(GOLDEN / name)
+    assert config.tie_embeddings == (name == "tied")
+    assert_golden(name, params, config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_every_family_equal_transformers(family):
+    """Windows are exceeded, scaled frequencies turn, caps bend; a row is padded on the left."""
+    config = read_config(GOLDEN / family)
+    assert config == FAMILIES[family]
+    assert_golden(family, random_params(config), config)

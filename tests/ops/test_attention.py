@@ -1,14 +1,17 @@
 """Attention over packed rows against a loop over heads and queries, and against autodiff."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from srft_jax.ops import attention as attention_module
-from srft_jax.ops.attention import packed_attention
+from srft_jax.ops.attention import ScoreOptions, packed_attention
 
 B, HEADS, KV_HEADS, H = 2, 4, 2, 6
+OPTIONS = ScoreOptions(H**-0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +41,19 @@ def one_by_one(query, key, value, segment_ids):
     return out
 
 
-def by_mask(query, key, value, segment_ids):
+def plain(query, key, value, segment_ids):
+    return packed_attention(query, key, value, segment_ids, OPTIONS)
+
+
+def by_mask(query, key, value, segment_ids, options=OPTIONS, window=None):
     """The same with every score, for autodiff."""
     key, value = (jnp.repeat(x, HEADS // KV_HEADS, axis=1) for x in (key, value))
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    seen = same & np.tri(segment_ids.shape[1], dtype=bool)
-    scores = jnp.einsum("btnh,bnsh->bnts", query, key) / H**0.5
+    ages = np.arange(segment_ids.shape[1])[:, None] - np.arange(segment_ids.shape[1])
+    seen = same & (ages >= 0) & (ages < (window or 1000))
+    scores = jnp.einsum("btnh,bnsh->bnts", query, key) * options.scale
+    if options.softcap:
+        scores = options.softcap * jnp.tanh(scores / options.softcap)
     weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=-1)
     return jnp.einsum("bnts,bnsh->btnh", weights, value)
 
@@ -60,7 +70,7 @@ def with_gradients(function, *inputs):
 
 def test_packed_attention_equals_a_loop_over_heads():
     inputs = problem(21)
-    got, want = jax.jit(packed_attention)(*inputs), one_by_one(*inputs)
+    got, want = jax.jit(plain)(*inputs), one_by_one(*inputs)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
@@ -70,17 +80,34 @@ def test_packed_attention_and_its_gradients_equal_those_of_all_scores(length, mo
     monkeypatch.setattr(attention_module, "_LEAST_QUERIES", 8)
     monkeypatch.setattr(attention_module, "_MOST_CHUNKS", 3)
     inputs = problem(length)
-    chunks = attention_module._chunks(inputs[3])
+    chunks = attention_module._chunks(inputs[3], None)
     assert [queries.stop for queries, _ in chunks][-1] == length
     assert len(chunks) == {7: 1, 8: 1, 21: 3, 40: 3}[length]
-    got, want = (with_gradients(f, *inputs) for f in (packed_attention, by_mask))
+    got, want = (with_gradients(f, *inputs) for f in (plain, by_mask))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+
+
+@pytest.mark.parametrize("options", [ScoreOptions(0.9), ScoreOptions(0.9, 0.7)])
+@pytest.mark.parametrize("window", [None, 3, 1])
+def test_windows_caps_and_their_gradients_equal_those_of_all_scores(options, window, monkeypatch):
+    """A window that is an array, as in a scan over layers, gives the same as a number."""
+    monkeypatch.setattr(attention_module, "_LEAST_QUERIES", 8)
+    inputs = problem(21)
+    static = functools.partial(packed_attention, options=options, window=window)
+    naive = functools.partial(by_mask, options=options, window=window)
+    got, want = (with_gradients(f, *inputs) for f in (static, naive))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+    (_, other), _ = with_gradients(plain, *inputs)
+    assert np.abs(got[0][1] - other).max() > 0.01
+    array = jnp.int32(window or 21)
+    traced = with_gradients(functools.partial(static, window=array), *inputs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, traced)
 
 
 def test_keys_of_other_segments_have_no_influence():
     query, key, value, _ = problem(9)
     segment_ids = np.array([[1] * 4 + [2] * 3 + [0] * 2] * B)
-    attend = jax.jit(packed_attention)
+    attend = jax.jit(plain)
     before = attend(query, key, value, segment_ids)
     other = np.arange(9)[:, None] < 4
     after = attend(query, np.where(other, 100.0, key), np.where(other, -100.0, value), segment_ids)
@@ -92,7 +119,7 @@ def test_packed_attention_of_bfloat16():
     *arrays, segment_ids = problem(21)
     rounded = [jnp.asarray(x, jnp.bfloat16) for x in arrays]
     wide = [x.astype(jnp.float32) for x in rounded]
-    (_, out), grads = with_gradients(packed_attention, *rounded, segment_ids)
+    (_, out), grads = with_gradients(plain, *rounded, segment_ids)
     (_, want), wanted = with_gradients(by_mask, *wide, segment_ids)
     for got, exact in zip((out, *grads), (want, *wanted), strict=True):
         assert got.dtype == jnp.bfloat16
@@ -103,7 +130,7 @@ def test_products_of_bfloat16_are_summed_in_float32():
     """Read from the program, since XLA may skip a rounding."""
     *arrays, segment_ids = problem(9)
     rounded = [jnp.asarray(x, jnp.bfloat16) for x in arrays]
-    program = str(jax.make_jaxpr(packed_attention)(*rounded, segment_ids))
+    program = str(jax.make_jaxpr(plain)(*rounded, segment_ids))
     assert program.count("dot_general[") == program.count("preferred_element_type=float32") == 2
 
 
@@ -112,7 +139,7 @@ def test_scores_of_bfloat16_are_scaled_in_float32():
     query, key, _, _ = problem(9)
     rounded = [jnp.asarray(x, jnp.bfloat16) for x in (8 * query, key)]
     grouped = attention_module._grouped(rounded[0], KV_HEADS)
-    scores = attention_module._scores(grouped, rounded[1], jnp.ones((B, 9, 9), bool))
+    scores = attention_module._scores(grouped, rounded[1], jnp.ones((B, 9, 9), bool), OPTIONS)
     wide = [np.asarray(x, np.float32) for x in (grouped, rounded[1])]
     exact = np.einsum("bkqh,bksh->bkqs", *wide) / H**0.5
     np.testing.assert_allclose(scores, exact, rtol=1e-5, atol=1e-5)
@@ -121,6 +148,6 @@ def test_scores_of_bfloat16_are_scaled_in_float32():
 def test_the_last_query_alone_reads_all_keys():
     """Chunks stop at their last query: fewer scores than T x T are ever made."""
     inputs = problem(512)
-    jaxpr = str(jax.make_jaxpr(packed_attention)(*inputs))
+    jaxpr = str(jax.make_jaxpr(plain)(*inputs))
     assert f"f32[{B},{KV_HEADS},{2 * 64},512]" in jaxpr
     assert f"{2 * 512},512]" not in jaxpr

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from srft_jax.batch import KVCache
+from srft_jax.ops.attention import ScoreOptions
 from srft_jax.ops.decode_attention import decode_attention
 
 HEADS, KV_HEADS, H = 4, 2, 6
@@ -17,7 +18,12 @@ LANES = [(0, 0), (2, 1), (0, 1), (1, 0), (2, 0)]  # prompt and lane of each row
 NUM_RECENT = 2  # before the token at hand
 UNSEEN = 1e4  # what stands where no row may look
 
-attend = jax.jit(decode_attention, static_argnums=2)
+OPTIONS = ScoreOptions(H**-0.5)
+jit_attend = jax.jit(decode_attention, static_argnums=(2, 3, 4))
+
+
+def attend(query, cache, layer, options=OPTIONS, window=None):
+    return jit_attend(query, cache, layer, options, window)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +67,7 @@ def problem(lengths=LENGTHS, lanes=LANES, capacity=8, seed=0):
     return jnp.asarray(query), cache
 
 
-def one_softmax(query, cache):
+def one_softmax(query, cache, options=OPTIONS, window=None):
     """float64, one head of one row at a time, its tokens in their order."""
     cache = jax.tree.map(lambda x: np.asarray(x, np.float64), cache)
     query, out = np.asarray(query, np.float64), np.zeros(query.shape)
@@ -79,7 +85,10 @@ def one_softmax(query, cache):
         ]
         seen = [(k[kv_head].T[: int(n)], v[kv_head][: int(n)]) for k, v, n in parts]
         keys, values = (np.concatenate(arrays) for arrays in zip(*seen, strict=True))
-        scores = keys @ query[row, head] / H**0.5
+        keys, values = keys[-(window or 0) :], values[-(window or 0) :]
+        scores = keys @ query[row, head] * options.scale
+        if options.softcap:
+            scores = options.softcap * np.tanh(scores / options.softcap)
         weights = np.exp(scores - scores.max())
         out[row, head] = weights @ values / weights.sum()
     return out
@@ -88,6 +97,15 @@ def one_softmax(query, cache):
 def test_parts_are_merged_as_one_softmax():
     query, cache = problem()
     np.testing.assert_allclose(attend(query, cache, 0), one_softmax(query, cache), atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 4, 7, 10, 100])
+def test_windows_and_caps(window):
+    """Windows that end in each of the parts, in other ones in other rows."""
+    query, cache = problem()
+    options = ScoreOptions(0.9, 0.7)
+    got = attend(query, cache, 0, options, window)
+    np.testing.assert_allclose(got, one_softmax(query, cache, options, window), atol=1e-5)
 
 
 @pytest.mark.parametrize("part", ["prompt_keys", "keys", "recent_keys"])
@@ -183,6 +201,8 @@ def test_bfloat16_is_summed_in_float32():
     expected = one_softmax(query, cache)
     assert np.abs(np.asarray(out, np.float64) - expected).max() < 2**-6 * np.abs(expected).max()
     # Read from the program, since XLA may skip a rounding.
-    program = str(jax.make_jaxpr(lambda *inputs: decode_attention(*inputs, 0))(query, cache))
+    program = str(
+        jax.make_jaxpr(lambda *inputs: decode_attention(*inputs, 0, OPTIONS))(query, cache)
+    )
     dots = program.count("dot_general[")
     assert dots and dots == program.count("preferred_element_type=float32")

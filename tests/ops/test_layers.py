@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from srft_jax.ops.layers import rms_norm, rope, rope_tables
+from srft_jax.ops.layers import rms_norm
+from srft_jax.ops.rope import rope, rope_tables
 
 H, THETA = 8, 10_000.0
 

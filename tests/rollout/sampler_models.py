@@ -91,7 +91,9 @@ def _teacher_forced(params, tokens, targets, temperature, *, config, runtime):
         params, config, tokens, positions, jnp.ones_like(tokens), runtime=runtime
     ).hidden
     head = output_head(params, config)
-    stats = token_stats(hidden[0], head, targets, temperature=temperature)
+    stats = token_stats(
+        hidden[0], head, targets, temperature=temperature, softcap=config.logit_softcap
+    )
     return stats, hidden[0] @ head.astype(hidden.dtype)
 
 

@@ -15,6 +15,7 @@ import pytest
 from dry_run import dry_divergence, dry_export, dry_generate, dry_inspect, dry_run
 from tiny_runs import ROOT, tiny_arguments
 
+from srft_jax.batch import Batch, Rows
 from srft_jax.config import RunConfig, UsageError, parse
 from srft_jax.data import gym
 from srft_jax.data.examples import Example
@@ -22,6 +23,7 @@ from srft_jax.data.sources import load_sets
 from srft_jax.models import forward, init_params, output_head
 from srft_jax.models.config_hf import to_hf_config, write_json
 from srft_jax.tasks.setup import prepare
+from srft_jax.training.logprobs import make_old_logprobs
 
 
 def leaves(section=RunConfig, prefix=""):
@@ -94,6 +96,24 @@ def gradient_program(config):
 
     params = jax.eval_shape(lambda: init_params(setup.model_config, jax.random.key(0)))
     return str(jax.make_jaxpr(jax.grad(total))(params))
+
+
+def logprobs_program(config):
+    """The trainer's log-probs, head included, as JAX sees them."""
+    setup = prepare(config)
+    kinds = {"loss_mask": bool, "correct": bool}
+    kinds |= dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), np.int32)
+    kinds |= dict.fromkeys(("sequence_ids", "role"), np.int32)
+    rows = Rows(
+        **{
+            field.name: np.zeros((1, 1, 4), kinds.get(field.name, np.float32))
+            for field in dataclasses.fields(Rows)
+        }
+    )
+    batch = Batch(rows, normalisers=None, num_microbatches=np.int32(1))
+    params = jax.eval_shape(lambda: init_params(setup.model_config, jax.random.key(0)))
+    logprobs = make_old_logprobs(setup.model_config, temperature=1.0)
+    return str(logprobs.trace(params, batch).jaxpr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +201,46 @@ def source_rows(key):
     return {f"{key}.{name}": change for name, change in rows.items()}
 
 
+def architecture(**fields):
+    return tuple(f"--model.architecture.{name}={value}" for name, value in fields.items())
+
+
+LLAMA = architecture(family="llama")
+GEMMA3 = architecture(
+    family="gemma3",
+    num_layers=2,
+    sliding_window=2,
+    full_attention_layers="[1]",
+    rope_local_theta=100,
+)
+MOE = architecture(family="qwen3_moe", num_experts=4, experts_per_token=2)
+
+
+def scalings(prefix):
+    """Rows of a rope scaling."""
+
+    def base(kind, **fields):
+        fields = {"kind": kind, "factor": 4, "original_max_positions": 1024} | fields
+        scaling = tuple(f"--{prefix}.{name}={value}" for name, value in fields.items())
+        return (*architecture(rope_theta=10_000), *scaling)
+
+    llama3, yarn = base("llama3"), base("yarn")
+    mscale = base("yarn", mscale=0.5, mscale_all_dim=0.7)
+    return {
+        f"{prefix}.kind": Change("linear", program, yarn),
+        f"{prefix}.factor": Change("2", program, yarn),
+        f"{prefix}.original_max_positions": Change("32", program, yarn),
+        f"{prefix}.low_freq_factor": Change("2", program, llama3),
+        f"{prefix}.high_freq_factor": Change("40", program, llama3),
+        f"{prefix}.beta_fast": Change("2", program, yarn),
+        f"{prefix}.beta_slow": Change("0.01", program, yarn),
+        f"{prefix}.attention_factor": Change("2", program, yarn),
+        f"{prefix}.mscale": Change("0.6", program, mscale),
+        f"{prefix}.mscale_all_dim": Change("0.6", program, mscale),
+        f"{prefix}.truncate": Change("false", program, yarn),
+    }
+
+
 TABLE = {
     "run_dir": Change("elsewhere", place),
     "seed": Change("1"),
@@ -197,10 +257,26 @@ TABLE = {
     "model.architecture.tie_embeddings": Change("false", program),
     "model.architecture.max_positions": Change("20", Refused("exceed the model's 20")),
     "model.architecture.init_std": Change("0.5", program),
-    "model.architecture.family": Change("gpt2", Refused("model.architecture")),
+    "model.architecture.family": Change("llama", program),
+    "model.architecture.activation": Change("gelu_pytorch_tanh", program),
+    "model.architecture.attention_bias": Change("true", program, LLAMA),
+    "model.architecture.mlp_bias": Change("true", program, LLAMA),
+    "model.architecture.query_pre_attn_scalar": Change("5", program, GEMMA3),
+    "model.architecture.attention_softcap": Change("5", program, GEMMA3),
+    "model.architecture.logit_softcap": Change("5", logprobs_program, GEMMA3),
+    "model.architecture.sliding_window": Change("3", program, GEMMA3),
+    "model.architecture.full_attention_layers": Change("[]", program, GEMMA3),
+    "model.architecture.rope_local_theta": Change("500", program, GEMMA3),
+    **scalings("model.architecture.rope_scaling"),
+    "model.architecture.num_experts": Change("5", program, MOE),
+    "model.architecture.experts_per_token": Change("3", program, MOE),
+    "model.architecture.norm_topk_prob": Change("true", program, MOE),
     "model.tokenizer": Change("{dir}/tokenizer"),
     "model.chat_template": Change("{dir}/own.jinja"),
     "model.reference": Change("{dir}/other_reference", base=KL),
+    "model.rope_theta": Change("1000", program),
+    "model.max_positions": Change("20", Refused("exceed the model's 20")),
+    **scalings("model.rope_scaling"),
     "model.dtype": Change("bfloat16", program),
     "model.remat": Change("block", gradient_program),
     "mesh.data": Change("3", Refused("mesh data=3 x fsdp=1 x tensor=1 does not fit")),

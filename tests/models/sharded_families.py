@@ -1,0 +1,66 @@
+"""Loss and gradient of two families on one device and on meshes; prints the largest differences.
+
+A script of its own, since the number of devices cannot change once JAX has started.
+"""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from tiny_models import FAMILIES, random_params
+
+from srft_jax.mesh import sharding
+from srft_jax.models import Runtime, families, forward, output_head
+from srft_jax.ops.layers import softcapped
+
+MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 4)]
+
+
+def loss_and_gradient(params, config, rows):
+    def loss(params):
+        hidden = forward(params, config, *rows, runtime=Runtime(remat="dots")).hidden
+        logits = softcapped(hidden @ output_head(params, config), config.logit_softcap)
+        return jnp.mean(jnp.square(jnp.sin(logits)))
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def largest_difference(got, expected):
+    """Relative to the largest entry of each array."""
+    differences = jax.tree.map(
+        lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(b).max()),
+        got,
+        expected,
+    )
+    return max(jax.tree.leaves(differences))
+
+
+def main() -> None:
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    rng = np.random.default_rng(0)
+    rows = (rng.integers(0, 64, (8, 16)), np.tile(np.arange(16), (8, 1)), np.ones((8, 16), int))
+    rows = tuple(jnp.asarray(x, jnp.int32) for x in rows)
+    results = {}
+    for name in ("gemma3", "qwen3_moe"):
+        config = dataclasses.replace(FAMILIES[name], mlp_dim=16)
+        params = random_params(config)
+        want = loss_and_gradient(params, config, rows)
+        for shape in MESHES:
+            devices = jax.devices()[: math.prod(shape)]
+            axes = ("data", "fsdp", "tensor")
+            mesh: Mesh = jax.make_mesh(shape, axes, (AxisType.Auto,) * 3, devices=devices)
+            where = families.param_shardings(mesh, config)
+            of_rows = jax.device_put(rows, sharding(mesh, ("rows", None), (8, 16)))
+            with jax.set_mesh(mesh):
+                got = loss_and_gradient(jax.device_put(params, where), config, of_rows)
+            results[f"{name} {'x'.join(map(str, shape))}"] = largest_difference(got, want)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""On meshes, windows and experts give what one device gives."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).with_name("sharded_families.py")
+ROOT = Path(__file__).parents[2]
+# Nearly all of the time goes to compiling.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def test_sharded_equals_single_device():
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, str(SCRIPT)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, "XLA_FLAGS": FLAGS},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    differences = json.loads(run.stdout.splitlines()[-1])
+    assert len(differences) == 8
+    assert max(differences.values()) < 1e-5, differences
