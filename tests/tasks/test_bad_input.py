@@ -78,7 +78,7 @@ CASES = {
         "train, row 2: demonstration 1 has 17 tokens, but rollout.max_new_tokens is 16",
     ),
     "nothing left": (
-        ["--data.max_prompt_tokens=4", "--data.too_long=drop"],
+        ["--data.max_prompt_tokens=8", "--data.too_long=drop"],
         "ood: no prompt fits, so nothing is left of the set",
     ),
     "prompt too long": (jsonl("long_prompt"), "but data.max_prompt_tokens is 12"),
