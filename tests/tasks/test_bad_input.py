@@ -64,6 +64,14 @@ CASES = {
         "28 tokens exceed the model's",
     ),
     "no data": (["--data.train=null"], "exactly one of data.train and data.mixture"),
+    "misspelt key of a source": (
+        ["--data.train.file={dir}/kind.jsonl"],
+        "error: Parser key \"data.train\": Option 'file' is not accepted\n",
+    ),
+    "ill-typed key of a source": (
+        ["--data.train.procedural.count=many"],
+        'error: Parser key "data.train": Parser key "procedural": Parser key "count": Expected',
+    ),
     "two sources": (
         ["--data.train.files={dir}/kind.jsonl"],
         "data.train must have exactly one of files, hub, procedural, gym, but has files and",
