@@ -42,6 +42,14 @@ def after_reasoning(completion: str, require_think: bool) -> str | None:
     return None if require_think and not opened else tail.strip()
 
 
+class Box(NamedTuple):
+    """What \\boxed{...} holds, and where in the text it begins and ends."""
+
+    text: str
+    start: int
+    end: int
+
+
 def answer_of(completion: str, require_think: bool) -> Answer | None:
     """What `find_answer` finds behind the reasoning."""
     tail = after_reasoning(completion, require_think)
@@ -55,27 +63,28 @@ def find_answer(tail: str) -> Answer | None:
     """
     tail = tail[-MAX_TAIL:]
     boxes = find_boxes(tail)
-    text = boxes[-1] if boxes else _answer_line(tail)
+    text = boxes[-1].text if boxes else _answer_line(tail)
     if text is None:
         return Answer(plain(tail[-MAX_ANSWER:]), False) if tail.strip() else None
     answer = plain(text)
     return Answer(answer, True) if 0 < len(answer) <= MAX_ANSWER else None
 
 
-def find_boxes(text: str) -> list[str]:
-    """Contents of every \\boxed{...} whose braces balance, in the order in which they close.
+def find_boxes(text: str) -> list[Box]:
+    """Every \\boxed{...} whose braces balance, in the order in which they close.
 
-    In: "\\boxed{\\frac{1}{2}} and \\boxed{3".  Out: ["\\frac{1}{2}"].
+    In: "\\boxed{\\frac{1}{2}} and \\boxed{3".  Out: [Box("\\frac{1}{2}", 0, 18)].
     """
-    open_braces: list[int | None] = []  # where a box's content starts; None of other braces
+    open_braces: list[re.Match[str]] = []
     boxes = []
     for token in _BRACES.finditer(text):
         if token[0] == "}" and open_braces:
-            start = open_braces.pop()
-            if start is not None:
-                boxes.append(text[start : token.start()])
+            opened = open_braces.pop()
+            if opened[0] != "{":
+                content = text[opened.end() : token.start()]
+                boxes.append(Box(content, opened.start(), token.end()))
         elif token[0].endswith("{") and token[0] != "\\{":
-            open_braces.append(token.end() if token[0] != "{" else None)
+            open_braces.append(token)
     return boxes
 
 
