@@ -6,6 +6,7 @@ mistake of the user is a `UsageError`: one sentence that names the key.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
@@ -34,9 +35,29 @@ def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
     try:
         values = _parser().instantiate(_parser().parse_args(list(flags)))
     except jsonargparse.ArgumentError as error:
-        raise UsageError(" ".join(str(error).split())) from None
+        raise UsageError(_in_one_line(str(error))) from None
     fields = {field.name: values[field.name] for field in dataclasses.fields(RunConfig)}
     return cast(Verb, verb), RunConfig(**fields)
+
+
+# What jsonargparse says around a mistake inside a section that may be null.
+_AROUND = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - "
+    r"(?:Problem with given class_path '[^']*': )?"
+)
+
+
+def _in_one_line(message: str) -> str:
+    """In a section that may be null, only what is wrong with it as a section.
+
+    In: Parser key "data.train": Does not validate ... class_path ...: Option 'file' is not
+    accepted - Expected a <class 'NoneType'> ...
+    Out: Parser key "data.train": Option 'file' is not accepted
+    """
+    line = " ".join(message.split())
+    if "given class_path" not in line:
+        return line
+    return _AROUND.sub("", line).partition(" - Expected a <class 'NoneType'>")[0]
 
 
 class _Files(jsonargparse.ActionConfigFile):

@@ -18,7 +18,7 @@ from etils import epath
 from srft_jax.config import UsageError
 from srft_jax.data.rows import Row
 
-BATCH = 1024  # rows turned into Python's objects at a time
+BATCH = 128  # rows turned into Python's objects at a time
 
 
 def read_parquet(path: epath.Path) -> Iterator[Row]:

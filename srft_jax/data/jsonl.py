@@ -1,5 +1,6 @@
 """Rows of JSON: one object a line, or a list of objects."""
 
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def _row(where: str, text: bytes) -> Row:
     if not text.strip():
         return Row(where, problem="an empty line, but a row is an object.")
     try:
-        value = json.loads(text.decode("utf-8"), parse_float=_finite, parse_constant=_null)
+        value = _decoder().decode(text.decode("utf-8"))
     except UnicodeDecodeError as error:
         byte = f"byte 0x{text[error.start]:02x} in column {error.start + 1}"
         return Row(where, problem=f"not UTF-8: {byte}.")
@@ -55,6 +56,11 @@ def _row(where: str, text: bytes) -> Row:
     if _deep(value):
         return Row(where, problem=f"nested deeper than {MAX_DEPTH} levels.")
     return Row(where, value)
+
+
+@functools.cache  # json.loads with options would make one for every row
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(parse_float=_finite, parse_constant=_null)
 
 
 def _finite(text: str) -> float | None:

@@ -17,6 +17,7 @@ Where the table does not say otherwise, a row of any schema may have `demonstrat
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -172,10 +173,16 @@ def misspelt_fields(row: Mapping[str, Any], schema: Schema) -> list[str]:
     """
     if "prompt" in schema.mapped:
         return []
-    absent = [field for field in OPTIONAL if field not in row]
-    read = whole_columns(schema)
+    absent = tuple(field for field in OPTIONAL if field not in row)
+    others = row.keys() - whole_columns(schema)
     return [
-        f"unknown field {name!r}; did you mean {close[0]!r}?"
+        f"unknown field {name!r}; did you mean {field!r}?"
         for name in row
-        if name not in read and (close := difflib.get_close_matches(name, absent, n=1, cutoff=0.8))
+        if name in others and (field := _resembled(name, absent))
     ]
+
+
+@functools.lru_cache(maxsize=4096)  # most rows of a file have the same columns
+def _resembled(name: str, fields: tuple[str, ...]) -> str | None:
+    close = difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
+    return close[0] if close else None

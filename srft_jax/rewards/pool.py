@@ -209,13 +209,14 @@ class RewardPool:
         return len(job.results) < len(job.requests)
 
     def _waits_elsewhere(self, job: _Job) -> bool:
-        """Queues a request again that lines up behind another one; the first answer counts.
+        """Queues a request again that lines up behind others; the first answer counts.
 
-        Or four slow ones that went to the same worker would be slow one after the other.
+        Or four slow ones that went to the same worker would be slow one after the other. It is the
+        last in line, which that worker is not about to begin.
         """
         in_flight = [number for worker in self._workers for number in worker.in_flight]
         for worker in self._workers:
-            for number in list(worker.in_flight)[1:]:
+            for number in reversed(list(worker.in_flight)[1:]):
                 if number not in job.results and in_flight.count(number) == 1:
                     job.queue.append(number)
                     return True
@@ -241,11 +242,8 @@ class RewardPool:
             except EOFError:
                 self._blame(worker, job, "crash", "the worker process died")
         now = time.monotonic()  # after receiving: a worker is not late because its parent is
-        for worker in list(self._workers):
-            at = job.results.get(worker.in_flight[0]) if worker.in_flight else None
-            # Nobody waits twice for what was too slow elsewhere.
-            if worker.deadline <= now or (at and at.verdict == "timeout"):
-                self._blame(worker, job, "timeout", "no verdict in time")
+        for worker in [worker for worker in self._workers if worker.deadline <= now]:
+            self._blame(worker, job, "timeout", "no verdict in time")
 
     def _blame(self, worker: WorkerProcess, job: _Job, verdict: Verdict, error: str) -> None:
         """Replaces a worker, fails the request it was at and takes back those behind it.

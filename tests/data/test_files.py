@@ -90,7 +90,7 @@ def test_a_json_file_may_hold_one_list(tmp_path):
         (b'{"prompt": "1"', "not JSON: Expecting ',' delimiter in column 15."),
         (b"  ", "an empty line, but a row is an object."),
         (b'{"prompt": "\xff"}', "not UTF-8: byte 0xff in column 13."),
-        (b'\xef\xbb\xbf{"prompt": "1"}', "not JSON: Unexpected UTF-8 BOM"),
+        (b'\xef\xbb\xbf{"prompt": "1"}', "not JSON: Expecting value in column 1."),
         (b'{"prompt": ' + b"9" * 5000 + b"}", "a number has too many digits."),
         (b"[" * 150 + b"]" * 150, "nested deeper than 100 levels."),
         (b"[" * 99_999 + b"]" * 99_999, "nested deeper than 100 levels."),

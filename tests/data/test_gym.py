@@ -99,6 +99,19 @@ def test_an_unknown_generator(toy):
         gym.load(GymConfig("tody"), "train")
 
 
+def test_generators_that_differ_between_processes_need_a_hash_seed(toy, monkeypatch):
+    monkeypatch.setattr(gym, "UNSTABLE", {"toy"})
+    for value in (None, "random"):
+        if value is None:
+            monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+        else:
+            monkeypatch.setenv("PYTHONHASHSEED", value)
+        with pytest.raises(UsageError, match="toy gives other problems .* PYTHONHASHSEED=0"):
+            load()
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    assert len(load()) == 100
+
+
 def test_too_few_problems_are_told_with_the_numbers(toy, monkeypatch):
     """Of the numbers below 40, 0 to 2 have no answer that can be verified."""
     monkeypatch.setattr(Toy, "__getitem__", without_none(Toy.__getitem__))

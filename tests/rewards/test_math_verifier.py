@@ -41,6 +41,8 @@ def verdict(completion: str, gold: str, **options: object) -> str:
         ("#### 18", "18", "right"),
         (r"First \boxed{3}, or rather \boxed{4}.", "4", "right"),
         (r"First \boxed{3}, or rather \boxed{4}.", "3", "wrong"),
+        (r"First \boxed{x+3}, or rather \boxed{x+4}.", "$4+x$", "right"),
+        (r"First \boxed{x+3}, or rather \boxed{x+4}.", "$3+x$", "wrong"),
         (r"$\boxed{1}, \boxed{2}$", r"$\{1, 2\}$", "right"),
         (r"$\boxed{1}, \boxed{2}$", "2", "wrong"),
         (r"\boxed{0.333333}", r"\frac13", "right"),  # six decimals of a float count

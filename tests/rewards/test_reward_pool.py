@@ -142,7 +142,10 @@ def test_bad_requests_crash_by_themselves(pool: RewardPool) -> None:
 def test_a_users_scorer_gets_metadata_and_may_return_any_number() -> None:
     kind = "user_scorers:length"
     with RewardPool(kinds=[kind, "final_answer"]) as pool:
-        requests = [RewardRequest(kind, "abc", "", {"scale": 2.0}), RewardRequest(kind, "", "")]
+        requests = [
+            RewardRequest(kind, "abc", "", {"scale": 2.0, "gold": "x"}),
+            RewardRequest(kind, "", ""),
+        ]
         assert [(r.reward, r.verdict) for r in pool.score(requests)] == [
             (1.5, "right"),
             (0.0, "wrong"),

@@ -72,6 +72,14 @@ CASES = {
         "28 tokens exceed the model's",
     ),
     "no data": (["--data.train=null"], "exactly one of data.train and data.mixture"),
+    "misspelt key of a source": (
+        ["--data.train.file={dir}/kind.jsonl"],
+        "error: Parser key \"data.train\": Option 'file' is not accepted\n",
+    ),
+    "ill-typed key of a source": (
+        ["--data.train.procedural.count=many"],
+        'error: Parser key "data.train": Parser key "procedural": Parser key "count": Expected',
+    ),
     "two sources": (
         ["--data.train.files={dir}/kind.jsonl"],
         "data.train must have exactly one of files, hub, procedural, gym, but has files and",
@@ -101,7 +109,7 @@ CASES = {
         "train, row 2: demonstration 1 has 17 tokens, but rollout.max_new_tokens is 16",
     ),
     "nothing left": (
-        ["--data.max_prompt_tokens=4", "--data.too_long=drop"],
+        ["--data.max_prompt_tokens=8", "--data.too_long=drop"],
         "ood: no prompt fits, so nothing is left of the set",
     ),
     "prompt too long": (jsonl("long_prompt"), "but data.max_prompt_tokens is 12"),

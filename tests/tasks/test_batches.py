@@ -7,7 +7,7 @@ import pytest
 from made_groups import LENGTH_CAP, made_completion, made_group, setup_of
 
 from srft_jax.batch import Role
-from srft_jax.tasks.batches import gate, group_sequences, make_updates
+from srft_jax.tasks.batches import demonstration_sequence, gate, group_sequences, make_updates
 from srft_jax.tasks.streams import Streams
 
 SELF, DEMONSTRATION = Role.SELF, Role.DEMONSTRATION
@@ -60,6 +60,23 @@ def test_the_gate_is_in_the_batch(tmp_path):
     assert tokens_of(update.batch, SELF) == 3 * 4
     expected = len(setup.encoded.train[1].demonstrations[0])
     assert tokens_of(update.batch, DEMONSTRATION) == expected
+
+
+def test_behavior_logprobs_of_a_demonstration_are_its_old_logprobs(tmp_path):
+    setup = setup_of(tmp_path, "srft")
+    demonstration = setup.encoded.train[0].demonstrations[0]
+    known = -np.arange(1.0, 1 + len(demonstration))
+    example = dataclasses.replace(setup.encoded.train[0], behavior_logprobs=(known,))
+    train = (example, *setup.encoded.train[1:])
+    encoded = dataclasses.replace(setup.encoded, train=train)
+    setup = dataclasses.replace(setup, encoded=encoded)
+    first, second = (demonstration_sequence(setup, (index, 0)) for index in (0, 1))
+    assert first.old_logprobs is known and second.old_logprobs is None
+    [update] = updates_of(setup, [made_group(0, [1, 0, 0]), made_group(1, [1, 0, 0])])
+    of_demonstrations = update.batch.rows.role == DEMONSTRATION
+    old = update.batch.rows.old_logprobs[of_demonstrations]
+    assert sorted(old[old != 0]) == sorted(known)
+    assert (old == 0).sum() == len(setup.encoded.train[1].demonstrations[0])
 
 
 class TestFilters:

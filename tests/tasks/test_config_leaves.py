@@ -86,6 +86,14 @@ def program(config):
     return str(closed.jaxpr), [np.asarray(x).tolist() for x in closed.consts]
 
 
+def too_long(config):
+    """The count of it, or the mistake it is."""
+    try:
+        return prepare(config).dropped
+    except UsageError as error:
+        return str(error)
+
+
 def gradient_program(config):
     """Backward pass as JAX sees it."""
     setup = prepare(config)
@@ -288,7 +296,7 @@ TABLE = {
     **source_rows("data.ood"),
     "data.benchmarks": Change("{one: {files: {dir}/b.jsonl}}"),
     "data.system_prompt": Change("Be brief.", Refused("refuses a conversation with the roles sys")),
-    "data.too_long": Change("drop", base=("--rollout.max_new_tokens=9",)),
+    "data.too_long": Change("drop", too_long, base=("--rollout.max_new_tokens=6",)),
     "data.prompts_per_step": Change("6"),
     "data.max_prompt_tokens": Change("5", Refused("but data.max_prompt_tokens is 5")),
     "rollout.completions_per_prompt": Change("4"),

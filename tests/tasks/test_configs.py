@@ -52,3 +52,20 @@ def test_flags_override_the_file(tmp_path):
     assert tiny_config(tmp_path).training.num_steps == 6
     config = tiny_config(tmp_path, "--training.num_steps=7")
     assert (config.training.num_steps, config.training.checkpoint_every) == (7, 3)
+
+
+def test_several_files_join_their_benchmarks(tmp_path):
+    """Of all other keys the last file's hold, and flags hold over files."""
+    (tmp_path / "a.yaml").write_text(
+        "seed: 1\ndata:\n  train: {files: a, kind: math}\n  benchmarks: {one: {files: a}}\n"
+    )
+    (tmp_path / "b.yaml").write_text(
+        "data:\n  train: {files: b}\n  benchmarks: {two: {files: b}}\n"
+    )
+    files = [f"--config={tmp_path}/{name}.yaml" for name in "ab"]
+    config = parse([*files, "--data.benchmarks.one.limit=3"])[1]
+    assert (config.seed, config.data.train.files, config.data.train.kind) == (1, "b", "math")
+    assert {name: (x.files, x.limit) for name, x in config.data.benchmarks.items()} == {
+        "one": ("a", 3),
+        "two": ("b", None),
+    }

@@ -1,12 +1,15 @@
 """What is sampled for a step: groups, refills, and completions that start with a demonstration."""
 
+import json
+import re
+import shutil
 from unittest import mock
 
 import numpy as np
 import pytest
-from dry_run import traced_run
+from dry_run import dry_generate, traced_run
 from made_groups import made_completion, made_progress, setup_of
-from tiny_runs import tiny_config
+from tiny_runs import ROOT, tiny_config
 
 from srft_jax.evaluation import verified
 from srft_jax.evaluation.verdicts import Scored
@@ -221,3 +224,16 @@ class TestPrefixes:
         setup = setup_of(tmp_path, "prefix_rft", **self.SHARE)
         pair = (0, -1)
         assert rollouts._forced(setup, setup.stage_at(1), 1, *pair) == ()
+
+
+def test_every_stop_id_of_the_model_ends_completions(tmp_path):
+    """In rollouts, evaluations and the verb generate."""
+    shutil.copytree(ROOT / "assets" / "tokenizer", tmp_path / "tokenizer")
+    stops = json.dumps({"eos_token_id": [0, 1]})
+    (tmp_path / "tokenizer" / "generation_config.json").write_text(stops)
+    arguments = f"--model.tokenizer={tmp_path}/tokenizer", "--training.num_steps=1"
+    config = tiny_config(tmp_path / "run", *arguments)
+    sampled = [line for line in traced_run(config).lines if line.startswith("sample ")]
+    assert len(sampled) == 3  # before the step, in it and after it
+    for call in [*sampled, dry_generate(config)]:
+        assert set(re.findall(r'"stop_ids": (\[.*?\])', call)) == {"[1, 0]"}

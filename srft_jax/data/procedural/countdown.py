@@ -25,7 +25,8 @@ def spaces(size: int) -> list[Space]:
 def _problem(size: int, index: int) -> Problem:
     choices, index = divmod(index, (MOST - LEAST + 1) ** size)
     first, *others = (LEAST + digit for digit in digits(index, MOST - LEAST + 1, size))
-    value, expression, steps, last = first, str(first), list[str](), "*"
+    value, expression, steps = first, str(first), list[str]()
+    last = "*"  # as after it, no brackets are needed around a number
     for number, choice in zip(others, digits(choices, SIGNS, size - 1), strict=True):
         results = _results(value, number)
         sign = list(results)[choice % len(results)]

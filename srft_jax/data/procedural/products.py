@@ -1,8 +1,10 @@
 """Products of two numbers, by long multiplication: a partial product for each digit, added up:
 
-prompt          123*45
-demonstration   <think>123*40=4920, 123*5=615, 4920+615=5535</think>5535
-size            digits of the two factors together, the first having as many or one more
+    prompt          123*45
+    demonstration   <think>123*40=4920, 123*5=615, 4920+615=5535</think>5535
+    size            digits of the two factors together, the first having as many or one more
+
+With more digits the products so far are added up after each one.
 """
 
 import functools

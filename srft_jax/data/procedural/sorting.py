@@ -1,8 +1,10 @@
 """Sorting numbers from 0 to 99, by inserting one after the other:
 
-prompt          sort 52 7 81 33
-demonstration   <think>7 52, 7 52 81, 7 33 52 81</think>7 33 52 81
-size            numbers
+    prompt          sort 52 7 81 33
+    demonstration   <think>7 52, 7 52 81, 7 33 52 81</think>7 33 52 81
+    size            numbers
+
+Numbers may come twice.
 """
 
 import bisect

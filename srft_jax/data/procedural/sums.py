@@ -1,8 +1,10 @@
 """Sums of two-digit numbers, by running totals:
 
-prompt          35+40+17
-demonstration   <think>35+40=75, 75+17=92</think>92
-size            terms
+    prompt          35+40+17
+    demonstration   <think>35+40=75, 75+17=92</think>92
+    size            terms
+
+Single digits would spell a chain, which has another answer.
 """
 
 import functools
@@ -10,7 +12,7 @@ import itertools
 
 from srft_jax.data.procedural.problem import Problem, Space, digits
 
-LEAST, MOST = 10, 99  # single digits would spell a chain
+LEAST, MOST = 10, 99
 
 
 def spaces(size: int) -> list[Space]:
