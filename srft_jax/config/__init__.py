@@ -2,11 +2,14 @@
 
 from srft_jax.config.command_line import Verb, parse, read_yaml, to_yaml
 from srft_jax.config.errors import RunError, UsageError
+from srft_jax.config.lora import LoraConfig
 from srft_jax.config.objective import Aggregation, ObjectiveConfig
 from srft_jax.config.sections import (
+    AdaptedModelConfig,
     ArithmeticConfig,
     DataConfig,
     EvaluationConfig,
+    ExportConfig,
     GenerateConfig,
     JsonlConfig,
     MeshConfig,
@@ -21,12 +24,15 @@ from srft_jax.config.sections import (
 )
 
 __all__ = [
+    "AdaptedModelConfig",
     "Aggregation",
     "ArithmeticConfig",
     "DataConfig",
     "EvaluationConfig",
+    "ExportConfig",
     "GenerateConfig",
     "JsonlConfig",
+    "LoraConfig",
     "MeshConfig",
     "ModelConfig",
     "ModelSection",

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from srft_jax.config.lora import LoraConfig
 from srft_jax.config.objective import ObjectiveConfig
 
 
@@ -42,6 +43,16 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AdaptedModelConfig(ModelConfig):
+    """The same decoder with low-rank adapters beside its matrices.
+
+    No section of a file: made from an architecture and `model.lora` by `models.lora.adapted`.
+    """
+
+    lora: LoraConfig = LoraConfig()
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelSection:
     """Where the weights come from and how they are computed with.
 
@@ -49,6 +60,7 @@ class ModelSection:
         path: Hugging Face directory to start from; excludes `architecture`.
         architecture: Start from random weights of this shape; excludes `path`.
         tokenizer: Hugging Face directory of the tokenizer; by default `path`.
+        lora: Train low-rank adapters instead of the parameters themselves.
         reference: Hugging Face directory of the reference policy, for objectives with a KL; by
             default `path`, also after a first stage of SFT.
         dtype: Of activations and matmul inputs. Parameters, log-probs and losses stay float32.
@@ -59,6 +71,7 @@ class ModelSection:
     path: str | None = None
     architecture: ModelConfig | None = None
     tokenizer: str | None = None
+    lora: LoraConfig | None = None
     reference: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "block"] = "dots"
@@ -301,6 +314,18 @@ class GenerateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What training ends with, and the verb `export`.
+
+    Args:
+        lora: Of a run with `model.lora`: the whole model with the adapters merged into its
+            matrices, or the adapters alone, in the format of PEFT.
+    """
+
+    lora: Literal["merged", "adapter"] = "merged"
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One run.
 
@@ -316,6 +341,7 @@ class RunConfig:
         training: The loop and the optimizer.
         evaluation: Scores.
         generate: The verb `generate`.
+        export: The trained model as a directory.
         report: What the run shows.
     """
 
@@ -330,4 +356,5 @@ class RunConfig:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from srft_jax.config import ModelConfig, UsageError
 from srft_jax.mesh import sharding
-from srft_jax.models import families
+from srft_jax.models import families, lora
 from srft_jax.models.config_hf import read_config, read_json, to_hf_config, write_json
 from srft_jax.models.decoder import Params
 
@@ -71,6 +71,8 @@ def save_hf(
 ) -> None:
     """Writes a Hugging Face directory that transformers and `load_hf` read; weights are float32.
 
+    Adapters are merged into the matrices that they stand beside.
+
     Everything is written to a sibling directory first and renamed at the end: a killed export
     leaves `path` as it was.
 
@@ -85,7 +87,7 @@ def save_hf(
         ValueError: `params` are not of this architecture.
     """
     _check_params(model_config, params)
-    with _replaced_directory(Path(path)) as directory:
+    with replaced_directory(Path(path)) as directory:
         _write_tensors(directory, _to_hf_tensors(model_config, params))
         ids: dict[str, int | None] = {}
         if tokenizer is not None:
@@ -123,7 +125,7 @@ def _tensor_files(directory: Path) -> list[Path]:
     raise UsageError(f"{directory} holds neither {single.name} nor {index.name}")
 
 
-def _hf_names(row: families.Parameter, config: ModelConfig) -> list[str]:
+def hf_names(row: families.Parameter, config: ModelConfig) -> list[str]:
     """One name a layer, in order; one name where the parameter is not stacked."""
     return [row.hf_name.format(layer=n) for n in range(config.num_layers if row.stacked else 1)]
 
@@ -132,7 +134,7 @@ def _check_tensors(tensors: dict[str, Any], config: ModelConfig, directory: Path
     expected = {}
     for row in families.parameters(config):
         shape = families.shape(row, config)
-        for name in _hf_names(row, config):
+        for name in hf_names(row, config):
             expected[name] = shape[::-1] if row.transpose else shape
     found = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
     misshapen = [
@@ -163,7 +165,7 @@ def _read_parameter(
     mesh: Mesh | None,
     dtype: np.dtype,
 ) -> jax.Array:
-    names = _hf_names(row, config)
+    names = hf_names(row, config)
     shape = families.stacked_shape(row, config)
 
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -199,10 +201,10 @@ def _check_params(config: ModelConfig, params: Params) -> None:
 
 def _to_hf_tensors(config: ModelConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    for row in families.parameters(config):
-        host = np.asarray(flat[row.path], np.float32)
+    for row in families.parameters(lora.base(config)):
+        host = np.asarray(lora.merged(flat, row, config), np.float32)
         for name, tensor in zip(
-            _hf_names(row, config), host if row.stacked else [host], strict=True
+            hf_names(row, config), host if row.stacked else [host], strict=True
         ):
             yield name, np.ascontiguousarray(tensor.T if row.transpose else tensor)
 
@@ -242,13 +244,13 @@ def _shards(tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[dict[str, np.
 
 
 @contextlib.contextmanager
-def _replaced_directory(path: Path) -> Iterator[Path]:
+def replaced_directory(path: Path) -> Iterator[Path]:
     """An empty directory that becomes `path` when the block ends well.
 
     What a killed export left behind is cleared by the next one.
     """
     path = path.resolve()
-    if path.exists() and not (path / "config.json").is_file() and not _is_empty_directory(path):
+    if path.exists() and not _is_export(path):
         raise UsageError(f"{path} exists and is not a Hugging Face model, so it is not overwritten")
     partial = path.with_name(f".{path.name}.export")
     replaced = path.with_name(f".{path.name}.replaced")
@@ -264,5 +266,7 @@ def _replaced_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced)
 
 
-def _is_empty_directory(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def _is_export(path: Path) -> bool:
+    """Of a model or of adapters, or an empty directory."""
+    files = (path / name for name in ("config.json", "adapter_config.json"))
+    return any(file.is_file() for file in files) or (path.is_dir() and not any(path.iterdir()))

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from srft_jax.batch import KVCache
-from srft_jax.config import ModelConfig
+from srft_jax.config import AdaptedModelConfig, ModelConfig
 from srft_jax.mesh import split_axes
 from srft_jax.models import families
 from srft_jax.ops.attention import packed_attention
@@ -63,6 +63,8 @@ class ForwardOutput:
 def _initializer(parameter: families.Parameter, config: ModelConfig) -> nn.initializers.Initializer:
     if parameter.init == "normal":
         return nn.initializers.normal(config.init_std)
+    if parameter.init == "fan_in":  # uniform up to 1 / sqrt(in) in each layer
+        return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=0)
     return nn.initializers.ones if parameter.init == "ones" else nn.initializers.zeros
 
 
@@ -91,20 +93,33 @@ class Block(nn.Module):
             cos_sin: Rotary tables of the new tokens, [B, T, H / 2] each.
             attend: From new queries, keys and values to mixed values.
         """
-        dtype = x.dtype
         with jax.named_scope("attention"):
             normed = rms_norm(x, self.attention_norm, self.config.norm_epsilon)
             mixed = attend(*self._query_key_value(normed, cos_sin))
-            x = x + mixed.reshape(x.shape[0], -1) @ self.output.astype(dtype)
+            x = x + self._products(mixed.reshape(x.shape[0], -1), "output")[0]
             x = checkpoint_name(x, "middle")
         with jax.named_scope("mlp"):
             normed = rms_norm(x, self.mlp_norm, self.config.norm_epsilon)
             gate, up = self._products(normed, "gate", "up")
             gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
-            return x + (nn.silu(gate) * up) @ self.down.astype(dtype)
+            return x + self._products(nn.silu(gate) * up, "down")[0]
 
-    def _products(self, x: Float[Array, "BT D"], *names: str) -> list[Array]:
-        """x times each of these matrices, which is one product where they are joined."""
+    def _products(self, x: Float[Array, "BT in"], *names: str) -> list[Array]:
+        """x times each of these matrices, with their adapters."""
+        products = zip(names, self._plain_products(x, *names), strict=True)
+        return [self._with_adapter(name, x, product) for name, product in products]
+
+    def _with_adapter(
+        self, name: str, x: Float[Array, "BT in"], product: Float[Array, "BT out"]
+    ) -> Float[Array, "BT out"]:
+        """x W + scale (x A) B. W + scale A B is never formed, nor is a gradient of its shape."""
+        if not isinstance(self.config, AdaptedModelConfig) or name not in self.config.lora.targets:
+            return product
+        a, b = (getattr(self, factor).astype(x.dtype) for factor in families.adapter_names(name))
+        return product + self.config.lora.scale * ((x @ a) @ b)
+
+    def _plain_products(self, x: Float[Array, "BT in"], *names: str) -> list[Array]:
+        """Without adapters; one product where matrices are joined."""
         if not self.joined:
             return [x @ getattr(self, name).astype(x.dtype) for name in names]
         shapes = families.block_shapes(self.config, as_joined=False)

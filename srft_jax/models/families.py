@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from srft_jax.config import ModelConfig
+from srft_jax.config import AdaptedModelConfig, ModelConfig
 from srft_jax.mesh import sharding
 
 
@@ -23,9 +23,10 @@ class Parameter:
     path: str  # in the nested dict, "/" between keys
     axes: tuple[str, ...]
     hf_name: str  # "{layer}" stands for the layer's number
-    init: Literal["normal", "ones", "zeros"] = "normal"
+    init: Literal["normal", "ones", "zeros", "fan_in"] = "normal"
     transpose: bool = False  # Hugging Face stores [out, in], we compute x @ [in, out]
     untied_only: bool = False  # absent where the head is the embedding
+    is_adapter: bool = False  # a low-rank factor beside a matrix, see `_adapter`
 
     @property
     def stacked(self) -> bool:
@@ -78,9 +79,35 @@ FAMILIES: dict[str, tuple[Parameter, ...]] = {"qwen2": QWEN2}
 
 
 def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
-    """Rows of the table that this model has."""
-    return tuple(
+    """Rows of the table that this model has, those of adapters last."""
+    rows = tuple(
         p for p in FAMILIES[config.family] if not (p.untied_only and config.tie_embeddings)
+    )
+    if not isinstance(config, AdaptedModelConfig):
+        return rows
+    adapted = [row for row in rows if row.stacked and row.name in config.lora.targets]
+    return rows + tuple(factor for row in adapted for factor in _adapter(row))
+
+
+def adapter_names(name: str) -> tuple[str, str]:
+    """Of the two low-rank factors beside a matrix."""
+    return f"{name}_lora_a", f"{name}_lora_b"
+
+
+def _adapter(row: Parameter) -> tuple[Parameter, Parameter]:
+    """Beside a matrix [in, out]: A [in, r] and B [r, out], in PEFT's names and initialised as PEFT
+    does, so that their product starts at 0."""
+    inputs, outputs = row.axes
+    a, b = adapter_names(row.path)
+    module = "base_model.model." + row.hf_name.removesuffix("weight")
+    whole = dataclasses.replace(row, is_adapter=True)
+    return (
+        dataclasses.replace(
+            whole, path=a, axes=(inputs, "rank"), hf_name=module + "lora_A.weight", init="fan_in"
+        ),
+        dataclasses.replace(
+            whole, path=b, axes=("rank", outputs), hf_name=module + "lora_B.weight", init="zeros"
+        ),
     )
 
 
@@ -93,6 +120,8 @@ def shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
         "kv_heads": config.num_kv_heads * config.head_dim,
         "mlp": config.mlp_dim,
     }
+    if isinstance(config, AdaptedModelConfig):
+        sizes["rank"] = config.lora.rank
     return tuple(sizes[axis] for axis in parameter.axes)
 
 

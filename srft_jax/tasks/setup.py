@@ -14,6 +14,7 @@ from srft_jax.data.encoding import EncodedExample, EncodedSets, encode_sets
 from srft_jax.data.examples import Example, ExampleSets
 from srft_jax.data.sources import load_sets
 from srft_jax.mesh import make_mesh
+from srft_jax.models import lora
 from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import Runtime
 from srft_jax.models.tokenizer import Tokenizer, load_tokenizer
@@ -36,7 +37,7 @@ class Setup:
         tokenizer: Of the model.
         sets: Problems as text.
         encoded: The same problems as ids.
-        model_config: Architecture.
+        model_config: Architecture, with its adapters where `model.lora` is set.
         mesh: Devices.
     """
 
@@ -94,6 +95,11 @@ class Setup:
         return self.config.data.max_prompt_tokens + self.config.rollout.max_new_tokens - 1
 
     @property
+    def base_is_reference(self) -> bool:
+        """The frozen parameters of a run with LoRA are those of the reference policy."""
+        return self.config.model.lora is not None and self.config.model.reference is None
+
+    @property
     def reference_path(self) -> str | None:
         """Hugging Face directory of the reference policy."""
         return self.config.model.reference or self.config.model.path
@@ -145,9 +151,10 @@ def prepare(config: RunConfig) -> Setup:
         max_prompt_tokens=config.data.max_prompt_tokens,
         max_new_tokens=config.rollout.max_new_tokens,
     )
-    architecture = _architecture(config)
+    architecture = lora.adapted(_architecture(config), config.model.lora)
     setup = Setup(config, objective, tokenizer, sets, encoded, architecture, make_mesh(config.mesh))
     _check_model(setup)
+    _check_export(config)
     _check_reference(setup)
     _check_data(setup)
     return setup
@@ -216,20 +223,31 @@ def _check_model(setup: Setup) -> None:
         )
 
 
+def _check_export(config: RunConfig) -> None:
+    """Adapters alone are of use to somebody who has the base."""
+    if config.export.lora == "adapter" and (config.model.lora is None or config.model.path is None):
+        missing = "model.lora" if config.model.lora is None else "model.path"
+        raise UsageError(
+            f"export.lora = adapter needs {missing}, which is not set: adapters alone are exported "
+            "beside the model that they were trained on"
+        )
+
+
 # Of an architecture, what does not change the function that the weights compute.
 _NOT_COMPARED = {"init_std", "max_positions"}
 
 
 def _check_reference(setup: Setup) -> None:
     """A reference policy is there where one is needed, and shaped like the policy."""
-    if not setup.objective.uses_reference:
+    if not setup.objective.uses_reference or setup.base_is_reference:
         return
     if setup.reference_path is None:
         raise UsageError(
             f"objective.preset = {setup.config.objective.preset} needs a reference policy for its "
             f"KL (objective.kl = {setup.objective.kl}): set model.reference or model.path"
         )
-    policy, reference = vars(setup.model_config), vars(read_config(Path(setup.reference_path)))
+    policy = vars(lora.base(setup.model_config))
+    reference = vars(read_config(Path(setup.reference_path)))
     different = [
         f"{name} = {reference[name]} (the policy has {policy[name]})"
         for name in policy.keys() - _NOT_COMPARED

@@ -1,10 +1,13 @@
 """Parameters and train states of a run: fresh, abstract, or from its newest checkpoint."""
 
+from collections.abc import Callable
+
 import jax
 import optax
 
 from srft_jax.batch import TrainState
 from srft_jax.config import OptimizerConfig, UsageError
+from srft_jax.models import lora
 from srft_jax.models.checkpoint_hf import load_hf
 from srft_jax.models.decoder import Params, init_params
 from srft_jax.tasks.setup import Setup
@@ -40,26 +43,58 @@ def optimizers_of(setup: Setup) -> dict[str, optax.GradientTransformation]:
     }
 
 
-def load_params(setup: Setup) -> Params:
-    """Initial float32 parameters, on their shards: from `model.path`, or random from the seed."""
-    if setup.config.model.path is not None:
-        return load_hf(setup.config.model.path, mesh=setup.mesh)[1]
-    shardings = param_shardings(setup.mesh, setup.model_config)
-    init = jax.jit(lambda key: init_params(setup.model_config, key), out_shardings=shardings)
+def _random_params(setup: Setup, part: Callable[[Params], Params]) -> Params:
+    """A part of the parameters that the run's seed makes; nothing else is allocated."""
+    config = setup.model_config
+    init = jax.jit(
+        lambda key: part(init_params(config, key)),
+        out_shardings=part(param_shardings(setup.mesh, config)),
+    )
     return init(jax.random.fold_in(jax.random.key(setup.config.seed), 0))
 
 
-def load_reference(setup: Setup) -> Params | None:
-    """Parameters of the reference policy, on their shards; None for an objective without one."""
+def _load_trained(setup: Setup) -> Params:
+    """Initial float32 parameters that training changes: from `model.path`, or random. Adapters are
+    random, and their product is 0."""
+    model = setup.config.model
+    if model.path is not None and model.lora is None:
+        return load_hf(model.path, mesh=setup.mesh)[1]
+    return _random_params(setup, lambda tree: lora.trained(tree, setup.model_config))
+
+
+def load_frozen(setup: Setup) -> Params:
+    """With LoRA, all parameters but the adapters: from `model.path`, or random; otherwise none."""
+    model = setup.config.model
+    if model.lora is None:
+        return {}
+    dtype = model.lora.base_dtype
+    if model.path is not None:
+        return load_hf(model.path, mesh=setup.mesh, dtype=dtype)[1]
+
+    base = _random_params(setup, lambda tree: lora.frozen(tree, setup.model_config))
+    return jax.tree.map(lambda x: x.astype(dtype), base)
+
+
+def load_reference(setup: Setup, frozen_params: Params) -> Params | None:
+    """Parameters of the reference policy; None for an objective without one.
+
+    With LoRA and without `model.reference` they are the frozen ones, of which there is no copy.
+    """
     if not setup.objective.uses_reference:
         return None
+    if setup.base_is_reference:
+        return frozen_params
     assert setup.reference_path is not None  # `prepare` has checked it
     return load_hf(setup.reference_path, mesh=setup.mesh)[1]
 
 
 def _shardings(setup: Setup) -> TrainState:
-    params = jax.eval_shape(lambda key: init_params(setup.model_config, key), jax.random.key(0))
+    params = jax.eval_shape(lambda: _init_trained(setup))
     return state_shardings(setup.mesh, setup.model_config, optimizers_of(setup), params)
+
+
+def _init_trained(setup: Setup) -> Params:
+    return lora.trained(init_params(setup.model_config, jax.random.key(0)), setup.model_config)
 
 
 def fresh_state(setup: Setup) -> TrainState:
@@ -70,15 +105,13 @@ def fresh_state(setup: Setup) -> TrainState:
         out_shardings=_shardings(setup),
         donate_argnums=0,
     )
-    return make(load_params(setup))
+    return make(_load_trained(setup))
 
 
 def abstract_state(setup: Setup) -> TrainState:
     """Shapes and shardings of the state; nothing is allocated."""
     optimizers = optimizers_of(setup)
-    shapes = jax.eval_shape(
-        lambda key: new_state(init_params(setup.model_config, key), optimizers), jax.random.key(0)
-    )
+    shapes = jax.eval_shape(lambda: new_state(_init_trained(setup), optimizers))
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         shapes,
@@ -87,7 +120,7 @@ def abstract_state(setup: Setup) -> TrainState:
 
 
 def trained_params(setup: Setup) -> Params:
-    """Parameters of the newest checkpoint of the run directory.
+    """Parameters of the policy at the newest checkpoint of the run directory, frozen ones too.
 
     Raises:
         UsageError: the run directory has no checkpoint.
@@ -96,4 +129,5 @@ def trained_params(setup: Setup) -> Params:
         step = checkpoints.newest()
         if step is None:
             raise UsageError(f"{setup.config.run_dir} has no checkpoint yet; train first")
-        return checkpoints.restore(step, abstract_state(setup))[0].params
+        trained = checkpoints.restore(step, abstract_state(setup))[0].params
+    return lora.whole(load_frozen(setup), trained)
