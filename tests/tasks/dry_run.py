@@ -22,11 +22,12 @@ from tiny_runs import metrics_lines
 from srft_jax.batch import Role
 from srft_jax.config import RunError
 from srft_jax.evaluation import verified
-from srft_jax.models import init_params
+from srft_jax.models import init_params, lora
 from srft_jax.objectives import loss as losses
 from srft_jax.ops.head import ReferencedStats, TokenStats
 from srft_jax.rewards import RewardResult
 from srft_jax.rollout import Completion
+from srft_jax.tasks import export as export_module
 from srft_jax.tasks import generate as generate_module
 from srft_jax.tasks import resume, updates
 from srft_jax.tasks import setup as setup_module
@@ -37,7 +38,8 @@ from srft_jax.training.state import new_state
 REPLACED = {
     resume: ["fresh_state"],
     setup_module: ["RewardPool"],
-    train_module: ["Checkpoints", "load_reference", "save_hf", "write_report"],
+    export_module: ["save_hf"],
+    train_module: ["Checkpoints", "load_reference", "write_report"],
     updates: ["make_train_step", "make_gradient_norms", "make_old_logprobs", "put"],
     verified: ["sample_stream"],
 }
@@ -108,9 +110,9 @@ class Trace:
     def fresh_state(self, setup):
         shapes = jax.eval_shape(lambda: init_params(setup.model_config, jax.random.key(0)))
         params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
-        return new_state(params, optimizers_of(setup))
+        return new_state(lora.trained(params, setup.model_config), optimizers_of(setup))
 
-    def load_reference(self, setup):
+    def load_reference(self, setup, frozen_params):
         self.add("reference", setup.objective.uses_reference and setup.reference_path)
 
     def Checkpoints(self, run_dir, keep):

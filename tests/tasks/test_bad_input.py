@@ -58,6 +58,12 @@ CASES = {
         ["--model.architecture.max_positions=20"],
         "28 tokens exceed the model's",
     ),
+    "rank above a matrix": (
+        ["--model.lora.rank=9"],
+        "model.lora.rank = 9 exceeds the smaller side of key, which is 16 x 8; lower it or",
+    ),
+    "no targets": (["--model.lora.targets=[]"], "model.lora.targets = [] must name matrices"),
+    "adapters of nothing": (["--export.lora=adapter"], "adapter needs model.lora, which is not"),
     "no data": (["--data.arithmetic=null"], "exactly one of data.arithmetic and data.jsonl"),
     "missing JSONL": (jsonl("none"), "{dir}/none.jsonl cannot be read"),
     "malformed row": (jsonl("malformed"), "{dir}/malformed.jsonl, row 2: not JSON"),

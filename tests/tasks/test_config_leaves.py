@@ -18,6 +18,7 @@ from srft_jax.config import RunConfig, UsageError, parse
 from srft_jax.models import forward, init_params, output_head
 from srft_jax.models.config_hf import to_hf_config, write_json
 from srft_jax.tasks.setup import prepare
+from srft_jax.tasks.states import load_frozen
 
 
 def leaves(section=RunConfig, prefix=""):
@@ -77,6 +78,12 @@ def gradient_program(config):
     return str(jax.make_jaxpr(jax.grad(total))(params))
 
 
+def frozen(config):
+    """What is held beside the train state."""
+    setup = prepare(config)
+    return str(jax.eval_shape(lambda: load_frozen(setup)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Refused:
     """Not a probe but an expectation: the other value is a mistake, and this is said of it."""
@@ -100,6 +107,7 @@ def objective(**coefficients):
 OWN = objective(demo_policy=0, demo_source="own", demo_per_step=3)
 MIX = objective(mix="share", mix_start=0.9, mix_end=0.3, mix_steps=2)
 PREFIX = objective(prefix="all", prefix_steps=3, prefix_until=3, prefix_end=0.2, prefix_chunks=0)
+LORA = ("--model.lora.rank=2",)
 KL = (*objective(kl=0.1), "--model.reference={dir}/reference")
 # Groups of one: where there is no demonstration, all rewards are equal.
 DROP = (*objective(drop_zero_std="true"), "--rollout.completions_per_prompt=1")
@@ -131,6 +139,10 @@ TABLE = {
     "model.architecture.init_std": Change("0.5", program),
     "model.architecture.family": Change("gpt2", Refused("model.architecture")),
     "model.tokenizer": Change("{dir}/tokenizer"),
+    "model.lora.rank": Change("4", program, base=LORA),
+    "model.lora.alpha": Change("8", program, base=LORA),
+    "model.lora.targets": Change("[query,value]", program, base=LORA),
+    "model.lora.base_dtype": Change("bfloat16", frozen, base=LORA),
     "model.reference": Change("{dir}/other_reference", base=KL),
     "model.dtype": Change("bfloat16", program),
     "model.remat": Change("block", gradient_program),
@@ -251,6 +263,7 @@ TABLE = {
     "generate.top_p": Change("0.5", dry_generate),
     "generate.min_p": Change("0.1", dry_generate),
     "generate.completions": Change("2", dry_generate),
+    "export.lora": Change("adapter", Refused("export.lora = adapter needs model.path"), base=LORA),
     "report.samples_every": Change("1", printed),
     "report.samples_per_step": Change("1"),
 }

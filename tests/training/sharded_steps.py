@@ -127,7 +127,7 @@ def lora_differences(shape: tuple[int, int, int], batch: Batch) -> dict[str, flo
     b = where.params["layers"]["down_lora_b"]
     assert b.shard_shape((2, 2, 16)) == (2, 2, 16 // shape[1])
 
-    def two_steps(places: object) -> tuple[TrainState, dict]:
+    def both_steps(places: object) -> tuple[TrainState, dict]:
         state, batch, base = jax.device_put(inputs, places)
         step = make_train_step(
             model, OBJECTIVE, optimizer, temperature=0.8, on_policy=False,
@@ -135,10 +135,10 @@ def lora_differences(shape: tuple[int, int, int], batch: Batch) -> dict[str, flo
         )  # fmt: skip
         return step(step(state, batch)[0], batch)
 
-    wanted, wanted_metrics = two_steps(None)
+    wanted, wanted_metrics = both_steps(None)
     of_base = lora.frozen(param_shardings(mesh, model), model)
     with jax.set_mesh(mesh):
-        state, metrics = two_steps((where, of_batch(mesh, batch), of_base))
+        state, metrics = both_steps((where, of_batch(mesh, batch), of_base))
     return {
         "moved": largest_difference(wanted.params, factors),
         "metrics": largest_difference(metrics, wanted_metrics),
