@@ -1,10 +1,13 @@
 """Memory and time of a train step on all parameters and on low-rank adapters.
 
     python benchmarks/lora.py --layers 4 --dim 512 --ffn 2048 --heads 8 --vocab 8192
+    JAX_PLATFORMS=cpu python benchmarks/lora.py --topology v5p:2x2x1 --dtype bfloat16 ...
 
-`held_mib`: parameters and optimizer states, the step's arguments but for the batch. `temp_mib`:
-what XLA allocates beside them, the gradient among it. `qwen2.5-7b`: by calculation, GiB of
-parameters, gradient and two moments. Prints one JSON line last.
+`held_mib`: parameters and optimizer states, which are the step's arguments but for the batch.
+`temp_mib`: what XLA allocates beside them, the gradient among it. With a topology the steps are
+compiled for one of its chips by libtpu, and not run. XLA's CPU backend widens all of a bfloat16
+base to float32 before the step, other backends a layer at a time or not at all. `qwen2.5-7b`: by
+calculation, GiB of parameters, gradient and two moments. Prints one JSON line last.
 """
 
 import argparse
@@ -16,10 +19,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
 from sizes import add_sizes, model_of
 from train_step import batch_of
 
-from srft_jax.config import LoraConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
+from srft_jax.config import (
+    AdaptedModelConfig,
+    LoraConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+)
 from srft_jax.models import families, init_params, lora
 from srft_jax.models.decoder import Runtime
 from srft_jax.objectives.methods import PRESETS, expand
@@ -27,32 +38,27 @@ from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import new_state
 from srft_jax.training.step import make_train_step
 
-QWEN25_7B = ModelConfig(
-    vocab_size=152064,
-    dim=3584,
-    num_layers=28,
-    num_heads=28,
-    num_kv_heads=4,
-    head_dim=128,
-    mlp_dim=18944,
-    tie_embeddings=False,
-)
+QWEN25_7B = ModelConfig(152064, 3584, 28, 28, 4, 128, 18944, tie_embeddings=False)
 # Arm -> the dtype of the frozen base; None trains all.
 ARMS = {"full": None, "lora": "float32", "lora_bfloat16": "bfloat16"}
 
 
-def section_of(args: argparse.Namespace, base_dtype: Any) -> LoraConfig | None:
-    return base_dtype and LoraConfig(rank=args.rank, alpha=2.0 * args.rank, base_dtype=base_dtype)
+def adapted(args: argparse.Namespace, model: ModelConfig, base_dtype: Any) -> ModelConfig:
+    section = LoraConfig(rank=args.rank, alpha=2.0 * args.rank, base_dtype=base_dtype)
+    return lora.adapted(model, section if base_dtype else None)
 
 
-def measure(args: argparse.Namespace, base_dtype: str | None) -> dict[str, float]:
+def lowered(args: argparse.Namespace, model: ModelConfig, base_dtype: Any) -> Any:
+    """A step, and shapes of its frozen parameters, state and batch."""
     objective = expand(ObjectiveConfig(preset=args.preset))
-    model = lora.adapted(model_of(args), section_of(args, base_dtype))
     optimizer = make_optimizer(OptimizerConfig(), model, num_updates=1000)
-    params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
-    frozen = jax.tree.map(lambda x: x.astype(base_dtype), lora.frozen(params, model))
-    state = new_state(lora.trained(params, model), {"policy": optimizer})
-    del params
+
+    def make(key: jax.Array) -> tuple[Any, Any]:
+        params = init_params(model, key)
+        frozen = jax.tree.map(lambda x: x.astype(base_dtype), lora.frozen(params, model))
+        return frozen, new_state(lora.trained(params, model), {"policy": optimizer})
+
+    frozen, state = jax.eval_shape(make, jax.random.key(0))
     step = make_train_step(
         model,
         objective,
@@ -63,31 +69,47 @@ def measure(args: argparse.Namespace, base_dtype: str | None) -> dict[str, float
         frozen_params=frozen,
         logits_mib=args.logits_mib,
     )
-    batch = jax.device_put(batch_of(args, objective))
-    compiled = step.func.lower(*step.args, state, batch).compile()
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves((frozen, state)))
-    times = []
+    return step, make, (frozen, state, batch_of(args, objective))
+
+
+def measure(args: argparse.Namespace, base_dtype: str | None) -> dict[str, float]:
+    step, make, shapes = lowered(args, adapted(args, model_of(args), base_dtype), base_dtype)
+    if args.topology:
+        (device, *_) = topologies.get_topology_desc(
+            platform="tpu", topology_name=args.topology
+        ).devices
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device)),
+            shapes,
+        )
+    frozen, state, batch = shapes
+    compiled = step.func.lower(frozen, None, state, batch).compile()
+    found = {
+        "trained": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "held_mib": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((frozen, state)))
+        / 2**20,
+        "temp_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+    }
+    if args.topology:
+        return found
+    frozen, state = jax.jit(make)(jax.random.key(0))
+    batch, times = jax.device_put(batch), []
     for _ in range(args.iters + 1):  # the first warms up
         start = time.perf_counter()
-        state, metrics = jax.block_until_ready(compiled(*step.args, state, batch))
+        state, metrics = jax.block_until_ready(compiled(frozen, None, state, batch))
         times.append(time.perf_counter() - start)
     assert np.isfinite(metrics["loss/total"]) and not metrics["loss/skipped"]
-    return {
-        "trained": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "held_mib": held / 2**20,
-        "temp_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
-        "step_ms": 1e3 * statistics.median(times[1:]),
-    }
+    return found | {"step_ms": 1e3 * statistics.median(times[1:])}
 
 
 def calculated_gib(model: ModelConfig) -> float:
-    """Held and accumulated: float32 parameters, gradient and moments of what is trained."""
+    """What is trained four times in float32: parameters, gradient, two moments."""
     sizes = {True: 0, False: 0}
     for row in families.parameters(model):
         sizes[row.is_adapter] += math.prod(families.stacked_shape(row, model))
-    if not sizes[True]:
-        return 16 * sizes[False] / 2**30
-    of_base = np.dtype(model.lora.base_dtype).itemsize
+    of_base = 16
+    if isinstance(model, AdaptedModelConfig):
+        of_base = 2 if model.lora.base_dtype == "bfloat16" else 4
     return (of_base * sizes[False] + 16 * sizes[True]) / 2**30
 
 
@@ -106,12 +128,13 @@ def main() -> None:
     )
     parser.add_argument("--remat", choices=["none", "dots", "block"], default="dots")
     parser.add_argument("--preset", choices=list(PRESETS), default="srft")
+    parser.add_argument("--topology", help="TPUs to compile for, such as v5p:2x2x1")
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
     args = parser.parse_args()
     found: dict[str, dict[str, float]] = {"qwen2.5-7b": {}}
-    for arm, base_dtype in ARMS.items():
-        found[arm] = measure(args, base_dtype)
-        qwen = lora.adapted(QWEN25_7B, section_of(args, base_dtype))
-        found["qwen2.5-7b"][f"{arm}_gib"] = calculated_gib(qwen)
+    for arm in args.arms:
+        found[arm] = measure(args, ARMS[arm])
+        found["qwen2.5-7b"][f"{arm}_gib"] = calculated_gib(adapted(args, QWEN25_7B, ARMS[arm]))
     shown = {
         name: {key: float(f"{value:.4g}") for key, value in arm.items()}
         for name, arm in found.items()
