@@ -9,7 +9,8 @@ from srft_jax.config.data import (
     SourceConfig,
 )
 from srft_jax.config.errors import RunError, UsageError
-from srft_jax.config.model import ModelConfig, RopeScaling
+from srft_jax.config.lora import LoraConfig
+from srft_jax.config.model import AdaptedModelConfig, ModelConfig, RopeScaling
 from srft_jax.config.objective import Aggregation, ObjectiveConfig
 from srft_jax.config.sections import (
     EvaluationConfig,
@@ -28,6 +29,7 @@ from srft_jax.config.sections import (
 )
 
 __all__ = [
+    "AdaptedModelConfig",
     "Aggregation",
     "DataConfig",
     "EvaluationConfig",
@@ -36,6 +38,7 @@ __all__ = [
     "GymConfig",
     "HubConfig",
     "InspectConfig",
+    "LoraConfig",
     "MeshConfig",
     "ModelConfig",
     "ModelSection",

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from srft_jax.config.lora import LoraConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -117,3 +119,13 @@ class ModelConfig:
         """Of each layer: whether it sees no further than the window."""
         full = self.full_attention_layers if self.sliding_window else range(self.num_layers)
         return tuple(layer not in full for layer in range(self.num_layers))
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptedModelConfig(ModelConfig):
+    """The same decoder with low-rank adapters beside its matrices.
+
+    No section of a file: made from an architecture and `model.lora` by `models.lora.adapted`.
+    """
+
+    lora: LoraConfig = LoraConfig()

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from srft_jax.config.data import DataConfig
+from srft_jax.config.lora import LoraConfig
 from srft_jax.config.model import ModelConfig, RopeScaling
 from srft_jax.config.objective import ObjectiveConfig
 
@@ -18,6 +19,7 @@ class ModelSection:
         tokenizer: Hugging Face directory of the tokenizer; by default `path`.
         chat_template: Jinja file used instead of the tokenizer's chat template, e.g. for a base
             model that has none; exported along.
+        lora: Train low-rank adapters instead of the parameters themselves.
         reference: Hugging Face directory of the reference policy, for objectives with a KL; by
             default `path`, also after a first stage of SFT.
         rope_theta: In place of the model's own, also in the reference and in exports.
@@ -32,6 +34,7 @@ class ModelSection:
     architecture: ModelConfig | None = None
     tokenizer: str | None = None
     chat_template: str | None = None
+    lora: LoraConfig | None = None
     reference: str | None = None
     rope_theta: float | None = None
     max_positions: int | None = None
@@ -257,11 +260,14 @@ class ExportConfig:
         path: Hugging Face directory to make, gs:// included; by default run_dir/hf.
         dtype: Of the weights; by default what the model was stored in that the run started from,
             float32 after random initial weights.
+        lora: Of a run with `model.lora`: the whole model with the adapters merged into its
+            matrices, or the adapters alone, in the format of PEFT.
     """
 
     step: int | None = None
     path: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    lora: Literal["merged", "adapter"] = "merged"
 
 
 @dataclasses.dataclass(frozen=True)

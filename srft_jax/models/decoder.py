@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from srft_jax.batch import KVCache
-from srft_jax.config import ModelConfig
+from srft_jax.config import AdaptedModelConfig, ModelConfig
 from srft_jax.mesh import split_axes
 from srft_jax.models import families
 from srft_jax.ops.attention import ScoreOptions, packed_attention
@@ -74,6 +74,8 @@ class ForwardOutput:
 def _initializer(parameter: families.Parameter, config: ModelConfig) -> nn.initializers.Initializer:
     if parameter.init == "normal":
         return nn.initializers.normal(config.init_std)
+    if parameter.init == "fan_in":  # uniform up to 1 / sqrt(in) in each layer
+        return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=0)
     return nn.initializers.ones if parameter.init == "ones" else nn.initializers.zeros
 
 
@@ -133,23 +135,32 @@ class Block(nn.Module):
         (out,) = self._products(activation(gate) * up, "down")
         return out
 
-    def _products(self, x: Float[Array, "BT D"], *names: str) -> list[Array]:
-        """x times each of these matrices, which is one product where they are joined, and biases
-        where there are any."""
+    def _products(self, x: Float[Array, "BT in"], *names: str) -> list[Array]:
+        """x times each of these matrices, with their biases and adapters where there are any."""
+        products = zip(names, self._plain_products(x, *names), strict=True)
+        return [self._with_adapter(name, x, self._biased(name, one)) for name, one in products]
+
+    def _plain_products(self, x: Float[Array, "BT in"], *names: str) -> list[Array]:
+        """One product where matrices are joined."""
         joined = families.joined_name(names)
-        if len(names) > 1 and self._has(joined):
-            shapes = families.block_shapes(self.config, as_joined=False)
-            ends = np.cumsum([shapes[name][1] for name in names])
-            whole = x @ getattr(self, joined).astype(x.dtype)
-            products = jnp.split(whole, ends[:-1], axis=1)
-        else:
-            products = [x @ getattr(self, name).astype(x.dtype) for name in names]
-        return [
-            product + getattr(self, f"{name}_bias").astype(x.dtype)
-            if self._has(f"{name}_bias")
-            else product
-            for name, product in zip(names, products, strict=True)
-        ]
+        if len(names) == 1 or not self._has(joined):
+            return [x @ getattr(self, name).astype(x.dtype) for name in names]
+        shapes = families.block_shapes(self.config, as_joined=False)
+        ends = np.cumsum([shapes[name][1] for name in names])
+        return jnp.split(x @ getattr(self, joined).astype(x.dtype), ends[:-1], axis=1)
+
+    def _biased(self, name: str, product: Array) -> Array:
+        bias = f"{name}_bias"
+        return product + getattr(self, bias).astype(product.dtype) if self._has(bias) else product
+
+    def _with_adapter(
+        self, name: str, x: Float[Array, "BT in"], product: Float[Array, "BT out"]
+    ) -> Float[Array, "BT out"]:
+        """x W + scale (x A) B. W + scale A B is never formed, nor is a gradient of its shape."""
+        if not isinstance(self.config, AdaptedModelConfig) or name not in self.config.lora.targets:
+            return product
+        a, b = (getattr(self, factor).astype(x.dtype) for factor in families.adapter_names(name))
+        return product + self.config.lora.scale * ((x @ a) @ b)
 
     def _query_key_value(
         self, x: Float[Array, "BT D"], cos_sin: tuple[Array, Array]

@@ -14,12 +14,17 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from srft_jax.config import ModelConfig, UsageError
-from srft_jax.models import families
-from srft_jax.models.config_hf import read_config
+from srft_jax.config import AdaptedModelConfig, LoraConfig, ModelConfig, UsageError
+from srft_jax.models import families, lora
+from srft_jax.models.config_hf import read_config, write_json
 from srft_jax.models.decoder import Params
-from srft_jax.models.files_hf import copy_model_files, stated_dtype, write_model_files
-from srft_jax.models.tensor_parts import write_tensors
+from srft_jax.models.files_hf import (
+    copy_model_files,
+    stated_dtype,
+    to_peft_config,
+    write_model_files,
+)
+from srft_jax.models.tensor_parts import write_adapters, write_tensors
 
 if TYPE_CHECKING:  # its import costs a second that training from random weights need not pay
     from srft_jax.models.tokenizer import Tokenizer
@@ -60,6 +65,7 @@ def export_hf(
     source: str | os.PathLike[str],
     params: Params,
     *,
+    lora_config: LoraConfig | None = None,
     dtype: str | None = None,
 ) -> None:
     """`save_hf` with all but the weights from `source`, where `write_model_files` left it.
@@ -68,18 +74,49 @@ def export_hf(
         path: Directory to make; an earlier model there is replaced.
         source: Directory with config.json and what else an export has beside its weights.
         params: Of the architecture in config.json.
+        lora_config: Of the adapters among the parameters, which are merged.
         dtype: Of the tensors written; None is what config.json says.
 
     Raises:
         UsageError, ValueError: as `save_hf`.
     """
     files = epath.Path(source)
-    model_config, dtype = read_config(files), dtype or stated_dtype(files)
+    model_config = lora.adapted(read_config(files), lora_config)
+    dtype = dtype or stated_dtype(files)
     _check_params(model_config, params)
     with _replaced_directory(path) as directory:
         if jax.process_index() == 0:
             copy_model_files(files, directory, dtype)
         write_tensors(directory, model_config, params, dtype)
+
+
+def save_peft(
+    path: str | os.PathLike[str],
+    config: AdaptedModelConfig,
+    params: Params,
+    base_path: str,
+    *,
+    dtype: str = "float32",
+) -> None:
+    """Writes adapters alone, as a directory that `peft.PeftModel.from_pretrained` puts onto the
+    base model.
+
+    All processes call this with their shards of the parameters; process 0 writes.
+
+    Args:
+        path: Directory to make; an earlier export there is replaced.
+        config: Architecture with its adapters.
+        params: Those of adapters at least.
+        base_path: Hugging Face directory of the model that the adapters belong to.
+        dtype: Of the tensors written.
+
+    Raises:
+        UsageError: `path` holds something that is not an export.
+    """
+    with _replaced_directory(path) as directory:
+        write_adapters(directory / "adapter_model.safetensors", config, params, dtype)
+        if jax.process_index() == 0:
+            write_json(directory / "adapter_config.json", to_peft_config(config, base_path))
 
 
 def _check_params(config: ModelConfig, params: Params) -> None:
@@ -99,7 +136,8 @@ def check_target(path: str | os.PathLike[str]) -> None:
     """Raises UsageError where an export to `path` would overwrite what is not a model."""
     target = epath.Path(path)
     empty = target.is_dir() and not any(target.iterdir())
-    if target.exists() and not (target / "config.json").exists() and not empty:
+    known = any((target / name).exists() for name in ("config.json", "adapter_config.json"))
+    if target.exists() and not known and not empty:
         raise UsageError(f"{path} exists and is not a Hugging Face model, so it is not overwritten")
 
 

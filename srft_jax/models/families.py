@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from srft_jax.config import ModelConfig
+from srft_jax.config import AdaptedModelConfig, ModelConfig
 from srft_jax.mesh import sharding
 
 
@@ -24,9 +24,10 @@ class Parameter:
     path: str  # in the nested dict, "/" between keys
     axes: tuple[str, ...]
     hf_name: str  # "{layer}" and "{expert}" stand for their numbers
-    init: Literal["normal", "ones", "zeros"] = "normal"
+    init: Literal["normal", "ones", "zeros", "fan_in"] = "normal"
     transpose: bool = False  # Hugging Face stores [out, in], we compute x @ [in, out]
     when: str | None = None  # the attribute of ModelConfig without which there is none
+    is_adapter: bool = False  # a low-rank factor beside a matrix, see `_adapter`
 
     @property
     def stacked(self) -> bool:
@@ -177,9 +178,35 @@ FAMILIES = {
 
 
 def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
-    """Rows of the table that this model has."""
+    """Rows of the table that this model has, those of adapters last."""
     table = FAMILIES[config.family].table
-    return tuple(row for row in table if row.when is None or getattr(config, row.when))
+    rows = tuple(row for row in table if row.when is None or getattr(config, row.when))
+    if not isinstance(config, AdaptedModelConfig):
+        return rows
+    adapted = [row for row in rows if row.stacked and row.name in config.lora.targets]
+    return rows + tuple(factor for row in adapted for factor in _adapter(row))
+
+
+def adapter_names(name: str) -> tuple[str, str]:
+    """Of the two low-rank factors beside a matrix."""
+    return f"{name}_lora_a", f"{name}_lora_b"
+
+
+def _adapter(row: Parameter) -> tuple[Parameter, Parameter]:
+    """Beside a matrix [in, out]: A [in, r] and B [r, out], in PEFT's names and initialised as PEFT
+    does, so that their product starts at 0."""
+    inputs, outputs = row.axes
+    a, b = adapter_names(row.path)
+    module = "base_model.model." + row.hf_name.removesuffix("weight")
+    whole = dataclasses.replace(row, is_adapter=True)
+    return (
+        dataclasses.replace(
+            whole, path=a, axes=(inputs, "rank"), hf_name=module + "lora_A.weight", init="fan_in"
+        ),
+        dataclasses.replace(
+            whole, path=b, axes=("rank", outputs), hf_name=module + "lora_B.weight", init="zeros"
+        ),
+    )
 
 
 def shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
@@ -193,6 +220,8 @@ def shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
         "mlp": config.mlp_dim,
         "experts": config.num_experts or 0,
     }
+    if isinstance(config, AdaptedModelConfig):
+        sizes["rank"] = config.lora.rank
     return tuple(sizes[axis] for axis in parameter.axes)
 
 

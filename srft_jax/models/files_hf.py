@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from srft_jax.config import ModelConfig
+from srft_jax.config import AdaptedModelConfig, ModelConfig
+from srft_jax.models import families
 from srft_jax.models.config_hf import read_json, to_hf_config, write_json
 
 if TYPE_CHECKING:  # its import costs a second that training from random weights need not pay
@@ -80,3 +81,22 @@ def _generation(
     ends = found if isinstance(found, list) else [] if found is None else [found]
     ends = [*(one for one in stop_ids if one not in ends), *ends]
     return {"pad_token_id": pad_id} | given | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
+
+
+def to_peft_config(config: AdaptedModelConfig, base_path: str) -> dict[str, Any]:
+    """Content of PEFT's adapter_config.json, for adapters beside the model in `base_path`."""
+    adapters = [row.hf_name for row in families.parameters(config) if row.is_adapter]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_path,
+        "r": config.lora.rank,
+        "lora_alpha": config.lora.alpha,
+        # In: "base_model.model.model.layers.{layer}.self_attn.q_proj.lora_A.weight".  Out: q_proj.
+        "target_modules": sorted({name.split(".")[-3] for name in adapters}),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "inference_mode": True,
+    }

@@ -21,8 +21,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from srft_jax.config import ModelConfig, UsageError
-from srft_jax.models import families
+from srft_jax.config import AdaptedModelConfig, ModelConfig, UsageError
+from srft_jax.models import families, lora
 from srft_jax.models.config_hf import write_json
 from srft_jax.models.decoder import Params
 
@@ -39,14 +39,14 @@ def write_tensors(directory: epath.Path, config: ModelConfig, params: Params, dt
 
     Args:
         directory: To write to.
-        config: Architecture.
+        config: Architecture; adapters are merged into the matrices that they stand beside.
         params: Of this architecture, on any sharding.
         dtype: Of the tensors: float32, float16 or bfloat16.
 
     Raises:
         UsageError: float16 does not reach to a value.
     """
-    parts = _parts(_tensors(config, params, dtype))
+    parts = _parts(_tensors(families.parameters(lora.base(config)), config, params, dtype))
     if len(parts) == 1:
         _write_part(directory / "model.safetensors", parts[0])
         return
@@ -61,6 +61,14 @@ def write_tensors(directory: epath.Path, config: ModelConfig, params: Params, dt
         write_json(directory / "model.safetensors.index.json", index)
 
 
+def write_adapters(
+    file: epath.Path, config: AdaptedModelConfig, params: Params, dtype: str
+) -> None:
+    """Adapters alone, in one file; arguments and errors as of `write_tensors`."""
+    rows = [row for row in families.parameters(config) if row.is_adapter]
+    _write_part(file, _tensors(rows, config, params, dtype))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
     """One of Hugging Face's tensors and where it is to be taken from."""
@@ -69,6 +77,8 @@ class _Tensor:
     shape: tuple[int, ...]
     dtype: str
     parameter: jax.Array
+    adapter: tuple[jax.Array, ...]  # the two factors that are to be merged into it, or none
+    scale: float  # of their product
     place: tuple[int, ...]
     transpose: bool
 
@@ -82,7 +92,8 @@ class _Tensor:
         Raises:
             UsageError: float16 does not reach to one of its values.
         """
-        tensor = _taken(self.parameter, self.place, self.transpose, self.dtype)
+        arrays = (self.parameter, *self.adapter)
+        tensor = _taken(arrays, self.place, self.scale, self.transpose, self.dtype)
         if tensor.is_fully_addressable:
             values = np.asarray(tensor)
         else:
@@ -92,19 +103,40 @@ class _Tensor:
         return values
 
 
-@functools.partial(jax.jit, static_argnames=("transpose", "dtype"))
-def _taken(parameter: jax.Array, place: tuple[Any, ...], transpose: bool, dtype: str) -> jax.Array:
-    tensor = parameter
+@functools.partial(jax.jit, static_argnames=("scale", "transpose", "dtype"))
+def _taken(
+    arrays: tuple[jax.Array, ...],
+    place: tuple[Any, ...],
+    scale: float,
+    transpose: bool,
+    dtype: str,
+) -> jax.Array:
     for number in place:
-        tensor = jax.lax.dynamic_index_in_dim(tensor, number, keepdims=False)
+        arrays = tuple(jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in arrays)
+    tensor, *adapter = arrays
+    if adapter:
+        a, b = adapter
+        tensor = lora.merged(tensor, a, b, scale)
     return (tensor.T if transpose else tensor).astype(dtype)
 
 
-def _tensors(config: ModelConfig, params: Params, dtype: str) -> list[_Tensor]:
+def _tensors(
+    rows: Sequence[families.Parameter], config: ModelConfig, params: Params, dtype: str
+) -> list[_Tensor]:
     flat = flax.traverse_util.flatten_dict(params, sep="/")
+    adapter_names = {row.path: families.adapter_names(row.path) for row in rows}
     return [
-        _Tensor(name, families.hf_shape(row, config), dtype, flat[row.path], place, row.transpose)
-        for row in families.parameters(config)
+        _Tensor(
+            name,
+            families.hf_shape(row, config),
+            dtype,
+            flat[row.path],
+            tuple(flat[path] for path in adapter_names[row.path] if path in flat),
+            config.lora.scale if isinstance(config, AdaptedModelConfig) else 0.0,
+            place,
+            row.transpose,
+        )
+        for row in rows
         for name, place in families.hf_names(row, config).items()
     ]
 

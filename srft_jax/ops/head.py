@@ -97,6 +97,7 @@ def token_loss(
     elementwise: bool = True,
     reference: Reference | None = None,
     transposed: bool = False,
+    frozen: bool = False,
     logits_bytes: int = LOGITS_BYTES,
 ) -> tuple[Float[Array, ""], Any]:
     """Sum of `objective(stats, rows)`, a loss per token, and the statistics, without gradient.
@@ -114,10 +115,11 @@ def token_loss(
             may be called with any part of the rows, in any order.
         reference: Another policy; the statistics are then `ReferencedStats`.
         transposed: The heads are given as [V, D].
+        frozen: The head takes no gradient, and none is made: a unit less, and no [D, V] in memory.
         logits_bytes: Memory for tiles of logits on each device.
     """
     inputs = _inputs(hidden, head, rows.targets, rows.loss_mask, temperature, reference)
-    options = Options(softcap, transposed, logits_bytes)
+    options = Options(softcap, transposed, logits_bytes, frozen)
     if not elementwise:
         stats = _named(_stats(inputs, options))
         loss = jnp.sum(jnp.where(inputs.mask, objective(stats, rows), 0.0))
@@ -166,10 +168,8 @@ def _stats_backward(options: Options, saved: Any, cotangents: tuple[Array, ...])
     inputs, stats = saved
     result = passes.gradient(inputs, stats, cotangents, options)
     none: Any = None  # no gradient
-    of_hidden, of_head = (
-        result.d_hidden.astype(inputs.hidden.dtype),
-        result.d_head.astype(inputs.head.dtype),
-    )
+    of_hidden = result.d_hidden.astype(inputs.hidden.dtype)
+    of_head = none if options.frozen else result.d_head.astype(inputs.head.dtype)
     return (Inputs(of_hidden, of_head, none, none, none, none, none),)
 
 
@@ -178,20 +178,23 @@ _stats.defvjp(_stats_forward, _stats_backward)
 
 @jax.custom_vjp
 def _with_gradient(
-    hidden: Array, head: Array, loss: Array, d_hidden: Array, d_head: Array
+    hidden: Array, head: Array, loss: Array, d_hidden: Array, d_head: Array | None
 ) -> Float[Array, ""]:
-    """`loss`; its gradient by hidden and head is known already."""
+    """`loss`; its gradient by hidden and head is known already. A frozen head has none."""
     return loss
 
 
 def _with_gradient_forward(
-    hidden: Array, head: Array, loss: Array, d_hidden: Array, d_head: Array
-) -> tuple[Array, tuple[Array, Array]]:
-    return loss, (d_hidden.astype(hidden.dtype), d_head.astype(head.dtype))
+    hidden: Array, head: Array, loss: Array, d_hidden: Array, d_head: Array | None
+) -> tuple[Array, tuple[Array, Array | None]]:
+    d_head = None if d_head is None else d_head.astype(head.dtype)
+    return loss, (d_hidden.astype(hidden.dtype), d_head)
 
 
-def _with_gradient_backward(gradients: tuple[Array, Array], cotangent: Array) -> tuple[Any, ...]:
-    d_hidden, d_head = (cotangent.astype(x.dtype) * x for x in gradients)
+def _with_gradient_backward(
+    gradients: tuple[Array, Array | None], cotangent: Array
+) -> tuple[Any, ...]:
+    d_hidden, d_head = jax.tree.map(lambda x: cotangent.astype(x.dtype) * x, gradients)
     return d_hidden, d_head, None, None, None
 
 

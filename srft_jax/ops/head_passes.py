@@ -52,6 +52,7 @@ class Options:
     softcap: float | None
     transposed: bool
     logits_bytes: int
+    frozen: bool = False
 
 
 class Result(NamedTuple):
@@ -59,7 +60,7 @@ class Result(NamedTuple):
 
     stats: Any = None  # RowStats of [N]
     d_hidden: Any = None  # [N, D], float32
-    d_head: Any = None  # [D, V], float32
+    d_head: Any = None  # [D, V], float32; of a frozen head there is none
     loss: Any = None
 
 
@@ -87,7 +88,15 @@ def make_layout(
     else:
         rows = min(num_rows, MOST_ROWS, max(1, budget // 4 // LEAST_COLUMNS))
     columns = max(LEAST_COLUMNS, min(MOST_COLUMNS, budget // 4 // rows) // 128 * 128)
-    return Layout(rows, min(vocab_size, columns), keep, options.transposed, options.softcap, axes)
+    return Layout(
+        rows=rows,
+        columns=min(vocab_size, columns),
+        keep=keep,
+        transposed=options.transposed,
+        softcap=options.softcap,
+        axes=axes,
+        frozen=options.frozen,
+    )
 
 
 def statistics(inputs: Inputs, options: Options) -> Result:
@@ -188,7 +197,7 @@ def _statistics(inputs: Inputs, data: None, layout: Layout) -> Result:
 
 
 def _gradient(inputs: Inputs, data: tuple[RowStats, tuple[Array, ...]], layout: Layout) -> Result:
-    def body(index: Array, counts: Array, d_head: Array) -> tuple[Array, Array]:
+    def body(index: Array, counts: Array, d_head: Any) -> tuple[Any, Array]:
         stats, cotangents = jax.tree.map(lambda x: x[index], data)
         slopes = _slopes(cotangents, counts)
         d_hidden, d_head = sweeps.sweep_gradient(
@@ -196,8 +205,8 @@ def _gradient(inputs: Inputs, data: tuple[RowStats, tuple[Array, ...]], layout: 
         )
         return d_head, d_hidden
 
-    zeros = jnp.zeros(inputs.head.shape, jnp.float32)
-    d_head, d_hidden = _over_blocks(inputs.mask, layout.rows, body, zeros)
+    start = sweeps.no_gradient(inputs.head, layout)
+    d_head, d_hidden = _over_blocks(inputs.mask, layout.rows, body, start)
     return Result(d_hidden=d_hidden, d_head=d_head)
 
 
@@ -216,10 +225,10 @@ def _loss_and_gradient(objective: Callable, inputs: Inputs, data: Any, layout: L
         d_hidden, d_head = sweeps.sweep_gradient(block, heads, kept, stats, slopes, d_head, layout)
         return (loss + more, d_head, kept), (stats, d_hidden)
 
-    zeros = jnp.zeros(inputs.head.shape, jnp.float32)
+    start = sweeps.no_gradient(inputs.head, layout)
     kept = sweeps.empty_tiles(Heads(inputs.head, inputs.reference_head), layout)
     (loss, d_head, _), (stats, d_hidden) = _over_blocks(
-        inputs.mask, layout.rows, body, (jnp.zeros(()), zeros, kept)
+        inputs.mask, layout.rows, body, (jnp.zeros(()), start, kept)
     )
     return Result(stats, d_hidden, d_head, loss)
 

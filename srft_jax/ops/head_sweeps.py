@@ -34,6 +34,7 @@ class Layout:
         transposed: The head is stored [V, D].
         softcap: logits = softcap * tanh(logits / softcap), before the temperature; None without.
         axes: Mesh axes that the vocabulary is split over.
+        frozen: The head's gradient is not made.
     """
 
     rows: int
@@ -42,6 +43,7 @@ class Layout:
     transposed: bool
     softcap: float | None
     axes: tuple[str, ...]
+    frozen: bool
 
     def vocab_size(self, head: Array) -> int:
         return head.shape[0 if self.transposed else 1]
@@ -199,6 +201,11 @@ def _row_stats(sums: _Sums, reference: _Sums | None) -> RowStats:
     )
 
 
+def no_gradient(head: Array, layout: Layout) -> Array | None:
+    """What `sweep_gradient` adds to: zeros like the head; nothing where that is frozen."""
+    return None if layout.frozen else jnp.zeros(head.shape, jnp.float32)
+
+
 Kept = tuple[Array, ...]  # logits of the policy, and of the reference, each [tiles, R, C]
 
 
@@ -281,14 +288,14 @@ def sweep_gradient(
     kept: Kept,
     stats: RowStats,
     slopes: Slopes,
-    d_head: Float[Array, "D V"],
+    d_head: Float[Array, "D V"] | None,
     layout: Layout,
-) -> tuple[Float[Array, "R D"], Float[Array, "D V"]]:
+) -> tuple[Float[Array, "R D"], Float[Array, "D V"] | None]:
     """Sweep 2: d_hidden of a block, and `d_head` with the block's share added; float32."""
     columns = jnp.arange(layout.columns)
     axis = 0 if layout.transposed else 1
 
-    def tile(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def tile(i: Array, carry: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
         d_hidden, d_head = carry
         weights, start = _slice(heads.policy, i, layout)
         if kept:
@@ -301,9 +308,10 @@ def sweep_gradient(
         dz = _raw_slopes(dz, z, block.temperature, layout.softcap)
         # Columns of a moved tile that an earlier one had are done already.
         dz = jnp.where(_is_new(i, start, layout), dz, 0.0).astype(block.hidden.dtype)
-        d_weights = _outer(block.hidden, dz, layout.transposed)
-        d_weights += jax.lax.dynamic_slice_in_dim(d_head, start, layout.columns, axis)
-        d_head = jax.lax.dynamic_update_slice_in_dim(d_head, d_weights, start, axis)
+        if d_head is not None:
+            d_weights = _outer(block.hidden, dz, layout.transposed)
+            d_weights += jax.lax.dynamic_slice_in_dim(d_head, start, layout.columns, axis)
+            d_head = jax.lax.dynamic_update_slice_in_dim(d_head, d_weights, start, axis)
         contract = ((1,), (axis,))
         return d_hidden + jax.lax.dot_general(
             dz,

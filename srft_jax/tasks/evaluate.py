@@ -9,7 +9,7 @@ from srft_jax.config import RunConfig, UsageError
 from srft_jax.evaluation import scores
 from srft_jax.report.terminal import Progress, table
 from srft_jax.tasks.setup import prepare, reward_pool
-from srft_jax.tasks.states import trained_params
+from srft_jax.tasks.states import policy_params
 from srft_jax.tasks.summary import rollout_observer
 
 
@@ -18,7 +18,7 @@ def evaluate(config: RunConfig) -> int:
     setup = prepare(config)
     if not any(examples for examples, _ in setup.evaluation_sets.values()):
         raise UsageError("there is nothing to evaluate: the held-out and ood sets are both empty")
-    params = trained_params(setup)
+    params = policy_params(setup)
     with (
         jax.set_mesh(setup.mesh),
         reward_pool(setup) as pool,

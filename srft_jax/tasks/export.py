@@ -1,7 +1,7 @@
 """Verb `export`: a checkpoint of the run directory as a Hugging Face directory.
 
-It needs the run directory alone: neither the data nor the model that the run started from, and any
-number of devices.
+It needs the run directory alone, on any number of devices: neither the data nor the model that the
+run started from, unless adapters are to be merged into that.
 """
 
 import os
@@ -10,34 +10,43 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from srft_jax.config import MeshConfig, RunConfig, UsageError
+from srft_jax.config import AdaptedModelConfig, MeshConfig, RunConfig, UsageError
 from srft_jax.mesh import make_mesh
+from srft_jax.models import lora
 from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import Params
-from srft_jax.models.export_hf import check_target, export_hf
+from srft_jax.models.export_hf import check_target, export_hf, save_peft
 from srft_jax.models.files_hf import write_model_files
 from srft_jax.models.tensor_files import stored_dtype
-from srft_jax.tasks.setup import Setup
-from srft_jax.tasks.states import abstract_params, restored_params
+from srft_jax.tasks.setup import Setup, check_export
+from srft_jax.tasks.states import load_frozen, restored_params
 
 
 def export(config: RunConfig) -> int:
     """Writes the checkpoint of `export.step`."""
+    check_export(config)
     check_target(_export_path(config))
     files = _model_files(config)
     if not files.is_dir():
         raise UsageError(f"{files} is not there, which a run makes when it starts; train first")
     mesh = make_mesh(MeshConfig(data=1, fsdp=jax.device_count()))  # whatever the run's mesh was
-    like = abstract_params(mesh, read_config(files))
-    path = write_export(config, restored_params(config, like, config.export.step))
-    print(f"model    {path}")
+    architecture = lora.adapted(read_config(files), config.model.lora)
+    params = restored_params(config, architecture, mesh, config.export.step)
+    if config.export.lora == "merged":
+        params = lora.whole(load_frozen(config, architecture, mesh), params)
+    print(f"model    {write_export(config, params)}")
     return 0
 
 
 def write_export(config: RunConfig, params: Params) -> str:
     """Writes parameters of the run where the configuration says; returns where that is."""
-    path = _export_path(config)
-    export_hf(path, _model_files(config), params, dtype=config.export.dtype)
+    path, files, base = _export_path(config), _model_files(config), config.model.path
+    if config.export.lora == "adapter":
+        architecture = lora.adapted(read_config(files), config.model.lora)
+        assert isinstance(architecture, AdaptedModelConfig) and base is not None  # `check_export`
+        save_peft(path, architecture, params, base, dtype=config.export.dtype or "float32")
+    else:
+        export_hf(path, files, params, lora_config=config.model.lora, dtype=config.export.dtype)
     return path
 
 
@@ -52,7 +61,7 @@ def keep_model_files(setup: Setup) -> None:
     if jax.process_index() == 0:
         write_model_files(
             _model_files(setup.config),
-            setup.model_config,
+            lora.base(setup.model_config),
             setup.tokenizer,
             dtype="float32" if path is None else stored_dtype(Path(path)),
             source=path,

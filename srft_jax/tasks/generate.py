@@ -8,7 +8,7 @@ from srft_jax.data.examples import Example
 from srft_jax.evaluation.verdicts import completion_text
 from srft_jax.rollout import Request, Truncation, sample
 from srft_jax.tasks.setup import prepare
-from srft_jax.tasks.states import trained_params
+from srft_jax.tasks.states import policy_params
 
 
 def generate(config: RunConfig) -> int:
@@ -20,7 +20,7 @@ def generate(config: RunConfig) -> int:
         examples = (Example(wanted.prompt, answer=""),)
     if not examples:
         raise UsageError("there is no held-out set to take prompts from; set generate.prompt")
-    params = trained_params(setup)
+    params = policy_params(setup)
     sampling = setup.sampling(
         temperature=wanted.temperature,
         truncation=Truncation(wanted.top_k, wanted.top_p, wanted.min_p),

@@ -17,7 +17,8 @@ import numpy as np
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.data.encoding import EncodedExample, conversation
 from srft_jax.data.examples import Example
-from srft_jax.models.decoder import init_params, num_params
+from srft_jax.models import lora
+from srft_jax.models.decoder import init_params
 from srft_jax.models.tokenizer import Tokenizer
 from srft_jax.objectives.rows import TrainingSequence, make_batch, max_microbatches, pack
 from srft_jax.report.terminal import Style, shows_colours, styled, table
@@ -34,9 +35,12 @@ def inspect(config: RunConfig) -> int:
     names = ["train", *setup.sets.evaluation]
     if config.inspect.set not in names:
         raise UsageError(f"inspect.set = {config.inspect.set} is none of {', '.join(names)}")
-    shapes = jax.eval_shape(lambda: init_params(setup.model_config, jax.random.key(0)))
+    architecture = setup.model_config
+    shapes = jax.eval_shape(lambda: init_params(architecture, jax.random.key(0)))
     parts = [
-        batch_arithmetic(setup, num_params(shapes)),
+        batch_arithmetic(
+            setup, *(part(shapes, architecture) for part in (lora.frozen, lora.trained))
+        ),
         _sets(setup),
         _lengths(setup),
         *_packing(setup),

@@ -14,7 +14,7 @@ from srft_jax.objectives import loss as losses
 from srft_jax.report.terminal import table
 from srft_jax.tasks.setup import Setup, prepare
 from srft_jax.tasks.stages import Stage
-from srft_jax.tasks.states import abstract_state, load_reference
+from srft_jax.tasks.states import abstract_state, load_frozen, load_reference
 from srft_jax.tasks.updates import make_programs, put
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.microbatch import Inputs, make_loss_fn
@@ -52,12 +52,14 @@ def replay(config: RunConfig) -> int:
     step, batch = found
     with jax.set_mesh(setup.mesh):
         saved_at, state = _newest_state(setup)
-        stage, reference_params = _stage_of(setup, step, batch), load_reference(setup)
-        programs = make_programs(setup, stage, reference_params)
+        stage = _stage_of(setup, step, batch)
+        frozen_params = load_frozen(config, setup.model_config, setup.mesh)
+        reference_params = load_reference(setup, frozen_params)
+        programs = make_programs(setup, stage, frozen_params, reference_params)
         batch = put(batch, setup.mesh)
         if programs.old_logprobs is not None:
-            batch = programs.old_logprobs(state.params, batch)
-        inputs = Inputs(state, reference_params, batch)
+            batch = programs.old_logprobs(state, batch)
+        inputs = Inputs(state, frozen_params, reference_params, batch)
         microbatches = _compute(setup, stage, inputs)
         norms = jax.device_get(programs.gradient_norms(state, inputs.batch))
     print(f"the batch of step {step}, under the parameters of step {saved_at}\n")

@@ -15,6 +15,7 @@ from srft_jax.data.examples import Example, ExampleSets
 from srft_jax.data.sources import load_sets
 from srft_jax.evaluation.verdicts import probes
 from srft_jax.mesh import make_mesh
+from srft_jax.models import lora
 from srft_jax.models.config_hf import check_architecture, read_config
 from srft_jax.models.decoder import Runtime
 from srft_jax.models.tokenizer import Tokenizer, load_tokenizer
@@ -38,7 +39,7 @@ class Setup:
         sets: Problems as text.
         encoded: The same problems as ids.
         dropped: By set, what was too long for it.
-        model_config: Architecture.
+        model_config: Architecture, with its adapters where `model.lora` is set.
         mesh: Devices.
     """
 
@@ -97,6 +98,11 @@ class Setup:
         return self.config.data.max_prompt_tokens + self.config.rollout.max_new_tokens - 1
 
     @property
+    def base_is_reference(self) -> bool:
+        """The frozen parameters of a run with LoRA are those of the reference policy."""
+        return self.config.model.lora is not None and self.config.model.reference is None
+
+    @property
     def reference_path(self) -> str | None:
         """Hugging Face directory of the reference policy."""
         return self.config.model.reference or self.config.model.path
@@ -149,8 +155,10 @@ def prepare(config: RunConfig) -> Setup:
         system_prompt=data.system_prompt,
     )
     architecture, mesh = _architecture(config), make_mesh(config.mesh)
+    architecture = lora.adapted(architecture, config.model.lora)
     setup = Setup(config, objective, tokenizer, sets, encoded, dropped, architecture, mesh)
     _check_model(setup)
+    check_export(config)
     _check_reference(setup)
     _check_data(setup)
     return setup
@@ -234,13 +242,23 @@ def _check_model(setup: Setup) -> None:
         )
 
 
+def check_export(config: RunConfig) -> None:
+    """Adapters alone are of use to somebody who has the base."""
+    if config.export.lora == "adapter" and (config.model.lora is None or config.model.path is None):
+        missing = "model.lora" if config.model.lora is None else "model.path"
+        raise UsageError(
+            f"export.lora = adapter needs {missing}, which is not set: adapters alone are exported "
+            "beside the model that they were trained on"
+        )
+
+
 # Of an architecture, what does not change the function that the weights compute.
 _NOT_COMPARED = {"init_std", "max_positions"}
 
 
 def _check_reference(setup: Setup) -> None:
     """A reference policy is there where one is needed, and shaped like the policy."""
-    if not setup.objective.uses_reference:
+    if not setup.objective.uses_reference or setup.base_is_reference:
         return
     if setup.reference_path is None:
         raise UsageError(
@@ -248,7 +266,7 @@ def _check_reference(setup: Setup) -> None:
             f"KL (objective.kl = {setup.objective.kl}): set model.reference or model.path"
         )
     reference_config = _overridden(read_config(Path(setup.reference_path)), setup.config.model)
-    policy, reference = vars(setup.model_config), vars(reference_config)
+    policy, reference = vars(lora.base(setup.model_config)), vars(reference_config)
     different = [
         f"{name} = {reference[name]} (the policy has {policy[name]})"
         for name in policy.keys() - _NOT_COMPARED

@@ -1,11 +1,15 @@
 """Parameters and train states of a run: fresh, abstract, or from its newest checkpoint."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import optax
 from jax.sharding import Mesh
 
 from srft_jax.batch import TrainState
 from srft_jax.config import ModelConfig, OptimizerConfig, RunConfig, UsageError
+from srft_jax.models import lora
 from srft_jax.models.checkpoint_hf import load_hf
 from srft_jax.models.decoder import Params, init_params
 from srft_jax.tasks.setup import Setup
@@ -41,25 +45,60 @@ def optimizers_of(setup: Setup) -> dict[str, optax.GradientTransformation]:
     }
 
 
-def load_params(setup: Setup) -> Params:
-    """Initial float32 parameters, on their shards: from `model.path`, or random from the seed."""
-    if setup.config.model.path is not None:
-        return load_hf(setup.config.model.path, mesh=setup.mesh)[1]
-    shardings = param_shardings(setup.mesh, setup.model_config)
-    init = jax.jit(lambda key: init_params(setup.model_config, key), out_shardings=shardings)
-    return init(jax.random.fold_in(jax.random.key(setup.config.seed), 0))
+def _random_params(
+    config: RunConfig, model_config: ModelConfig, mesh: Mesh, part: Callable[[Params], Params]
+) -> Params:
+    """A part of the parameters that the run's seed makes; nothing else is allocated."""
+    init = jax.jit(
+        lambda key: part(init_params(model_config, key)),
+        out_shardings=part(param_shardings(mesh, model_config)),
+    )
+    return init(jax.random.fold_in(jax.random.key(config.seed), 0))
 
 
-def load_reference(setup: Setup) -> Params | None:
-    """Parameters of the reference policy, on their shards; None for an objective without one."""
+def _load_trained(setup: Setup) -> Params:
+    """Initial float32 parameters that training changes: from `model.path`, or random. Adapters are
+    random, and their product is 0."""
+    model, architecture = setup.config.model, setup.model_config
+    if model.path is not None and model.lora is None:
+        return load_hf(model.path, mesh=setup.mesh)[1]
+    return _random_params(
+        setup.config, architecture, setup.mesh, lambda tree: lora.trained(tree, architecture)
+    )
+
+
+def load_frozen(config: RunConfig, model_config: ModelConfig, mesh: Mesh) -> Params:
+    """With LoRA, all parameters but the adapters: from `model.path`, or random; otherwise none."""
+    model = config.model
+    if model.lora is None:
+        return {}
+    dtype = model.lora.base_dtype
+    if model.path is not None:
+        return load_hf(model.path, mesh=mesh, dtype=dtype)[1]
+
+    base = _random_params(config, model_config, mesh, lambda tree: lora.frozen(tree, model_config))
+    return jax.tree.map(lambda x: x.astype(dtype), base)
+
+
+def load_reference(setup: Setup, frozen_params: Params) -> Params | None:
+    """Parameters of the reference policy; None for an objective without one.
+
+    With LoRA and without `model.reference` they are the frozen ones, of which there is no copy.
+    """
     if not setup.objective.uses_reference:
         return None
+    if setup.base_is_reference:
+        return frozen_params
     assert setup.reference_path is not None  # `prepare` has checked it
     return load_hf(setup.reference_path, mesh=setup.mesh)[1]
 
 
+def _init_trained(model_config: ModelConfig) -> Params:
+    return lora.trained(init_params(model_config, jax.random.key(0)), model_config)
+
+
 def _shardings(setup: Setup) -> TrainState:
-    params = jax.eval_shape(lambda key: init_params(setup.model_config, key), jax.random.key(0))
+    params = jax.eval_shape(lambda: _init_trained(setup.model_config))
     return state_shardings(setup.mesh, setup.model_config, optimizers_of(setup), params)
 
 
@@ -71,47 +110,42 @@ def fresh_state(setup: Setup) -> TrainState:
         out_shardings=_shardings(setup),
         donate_argnums=0,
     )
-    return make(load_params(setup))
+    return make(_load_trained(setup))
 
 
 def abstract_state(setup: Setup) -> TrainState:
     """Shapes and shardings of the state; nothing is allocated."""
     optimizers = optimizers_of(setup)
-    shapes = jax.eval_shape(
-        lambda key: new_state(init_params(setup.model_config, key), optimizers), jax.random.key(0)
-    )
+    shapes = jax.eval_shape(lambda: new_state(_init_trained(setup.model_config), optimizers))
+    return _placed(shapes, _shardings(setup))
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        shapes,
-        _shardings(setup),
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
     )
 
 
-def abstract_params(mesh: Mesh, model_config: ModelConfig) -> Params:
-    """Shapes and shardings of the parameters; nothing is allocated."""
-    shapes = jax.eval_shape(lambda key: init_params(model_config, key), jax.random.key(0))
-    return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        shapes,
-        param_shardings(mesh, model_config),
-    )
-
-
-def trained_params(setup: Setup) -> Params:
-    """Parameters of the newest checkpoint of the run directory.
+def policy_params(setup: Setup) -> Params:
+    """Parameters of the policy at the newest checkpoint of the run directory, frozen ones too.
 
     Raises:
         UsageError: the run directory has no checkpoint.
     """
-    return restored_params(setup.config, abstract_params(setup.mesh, setup.model_config))
+    of_run = setup.config, setup.model_config, setup.mesh
+    return lora.whole(load_frozen(*of_run), restored_params(*of_run))
 
 
-def restored_params(config: RunConfig, like: Params, step: int | None = None) -> Params:
-    """Parameters of a step's checkpoint, by default the newest, shaped and placed as `like`.
+def restored_params(
+    config: RunConfig, model_config: ModelConfig, mesh: Mesh, step: int | None = None
+) -> Params:
+    """What training has changed, as of a step's checkpoint, by default the newest.
 
     Raises:
         UsageError: the run directory has no such checkpoint.
     """
+    shapes = jax.eval_shape(lambda: _init_trained(model_config))
+    like = _placed(shapes, lora.trained(param_shardings(mesh, model_config), model_config))
     with Checkpoints(config.run_dir, config.training.keep_checkpoints) as checkpoints:
         steps = checkpoints.steps()
         if not steps:

@@ -1,5 +1,6 @@
 """What a run says in plain text: batch arithmetic, how far a rollout is, before and after."""
 
+from srft_jax.models.decoder import Params, num_params
 from srft_jax.report.terminal import Progress, table
 from srft_jax.report.writers import read_metrics
 from srft_jax.rollout import Observer
@@ -8,13 +9,14 @@ from srft_jax.tasks.setup import Setup
 from srft_jax.tasks.stages import Stage
 
 
-def batch_arithmetic(setup: Setup, num_params: int) -> str:
+def batch_arithmetic(setup: Setup, frozen: Params, trained: Params) -> str:
     """The question asked most often of any trainer: how large is a step?"""
     config, sets = setup.config, setup.sets
     demonstrated = sum(bool(example.demonstrations) for example in sets.train)
     rows = [
         *([rows.source, f"{rows.read:,} rows read, {rows.used:,} used"] for rows in sets.rows),
-        ["parameters", f"{num_params:,}"],
+        ["parameters", f"{num_params(frozen) + num_params(trained):,}"],
+        *([["  trained, of adapters", f"{num_params(trained):,}"]] if frozen else []),
         ["objective", config.objective.preset],
         ["training prompts", f"{len(sets.train):,}, {demonstrated:,} with a demonstration"],
         *_dropped_rows(setup),

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import jax
 
-from srft_jax.batch import TrainState
 from srft_jax.config import RunConfig, to_yaml
 from srft_jax.evaluation.scores import evaluate
-from srft_jax.models.decoder import num_params
+from srft_jax.models import lora
+from srft_jax.models.decoder import Params
 from srft_jax.report.page import write_report
 from srft_jax.report.terminal import Progress
 from srft_jax.report.writers import RunWriter
@@ -26,7 +26,7 @@ from srft_jax.tasks.records import Diverged, Recorder
 from srft_jax.tasks.resume import check_same_run, fresh_or_resumed, open_run_dir
 from srft_jax.tasks.rollout_metrics import mix_metric, rollout_metrics, sample_rows
 from srft_jax.tasks.setup import Setup, prepare, reward_pool
-from srft_jax.tasks.states import load_reference
+from srft_jax.tasks.states import load_frozen, load_reference
 from srft_jax.tasks.streams import Streams
 from srft_jax.tasks.verdict_watch import VerdictWatch
 from srft_jax.training.checkpoint import Checkpoints
@@ -50,29 +50,34 @@ def train(config: RunConfig) -> int:
         keep_model_files(setup)
         streams = Streams(setup)
         state, start = fresh_or_resumed(setup, checkpoints, streams)
+        # With LoRA; no checkpoint holds it.
+        frozen = load_frozen(config, setup.model_config, setup.mesh)
         open_run_dir(config, start)
         writer = stack.enter_context(RunWriter(run_dir))
         progress = stack.enter_context(Progress(config.training.num_steps))
         recorder, watch = Recorder(writer, progress, config), VerdictWatch()
         progress.message(to_yaml(config))
-        progress.message(summary.batch_arithmetic(setup, num_params(state.params)))
+        progress.message(summary.batch_arithmetic(setup, frozen, state.params))
 
         if start == config.training.num_steps:
             progress.message(f"already at step {start} of {start}: nothing to train")
         demonstrations = rollouts.verify_demonstrations(setup, pool)
         for line in rollouts.describe_demonstrations(setup, demonstrations):
             progress.message(line)
-        reference = load_reference(setup)
-        programs = {one: updates.make_programs(setup, one, reference) for one in setup.stages}
+        reference = load_reference(setup, frozen)
+        programs = {
+            one: updates.make_programs(setup, one, frozen, reference) for one in setup.stages
+        }
+        policy = lora.whole(frozen, state.params)
         if start == 0:
             progress.message("evaluating before the first step; the sampler compiles first")
-            _evaluate(setup, state, pool, 0, writer, progress, compilations)
+            _evaluate(setup, policy, pool, 0, writer, progress, compilations)
         for step in range(start + 1, config.training.num_steps + 1):
             began, stage = time.monotonic(), setup.stage_at(step)
             what = f"step {step}/{config.training.num_steps}, rollout"
             observer = summary.rollout_observer(progress, what)
             experience = rollouts.collect(
-                setup, stage, step, state.params, streams, pool, demonstrations, observer
+                setup, stage, step, policy, streams, pool, demonstrations, observer
             )
             rolled_out = time.monotonic()
             completions = [one for group in experience.sampled for one in group.scored]
@@ -88,6 +93,7 @@ def train(config: RunConfig) -> int:
                 setup.mesh,
                 measure_norms=_due(step, config.training.gradient_norms_every),
             )
+            policy = lora.whole(frozen, state.params)
             recorder.flush()  # the previous step's records, while the device computes this one
             jax.block_until_ready(state)
             host |= _timing(began, rolled_out, of_step)
@@ -105,7 +111,7 @@ def train(config: RunConfig) -> int:
             last, stopping = step == config.training.num_steps, stop_requested()
             if last or _due(step, config.evaluation.every):
                 recorder.flush()
-                _evaluate(setup, state, pool, step, writer, progress, compilations)
+                _evaluate(setup, policy, pool, step, writer, progress, compilations)
             if last or stopping or _due(step, config.training.checkpoint_every):
                 recorder.flush()  # resume cuts the metrics back to the checkpoint: they come first
                 checkpoints.save(step, state, streams.state())
@@ -116,7 +122,7 @@ def train(config: RunConfig) -> int:
                     f"  python run.py --config {run_dir}/config.yaml"
                 )
                 return 130
-    _finish(setup, state)
+    _finish(setup, policy)
     return 0
 
 
@@ -137,7 +143,7 @@ def _timing(began: float, rolled_out: float, of_step: Sequence[Update]) -> dict[
 
 def _evaluate(
     setup: Setup,
-    state: TrainState,
+    params: Params,
     pool: RewardPool,
     step: int,
     writer: RunWriter,
@@ -146,7 +152,7 @@ def _evaluate(
 ) -> None:
     began = time.monotonic()
     values, rows = evaluate(
-        state.params,
+        params,
         setup.model_config,
         setup.evaluation_sets,
         setup.tokenizer,
@@ -166,10 +172,10 @@ def _evaluate(
     progress.message(f"step {step}: pass@1 " + ", ".join(scores))
 
 
-def _finish(setup: Setup, state: TrainState) -> None:
+def _finish(setup: Setup, params: Params) -> None:
     """Exports, writes the report, and says where everything is."""
     run_dir = setup.config.run_dir
-    export = write_export(setup.config, state.params)
+    export = write_export(setup.config, params)
     report = write_report(run_dir)
     print(summary.before_after(run_dir))
     print(f"model    {export}\nreport   {report}\nmetrics  {run_dir}/metrics.jsonl")

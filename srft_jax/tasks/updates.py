@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from srft_jax.batch import Batch, Metrics, TrainState
 from srft_jax.mesh import sharding
+from srft_jax.models import lora
 from srft_jax.models.decoder import Params
 from srft_jax.tasks.batches import Update
 from srft_jax.tasks.setup import Setup
@@ -32,15 +33,18 @@ class Programs:
 
     train_step: TrainStep
     gradient_norms: Callable[[TrainState, Batch], Metrics]
-    old_logprobs: Callable[[Params, Batch], Batch] | None
+    old_logprobs: Callable[[TrainState, Batch], Batch] | None
 
 
-def make_programs(setup: Setup, stage: Stage, reference_params: Params | None = None) -> Programs:
+def make_programs(
+    setup: Setup, stage: Stage, frozen_params: Params, reference_params: Params | None
+) -> Programs:
     """Nothing compiles before it is called.
 
     Args:
         setup: Of the run.
         stage: Objective and optimizer.
+        frozen_params: With LoRA, all but the adapters.
         reference_params: For an objective with a KL.
     """
     training, objective = setup.config.training, stage.objective
@@ -50,10 +54,16 @@ def make_programs(setup: Setup, stage: Stage, reference_params: Params | None = 
         runtime=setup.runtime,
         logits_mib=training.logits_mib,
     )
-    of_loss = of_pass | dict(on_policy=on_policy, reference_params=reference_params)
+    of_loss = of_pass | dict(
+        on_policy=on_policy, frozen_params=frozen_params, reference_params=reference_params
+    )
     old_logprobs = None
     if objective.old_logprobs == "trainer" and not on_policy:
-        old_logprobs = make_old_logprobs(setup.model_config, **of_pass)
+        of_policy = make_old_logprobs(setup.model_config, **of_pass)
+
+        def old_logprobs(state: TrainState, batch: Batch) -> Batch:
+            return of_policy(lora.whole(frozen_params, state.params), batch)
+
     return Programs(
         make_train_step(
             setup.model_config,
@@ -97,7 +107,7 @@ def apply(
     batches = []
     for update in updates:
         batch, old_logprobs = put(update.batch, mesh), programs[update.stage].old_logprobs
-        batches.append(old_logprobs(state.params, batch) if old_logprobs else batch)
+        batches.append(old_logprobs(state, batch) if old_logprobs else batch)
     metrics = []
     for update, batch in zip(updates, batches, strict=True):
         stage_programs = programs[update.stage]

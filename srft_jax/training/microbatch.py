@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from srft_jax.batch import Batch, Rows, TrainState
 from srft_jax.config import ModelConfig
+from srft_jax.models import lora
 from srft_jax.models.decoder import Params, Runtime, forward
 from srft_jax.objectives import loss as losses
 from srft_jax.objectives.objective import Objective
@@ -15,10 +16,12 @@ from srft_jax.ops.head import Reference, token_loss
 
 
 class Inputs(NamedTuple):
-    """Of a step. The reference's parameters are data: a constant would be part of the program."""
+    """Of a step. Parameters that it does not change are data: constants would be part of the
+    program."""
 
     state: TrainState
-    reference_params: Params | None
+    frozen_params: Params  # what `state.params` lacks of the policy; empty without adapters
+    reference_params: Params | None  # without adapters
     batch: Batch
 
 
@@ -30,8 +33,8 @@ class Tokens(NamedTuple):
     context: losses.LossContext
 
 
-# (params, inputs, i, term) -> share of microbatch i in the step's loss, and its tokens. The loss is
-# that of all terms, or of the one of this number in the order of their names.
+# (trained params, inputs, i, term) -> share of microbatch i in the step's loss, and its tokens. The
+# loss is that of all terms, or of the one of this number in the order of their names.
 LossFn = Callable[[Params, Inputs, Array, Array | None], tuple[Array, Tokens]]
 
 
@@ -80,11 +83,12 @@ def make_loss_fn(
     logits_mib: int,
 ) -> LossFn:
     """The loss of one microbatch; arguments as of `make_train_step`."""
+    reference_config = lora.base(model_config)
 
     def loss_fn(
         params: Params, inputs: Inputs, i: Array, term: Array | None = None
     ) -> tuple[Array, Tokens]:
-        state, reference_params, batch = inputs
+        state, frozen_params, reference_params, batch = inputs
         rows = rows_of(batch, i)
         flat = jax.tree.map(lambda x: x.reshape(-1), rows)
         context = losses.LossContext(
@@ -92,9 +96,12 @@ def make_loss_fn(
         )
         reference = None
         if reference_params is not None:
-            reference = Reference(*hidden_and_head(reference_params, model_config, rows, runtime))
+            reference = Reference(
+                *hidden_and_head(reference_params, reference_config, rows, runtime)
+            )
+        policy_params = lora.whole(frozen_params, params)
         loss, stats = token_loss(
-            *hidden_and_head(params, model_config, rows, runtime),
+            *hidden_and_head(policy_params, model_config, rows, runtime),
             flat,
             _token_objective(context, term),
             temperature=temperature,
@@ -102,6 +109,7 @@ def make_loss_fn(
             elementwise=objective.is_elementwise,
             reference=reference,
             transposed=model_config.tie_embeddings,
+            frozen=bool(frozen_params),
             logits_bytes=logits_mib * 2**20,
         )
         return loss, Tokens(stats, flat, context)

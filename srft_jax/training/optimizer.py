@@ -1,10 +1,9 @@
 """AdamW by Optax, from its config section."""
 
-import flax.traverse_util
 import optax
 
 from srft_jax.config import ModelConfig, OptimizerConfig
-from srft_jax.models import families
+from srft_jax.models import families, lora
 from srft_jax.models.decoder import Params
 
 
@@ -27,13 +26,13 @@ def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, model_config: ModelConfig, num_updates: int
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW; matrices decay, norms and biases do not."""
+    """Clip by global norm, then AdamW; matrices decay, those of adapters too, norms and biases do
+    not."""
 
     def decays(params: Params) -> Params:
         rows = families.parameters(model_config)
-        return flax.traverse_util.unflatten_dict(
-            {row.path: len(row.axes) >= 2 for row in rows}, sep="/"
-        )
+        of_all = families.by_path({row.path: len(row.axes) >= 2 for row in rows})
+        return lora.trained(of_all, model_config)
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

@@ -12,6 +12,7 @@ from srft_jax.batch import TrainState
 from srft_jax.config import ModelConfig
 from srft_jax.models.decoder import Params
 from srft_jax.models.families import param_shardings
+from srft_jax.models.lora import trained
 
 Optimizers = Mapping[str, optax.GradientTransformation]  # by name, see TrainState
 
@@ -31,7 +32,7 @@ def state_shardings(
     mesh: Mesh, config: ModelConfig, optimizers: Optimizers, params: Params
 ) -> TrainState:
     """Of each leaf: moments lie where their parameter lies, all else is on every device."""
-    of_params = param_shardings(mesh, config)
+    of_params = trained(param_shardings(mesh, config), config)
     everywhere: Any = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(lambda p: new_state(p, optimizers), params)
     of_moments = {

@@ -59,6 +59,7 @@ def make_train_step(
     on_policy: bool,
     runtime: Runtime = Runtime(),
     optimizer_name: str = "policy",
+    frozen_params: Params | None = None,
     reference_params: Params | None = None,
     logits_mib: int = 64,
 ) -> TrainStep:
@@ -68,14 +69,16 @@ def make_train_step(
     the metric `loss/skipped` is 1.
 
     Args:
-        model_config: Architecture, of the reference too.
+        model_config: Architecture, of the reference too but for adapters.
         objective: Coefficients of the loss.
-        optimizer: Of all parameters.
+        optimizer: Of the state's parameters.
         temperature: That the rollouts were sampled at.
         on_policy: The rollouts are of the current parameters, so old log-probs are the step's own.
         runtime: Precision and rematerialisation.
         optimizer_name: Which of the state's optimizer states is this optimizer's.
-        reference_params: For an objective with a KL.
+        frozen_params: With adapters, all other parameters, in any dtype; the state then has those
+            of adapters alone. They are neither changed nor donated.
+        reference_params: For an objective with a KL; may be the frozen ones.
         logits_mib: Memory for tiles of logits on each device.
 
     Raises:
@@ -102,9 +105,10 @@ def make_train_step(
         )
 
     def train_step(
-        reference_params: Params | None, state: TrainState, batch: Batch
+        frozen_params: Params, reference_params: Params | None, state: TrainState, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        loss, totals, gradient = _accumulate(loss_fn, Inputs(state, reference_params, batch))
+        inputs = Inputs(state, frozen_params, reference_params, batch)
+        loss, totals, gradient = _accumulate(loss_fn, inputs)
         norm = optax.tree.norm(gradient)
         found = metrics.of_step(totals, batch.normalisers, objective)
         new_state = _with_entropies(update(state, gradient), found, batch)
@@ -117,7 +121,7 @@ def make_train_step(
         }
 
     compiled = jax.jit(train_step, donate_argnames=("state",), compiler_options=ROUND_AS_WRITTEN)
-    return functools.partial(compiled, reference_params)
+    return functools.partial(compiled, frozen_params or {}, reference_params)
 
 
 def _with_entropies(state: TrainState, found: Metrics, batch: Batch) -> TrainState:
@@ -143,6 +147,7 @@ def make_gradient_norms(
     temperature: float,
     on_policy: bool,
     runtime: Runtime = Runtime(),
+    frozen_params: Params | None = None,
     reference_params: Params | None = None,
     logits_mib: int = 64,
 ) -> Callable[[TrainState, Batch], Metrics]:
@@ -166,7 +171,7 @@ def make_gradient_norms(
         return optax.tree.norm(_accumulate(loss_fn, inputs, term)[2])
 
     def gradient_norms(state: TrainState, batch: Batch) -> Metrics:
-        inputs = Inputs(state, reference_params, batch)
+        inputs = Inputs(state, frozen_params or {}, reference_params, batch)
         _, tokens = jax.eval_shape(loss_fn, state.params, inputs, 0, None)
         names = sorted(jax.eval_shape(losses.loss_terms, *tokens))
         return {

@@ -148,8 +148,14 @@ def test_config_keys_that_may_be_left_out(model):
         ({"architectures": ["LlamaForCausalLM"]}, r"architectures \['LlamaForCausalLM'\]"),
         ({"rope_scaling": {"type": "dynamic"}}, "rope_type = 'dynamic'"),
         ({"attention_dropout": 0.1}, "attention_dropout = 0.1; only 0.0"),
-        ({"num_hidden_layers": 3, "layer_types": None}, "12 missing: model.layers.2.input_layernorm.weight"),
-        ({"num_hidden_layers": 1, "layer_types": None}, r"12 unknown: model.layers.1.*\(32,\).* and 8 more"),
+        (
+            {"num_hidden_layers": 3, "layer_types": None},
+            "12 missing: model.layers.2.input_layernorm.weight",
+        ),
+        (
+            {"num_hidden_layers": 1, "layer_types": None},
+            r"12 unknown: model.layers.1.*\(32,\).* and 8 more",
+        ),
         ({"vocab_size": 65}, r"1 misshapen: model.embed_tokens.weight \(64, 32\) .* \(65, 32\)"),
         ({"tie_word_embeddings": False}, r"1 missing: lm_head.weight \(64, 32\)"),
     ],

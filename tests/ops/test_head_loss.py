@@ -142,6 +142,27 @@ def test_a_head_stored_transposed(elementwise, has_reference):
     assert_close((aux, [d_hidden, d_head.T]), plain)
 
 
+@pytest.mark.parametrize("elementwise", [False, True])
+def test_of_a_frozen_head_no_gradient_is_made(elementwise):
+    """The rest is the same, for a unit less of work."""
+    params, _, rows = problem()
+    options = dict(elementwise=elementwise, logits_bytes=2**24)
+    aux, (d_hidden, _) = evaluate(ours, (params, None, rows), **options)
+    frozen_aux, (frozen_d_hidden, none) = evaluate(
+        ours, (params, None, rows), frozen=True, **options
+    )
+    assert_close((frozen_aux, frozen_d_hidden), (aux, d_hidden))
+    assert not none.any()
+
+    def products(frozen):
+        def loss(hidden):
+            return ours((hidden, params[1]), None, rows, 0.7, None, frozen=frozen, **options)[0]
+
+        return str(jax.make_jaxpr(jax.grad(loss))(params[0])).count("dot_general[")
+
+    assert products(True) == products(False) - 1
+
+
 def test_statistics_and_reference_take_no_gradient():
     params, reference, rows = problem()
 

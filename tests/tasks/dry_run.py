@@ -22,7 +22,7 @@ from tiny_runs import metrics_lines
 from srft_jax.batch import Role
 from srft_jax.config import RunError
 from srft_jax.evaluation import verified
-from srft_jax.models import init_params
+from srft_jax.models import init_params, lora
 from srft_jax.objectives import loss as losses
 from srft_jax.ops.head import ReferencedStats, TokenStats
 from srft_jax.rewards import RewardResult
@@ -80,7 +80,7 @@ def dry_generate(config):
     trace, out = Trace(), io.StringIO()
     with (
         mock.patch.object(generate_module, "sample", trace.sample),
-        mock.patch.object(generate_module, "trained_params", lambda setup: None),
+        mock.patch.object(generate_module, "policy_params", lambda setup: None),
         contextlib.redirect_stdout(out),
     ):
         assert generate_module.generate(config) == 0
@@ -132,9 +132,9 @@ class Trace:
     def fresh_state(self, setup):
         shapes = jax.eval_shape(lambda: init_params(setup.model_config, jax.random.key(0)))
         params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
-        return new_state(params, optimizers_of(setup))
+        return new_state(lora.trained(params, setup.model_config), optimizers_of(setup))
 
-    def load_reference(self, setup):
+    def load_reference(self, setup, frozen_params):
         self.add("reference", setup.objective.uses_reference and setup.reference_path)
 
     def Checkpoints(self, run_dir, keep):
@@ -258,11 +258,12 @@ class Trace:
     def put(self, batch, mesh):
         return batch
 
-    def export_hf(self, path, source, params, dtype):
+    def export_hf(self, path, source, params, lora_config, dtype):
         self.add("export", Path(path).name, json.loads((source / "config.json").read_text()), dtype)
 
-    def restored_params(self, config, like, step):
+    def restored_params(self, config, model_config, mesh, step):
         self.add("restored", step)
+        return {}
 
     def write_report(self, run_dir):
         return "report.html"

@@ -98,6 +98,12 @@ CASES = {
         ["--data.benchmarks={train: {files: {dir}/kind.jsonl}}"],
         "data.benchmarks: 'train' cannot name a benchmark",
     ),
+    "rank above a matrix": (
+        ["--model.lora.rank=9"],
+        "model.lora.rank = 9 exceeds the smaller side of key, which is 16 x 8; lower it or",
+    ),
+    "no targets": (["--model.lora.targets=[]"], "model.lora.targets = [] must name matrices"),
+    "adapters of nothing": (["--export.lora=adapter"], "adapter needs model.lora, which is not"),
     "missing JSONL": (jsonl("none"), "{dir}/none.jsonl cannot be read"),
     "malformed row": (jsonl("malformed"), "{dir}/malformed.jsonl, row 2: not JSON"),
     "row without prompt": (jsonl("promptless"), "{dir}/promptless.jsonl, row 2: 'prompt' is"),

@@ -23,6 +23,7 @@ from srft_jax.data.sources import load_sets
 from srft_jax.models import forward, init_params, output_head
 from srft_jax.models.config_hf import to_hf_config, write_json
 from srft_jax.tasks.setup import prepare
+from srft_jax.tasks.states import load_frozen
 from srft_jax.training.logprobs import make_old_logprobs
 
 
@@ -124,6 +125,12 @@ def logprobs_program(config):
     return str(logprobs.trace(params, batch).jaxpr)
 
 
+def frozen(config):
+    """What is held beside the train state."""
+    setup = prepare(config)
+    return str(jax.eval_shape(lambda: load_frozen(setup.config, setup.model_config, setup.mesh)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Refused:
     """Not a probe but an expectation: the other value is a mistake, and this is said of it."""
@@ -147,6 +154,7 @@ def objective(**coefficients):
 OWN = objective(demo_policy=0, demo_source="own", demo_per_step=3)
 MIX = objective(mix="share", mix_start=0.9, mix_end=0.3, mix_steps=2)
 PREFIX = objective(prefix="all", prefix_steps=3, prefix_until=3, prefix_end=0.2, prefix_chunks=0)
+LORA = ("--model.lora.rank=2",)
 KL = (*objective(kl=0.1), "--model.reference={dir}/reference")
 # Groups of one: where there is no demonstration, all rewards are equal.
 DROP = (*objective(drop_zero_std="true"), "--rollout.completions_per_prompt=1")
@@ -281,6 +289,10 @@ TABLE = {
     "model.architecture.norm_topk_prob": Change("true", program, MOE),
     "model.tokenizer": Change("{dir}/tokenizer"),
     "model.chat_template": Change("{dir}/own.jinja"),
+    "model.lora.rank": Change("4", program, base=LORA),
+    "model.lora.alpha": Change("8", program, base=LORA),
+    "model.lora.targets": Change("[query,value]", program, base=LORA),
+    "model.lora.base_dtype": Change("bfloat16", frozen, base=LORA),
     "model.reference": Change("{dir}/other_reference", base=KL),
     "model.rope_theta": Change("1000", program),
     "model.max_positions": Change("20", Refused("exceed the model's 20")),
@@ -405,6 +417,7 @@ TABLE = {
     "export.step": Change("2", dry_export),
     "export.path": Change("elsewhere", dry_export),
     "export.dtype": Change("bfloat16"),
+    "export.lora": Change("adapter", Refused("export.lora = adapter needs model.path"), base=LORA),
     "report.samples_every": Change("1", printed),
     "report.samples_per_step": Change("1"),
 }

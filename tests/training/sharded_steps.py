@@ -15,8 +15,10 @@ from jax.sharding import AxisType, Mesh
 from tiny_training import MODEL, batch_of, reference_params, sequences, state_of
 
 from srft_jax.batch import Batch, TrainState
-from srft_jax.config import ObjectiveConfig, OptimizerConfig
+from srft_jax.config import LoraConfig, ObjectiveConfig, OptimizerConfig
 from srft_jax.mesh import sharding
+from srft_jax.models import init_params, lora
+from srft_jax.models.families import param_shardings
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.objective import Objective
 from srft_jax.ops.head import token_stats
@@ -43,6 +45,7 @@ OBJECTIVE = expand(
 # The head forms its gradient in one go with the statistics.
 ELEMENTWISE = dataclasses.replace(OBJECTIVE, entropy_scope="token")
 ELEMENTWISE_MESHES = [(2, 2, 2)]
+LORA_MESH = (2, 2, 2)
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1.0, warmup_steps=0), MODEL, num_updates=8)
 
 
@@ -54,7 +57,10 @@ def mesh_of(shape: tuple[int, int, int]) -> Mesh:
 
 def initial_state() -> TrainState:
     """With second moments of 1: Adam's step is then smooth in the gradient, and comparable."""
-    state = state_of(OPTIMIZER)
+    return with_moments(state_of(OPTIMIZER))
+
+
+def with_moments(state: TrainState) -> TrainState:
     adam = state.optimizer_states["policy"]
     ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), state.params)
     return dataclasses.replace(
@@ -77,24 +83,67 @@ def two_steps(
     return state, [first, second]
 
 
+def of_batch(mesh: Mesh, batch: Batch) -> Batch:
+    """Where each array of a batch lies."""
+    return jax.tree.map(
+        lambda x: sharding(mesh, (None, "rows", None) if x.ndim == 3 else (), x.shape), batch
+    )
+
+
 def on_mesh(
     objective: Objective, shape: tuple[int, int, int], batch: Batch
 ) -> tuple[TrainState, list]:
     mesh = mesh_of(shape)
     state = initial_state()
     where = state_shardings(mesh, MODEL, {"policy": OPTIMIZER}, state.params)
-    of_batch = jax.tree.map(
-        lambda x: sharding(mesh, (None, "rows", None) if x.ndim == 3 else (), x.shape), batch
-    )
     gate = where.params["layers"]["gate"]
     assert gate.shard_shape((2, 16, 32)) == (2, 16 // shape[1], 32 // shape[2])
     assert optax.tree.get(where.optimizer_states["policy"], "mu") == where.params
-    inputs = jax.device_put((state, batch, reference_params()), (where, of_batch, where.params))
+    inputs = jax.device_put(
+        (state, batch, reference_params()), (where, of_batch(mesh, batch), where.params)
+    )
     with jax.set_mesh(mesh):
         state, metrics = two_steps(objective, *inputs)
     for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(where), strict=True):
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), (leaf.sharding, expected)
     return state, metrics
+
+
+def lora_differences(shape: tuple[int, int, int], batch: Batch) -> dict[str, float]:
+    """Two steps of adapters, of which B is random too; the base is the reference."""
+    model = lora.adapted(MODEL, LoraConfig(rank=2, alpha=4.0))
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, warmup_steps=0), model, 8)
+    random = np.random.default_rng(3)
+    factors = jax.tree.map(
+        lambda x: random.normal(0.0, 0.3, x.shape).astype(np.float32),
+        lora.trained(jax.eval_shape(lambda: init_params(model, jax.random.key(0))), model),
+    )
+    state = dataclasses.replace(
+        initial_state(), params=factors, optimizer_states={"policy": optimizer.init(factors)}
+    )
+    inputs = jax.device_get((with_moments(state), batch, initial_state().params))
+    mesh = mesh_of(shape)
+    where = state_shardings(mesh, model, {"policy": optimizer}, factors)
+    b = where.params["layers"]["down_lora_b"]
+    assert b.shard_shape((2, 2, 16)) == (2, 2, 16 // shape[1])
+
+    def both_steps(places: object) -> tuple[TrainState, dict]:
+        state, batch, base = jax.device_put(inputs, places)
+        step = make_train_step(
+            model, OBJECTIVE, optimizer, temperature=0.8, on_policy=False,
+            frozen_params=base, reference_params=base,
+        )  # fmt: skip
+        return step(step(state, batch)[0], batch)
+
+    wanted, wanted_metrics = both_steps(None)
+    of_base = lora.frozen(param_shardings(mesh, model), model)
+    with jax.set_mesh(mesh):
+        state, metrics = both_steps((where, of_batch(mesh, batch), of_base))
+    return {
+        "moved": largest_difference(wanted.params, factors),
+        "metrics": largest_difference(metrics, wanted_metrics),
+        "params": largest_difference(state.params, wanted.params),
+    }
 
 
 def largest_difference(got: object, expected: object) -> float:
@@ -139,6 +188,7 @@ def main() -> None:
                 "params": largest_difference(state.params, wanted.params),
                 "optimizer": largest_difference(state.optimizer_states, wanted.optimizer_states),
             }
+    results["lora"] = lora_differences(LORA_MESH, batch)
     print(json.dumps(results))
 
 

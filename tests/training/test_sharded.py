@@ -38,6 +38,12 @@ def test_sharded_equals_single_device(results, mesh):
     assert max(results[mesh].values()) < 1e-5, results[mesh]
 
 
+def test_adapters_on_a_mesh_equal_those_on_a_single_device(results):
+    found = results["lora"]
+    assert found.pop("moved") > 1e-2
+    assert max(found.values()) < 1e-5, found
+
+
 def test_all_metrics_were_compared(results):
     assert set(metrics.METRICS) < set(results["metrics"])
 
