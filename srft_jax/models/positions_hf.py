@@ -172,20 +172,18 @@ def _default_types(raw: dict[str, Any], spelling: Spelling, window: int | None) 
 
 def write_window(config: ModelConfig, spelling: Spelling) -> dict[str, Any]:
     """The keys that `read_window` reads."""
+    slides, kind = config.slides, spelling.windows
     written: dict[str, Any] = {}
-    if spelling.windows == "none":
-        return written
-    slides = config.slides
     if spelling.gated_window:
         written["use_sliding_window"] = any(slides)
-    if any(slides) or spelling.windows == "all":
+    if kind == "all" or (kind != "none" and any(slides)):
         written["sliding_window"] = config.sliding_window
-    if spelling.windows != "all":
+    if kind == "layer_types" or (kind == "max_window_layers" and any(slides)):
         names = ("full_attention", "sliding_attention")
         written["layer_types"] = [names[one] for one in slides]
-    if spelling.windows == "max_window_layers":
+    if kind == "max_window_layers" and any(slides):
         written["max_window_layers"] = slides.count(False)
-    if spelling.windows == "layer_types":
+    if kind == "layer_types":
         pattern = slides.index(False) + 1 if False in slides else config.num_layers + 1
         if slides == tuple(bool((n + 1) % pattern) for n in range(config.num_layers)):
             written["sliding_window_pattern"] = pattern
