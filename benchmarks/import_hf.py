@@ -126,6 +126,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     }
     found |= shown("import", of_import)
     if args.export:
+        time.sleep(1)  # the last tensor is freed a moment after its import
         with watched(of_export):
             save_hf(args.directory / "export", model, params, dtype="bfloat16")
         found |= shown("export", of_export)

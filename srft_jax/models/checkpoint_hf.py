@@ -131,7 +131,7 @@ def _read_parameter(
     of_tensor = _where(mesh, families.hf_axes(row), families.hf_shape(row, config))
     whole = zeros(shape, dtype)
     for name, place in families.hf_names(row, config).items():
-        tensor = _put(tensors[name], of_tensor, dtype)
+        tensor = _put(tensors[name], of_tensor)
         # Waits, or the next tensor would be read while this one is still on its way.
         whole = jax.block_until_ready(fill(whole, tensor, place, row.transpose))
     return whole
@@ -141,18 +141,13 @@ def _where(mesh: Mesh | None, axes: Sequence[str], shape: Sequence[int]) -> Shar
     return None if mesh is None else sharding(mesh, axes, shape)
 
 
-def _put(stored: StoredTensor, where: Sharding | None, dtype: np.dtype) -> jax.Array:
-    """A tensor as it is stored, on its shards.
-
-    What is wider than the parameters is narrowed before: devices may lack float64.
-    """
+def _put(stored: StoredTensor, where: Sharding | None) -> jax.Array:
+    """A tensor as it is stored, on its shards; float64 as float32 where the device lacks it."""
     blocks: dict[str, np.ndarray] = {}  # replicas share theirs
 
     def read(block: tuple[slice, ...] | None) -> np.ndarray:
         if str(block) not in blocks:
-            values = stored.read(block or ())  # None, too, is the whole
-            narrowed = values.itemsize > dtype.itemsize
-            blocks[str(block)] = values.astype(dtype) if narrowed else values
+            blocks[str(block)] = stored.read(block or ())  # None, too, is the whole
         return blocks[str(block)]
 
     if where is None:

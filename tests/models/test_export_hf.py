@@ -66,6 +66,7 @@ def test_through_float32_and_back_bit_for_bit(dtype, part_bytes, tmp_path, monke
     written = {}
     for file in files:
         written |= safetensors.numpy.load_file(file)
+        assert int.from_bytes(file.read_bytes()[:8], "little") % 8 == 0  # tensors are aligned
     assert written.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert written[name].dtype == tensor.dtype

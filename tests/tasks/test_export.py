@@ -13,11 +13,12 @@ import pytest
 from tiny_runs import ROOT, newest_checkpoint, tiny_config
 
 import run
+from srft_jax.config import ExportConfig
 from srft_jax.models import init_params, load_hf, save_hf
 from srft_jax.models.tensor_files import find_tensors
 from srft_jax.models.tokenizer import load_tokenizer
 from srft_jax.tasks.export import keep_model_files
-from srft_jax.tasks.resume import open_run_dir
+from srft_jax.tasks.resume import check_same_run, open_run_dir
 from srft_jax.tasks.setup import prepare
 from srft_jax.tasks.states import fresh_state
 from srft_jax.training.checkpoint import Checkpoints
@@ -113,6 +114,7 @@ def test_an_export_needs_neither_data_nor_the_first_model(base, tmp_path):
     setup = prepare(tiny_config(run_dir, *flags))
     open_run_dir(setup.config, 0)
     keep_model_files(setup)
+    check_same_run(dataclasses.replace(setup.config, export=ExportConfig(dtype="float32")))
     with Checkpoints(str(run_dir), 2) as checkpoints:
         checkpoints.save(5, fresh_state(setup), {})
     shutil.rmtree(base)

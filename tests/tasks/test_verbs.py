@@ -131,7 +131,7 @@ def test_an_export_can_be_trained_on(run_dir, trained, command):
     end = next(i for i, line in enumerate(lines) if line.startswith("  tokenizer:"))
     text = "".join(lines[:start] + lines[end:])
     with open(config, "w") as file:
-        file.write(text.replace("path: null", f"path: {run_dir}/base"))
+        file.write(text.replace("path: null", f"path: {run_dir}/base", 1))  # the model's
     arguments = ("--training.num_steps=1", "--training.optimizer.learning_rate=0")
     code, out, err = command(f"--config={config}", f"--run_dir={run_dir}/next", *arguments)
     assert (code, err) == (0, "")
