@@ -58,7 +58,6 @@ class ChatTemplate:
                 chat_template=_CLOCK.sub(_fixed_day, self.text),
                 tokenize=False,
                 add_generation_prompt=to_be_answered,
-                date_string=_DAY.strftime("%d %b %Y"),
             )
         except jinja2.TemplateSyntaxError as error:
             raise UsageError(

@@ -126,18 +126,18 @@ MIXED = [Example(f"{n}", "1", ("d",), source=int(n >= 8)) for n in range(20)]  #
 
 def test_sources_take_turns_by_their_weights():
     """Whatever their sizes, at every moment; each goes through epochs of its own."""
-    batches = take(prompt_batches(MIXED, 4, 0, weights=(3, 1)), 48)[:, 0]
+    batches = take(prompt_batches(MIXED, 4, 0, weights=(3, 1)), 24)[:, 0]
     assert ((batches >= 8).sum(axis=1) == 1).all()
     first, second = batches[batches < 8].reshape(-1, 8), batches[batches >= 8].reshape(-1, 12)
-    assert (len(first), len(second)) == (18, 4)
+    assert (len(first), len(second)) == (9, 2)
     assert (np.sort(first, axis=1) == np.arange(8)).all()
     assert (np.sort(second, axis=1) == np.arange(8, 20)).all()
-    assert len({tuple(order) for order in first.tolist()}) > 12
+    assert len({tuple(order) for order in first.tolist()}) > 7
 
 
 def test_weights_are_relative():
     batches = [
-        take(prompt_batches(MIXED, 5, 0, weights=weights), 20)
+        take(prompt_batches(MIXED, 5, 0, weights=weights), 8)
         for weights in ((0.75, 0.25), (3, 1), (1, 1))
     ]
     assert np.array_equal(batches[0], batches[1]) and not np.array_equal(batches[0], batches[2])
@@ -163,22 +163,22 @@ def test_weights_are_above_zero(weights):
 
 def test_processes_share_a_batch():
     """Together they have what one process has, whatever their number; so has a restored one."""
-    whole = take(prompt_batches(MIXED, 12, 5, weights=(2, 1)), 10)
+    whole = take(prompt_batches(MIXED, 12, 5, weights=(2, 1)), 5)
     for count in (2, 3):
         iterators = [
             prompt_batches(MIXED, 12, 5, weights=(2, 1), process_index=index, process_count=count)
             for index in range(count)
         ]
-        parts = [take(iterator, 7) for iterator in iterators]
-        assert np.array_equal(np.concatenate(parts, axis=-1), whole[:7])
+        parts = [take(iterator, 3) for iterator in iterators]
+        assert np.array_equal(np.concatenate(parts, axis=-1), whole[:3])
         alone = prompt_batches(MIXED, 12, 5, weights=(2, 1))
         alone.set_state(json.loads(json.dumps(iterators[-1].get_state())))
-        assert np.array_equal(take(alone, 3), whole[7:])
+        assert np.array_equal(take(alone, 2), whole[3:])
     with pytest.raises(UsageError, match="prompts_per_step = 12 does not split over the 5 process"):
         prompt_batches(MIXED, 12, 5, weights=(2, 1), process_count=5)
 
 
-@pytest.mark.parametrize("offset", [0, 1, 5, 6, 7, 24, 25])
+@pytest.mark.parametrize("offset", [0, 1, 5, 7])
 def test_a_restored_mixture_continues_bit_exactly(offset):
     """Epochs of 8 and 12 end within batches of 5, or with them."""
     uninterrupted = prompt_batches(MIXED, 5, 7, weights=(2, 1))
@@ -186,7 +186,7 @@ def test_a_restored_mixture_continues_bit_exactly(offset):
         next(uninterrupted)
     restored = prompt_batches(MIXED, 5, 7, weights=(2, 1))
     restored.set_state(json.loads(json.dumps(uninterrupted.get_state())))
-    assert np.array_equal(take(restored, 9), take(uninterrupted, 9))
+    assert np.array_equal(take(restored, 4), take(uninterrupted, 4))
 
 
 def test_no_threads_are_started():

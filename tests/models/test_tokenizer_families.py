@@ -42,7 +42,7 @@ def theirs(directories):
 
 def their_ids(backend, turns, **options):
     messages = [{"role": role, "content": content} for role, content in turns]
-    options |= dict(return_dict=False, date_string="26 Jul 2024")
+    options |= dict(return_dict=False, date_string="26 Jul 2024")  # as ours says
     return backend.apply_chat_template(messages, **options)
 
 
