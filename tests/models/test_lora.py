@@ -141,7 +141,7 @@ def test_what_cannot_be_adapted_is_refused(changes, message):
 
 def test_a_matrix_that_the_family_lacks_is_refused(monkeypatch):
     table = tuple(row for row in families.QWEN2 if row.name != "gate")
-    monkeypatch.setitem(families.FAMILIES, "qwen2", table)
+    monkeypatch.setitem(families.FAMILIES, "qwen2", families.Family(table))
     with pytest.raises(UsageError, match="has gate, of which the family qwen2 has no single"):
         lora.adapted(TIED, LORA)
     assert lora.adapted(TIED, dataclasses.replace(LORA, targets=("up",))).lora.targets == ("up",)
