@@ -6,6 +6,7 @@ from jax.sharding import Mesh
 
 from srft_jax.batch import TrainState
 from srft_jax.config import ModelConfig, OptimizerConfig, RunConfig, UsageError
+from srft_jax.models import families
 from srft_jax.models.checkpoint_hf import load_hf
 from srft_jax.models.decoder import Params, init_params
 from srft_jax.tasks.setup import Setup
@@ -88,12 +89,12 @@ def abstract_state(setup: Setup) -> TrainState:
 
 
 def abstract_params(mesh: Mesh, model_config: ModelConfig) -> Params:
-    """Shapes and shardings of the parameters; nothing is allocated."""
-    shapes = jax.eval_shape(lambda key: init_params(model_config, key), jax.random.key(0))
+    """Shapes and shardings of the parameters, by the table; nothing is traced or allocated."""
+    where = param_shardings(mesh, model_config)
+    rows = families.parameters(model_config)
+    shapes = families.by_path({row.path: families.stacked_shape(row, model_config) for row in rows})
     return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        shapes,
-        param_shardings(mesh, model_config),
+        lambda one, shape: jax.ShapeDtypeStruct(shape, "float32", sharding=one), where, shapes
     )
 
 
