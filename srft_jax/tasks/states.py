@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from srft_jax.batch import TrainState
 from srft_jax.config import ModelConfig, OptimizerConfig, RunConfig, UsageError
-from srft_jax.models import lora
+from srft_jax.models import families, lora
 from srft_jax.models.checkpoint_hf import load_hf
 from srft_jax.models.decoder import Params, init_params
 from srft_jax.tasks.setup import Setup
@@ -144,8 +144,13 @@ def restored_params(
     Raises:
         UsageError: the run directory has no such checkpoint.
     """
-    shapes = jax.eval_shape(lambda: _init_trained(model_config))
-    like = _placed(shapes, lora.trained(param_shardings(mesh, model_config), model_config))
+    # From the table: to trace `init_params` before there is a checkpoint would take a second.
+    shapes = {
+        row.path: jax.ShapeDtypeStruct(families.stacked_shape(row, model_config), "float32")
+        for row in families.parameters(model_config)
+    }
+    like = _placed(families.by_path(shapes), param_shardings(mesh, model_config))
+    like = lora.trained(like, model_config)
     with Checkpoints(config.run_dir, config.training.keep_checkpoints) as checkpoints:
         steps = checkpoints.steps()
         if not steps:

@@ -330,8 +330,8 @@ def test_mesh_gets_each_parameter_on_its_sharding():
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--devices=8"]])
 def test_memory_beyond_the_parameters_is_two_tensors(flags):
-    """And 150 MiB for programs and for what the allocator keeps. The 24 layers of one parameter
-    are 192 MiB as stored, more than the largest tensor."""
+    """And 200 MiB for programs and what the allocator keeps for each thread. The 24
+    layers of one parameter are 192 MiB as stored, more than the largest tensor."""
     sizes = dict(layers=24, dim=1024, ffn=4096, heads=16, kv_heads=4, head_dim=64, vocab=65536)
     flags += [f"--{name.replace('_', '-')}={size}" for name, size in sizes.items()]
     command = [sys.executable, str(BENCHMARK), "--export", "--file-mib=256", *flags]
@@ -342,4 +342,4 @@ def test_memory_beyond_the_parameters_is_two_tensors(flags):
     assert found["largest_tensor_mib"] == 128
     for what in ("import", "export"):
         beyond = found[f"{what}_peak_mib"] - found["params_mib"] - found["before_mib"]
-        assert beyond < 2 * 128 + 150, found
+        assert beyond < 2 * 128 + 200, found

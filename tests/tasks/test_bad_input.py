@@ -242,7 +242,7 @@ CASES = {
 OTHER_VERBS = {
     "unknown verb": (["fit"], "unknown verb 'fit'; the verbs are train, evaluate"),
     "evaluate before training": (["evaluate"], "{dir}/run has no checkpoint yet; train first"),
-    "export before training": (["export"], "{dir}/run has no checkpoint yet; train first"),
+    "export before training": (["export"], "{dir}/run/model is not there, which a run makes"),
     "generate before training": (["generate"], "{dir}/run has no checkpoint yet; train first"),
     "report before training": (["report"], "there is no run to report on"),
     "nothing to evaluate": (
