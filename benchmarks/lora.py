@@ -1,13 +1,11 @@
 """Memory and time of a train step on all parameters and on low-rank adapters.
 
     python benchmarks/lora.py --layers 4 --dim 512 --ffn 2048 --heads 8 --vocab 8192
-    JAX_PLATFORMS=cpu python benchmarks/lora.py --topology v5p:2x2x1 --dtype bfloat16 ...
 
 `held_mib`: parameters and optimizer states, which are the step's arguments but for the batch.
-`temp_mib`: what XLA allocates beside them, the gradient among it. With a topology the steps are
-compiled for one of its chips by libtpu, and not run. XLA's CPU backend widens all of a bfloat16
-base to float32 before the step, other backends a layer at a time or not at all. `qwen2.5-7b`: by
-calculation, GiB of parameters, gradient and two moments. Prints one JSON line last.
+`temp_mib`: what XLA allocates beside them, the gradient among it; its CPU backend widens all of a
+bfloat16 base to float32 there. `qwen2.5-7b`: by calculation, GiB of parameters, gradient and two
+moments. Prints one JSON line last.
 """
 
 import argparse
@@ -19,8 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
 from sizes import add_sizes, model_of
 from train_step import batch_of
 
@@ -48,8 +44,8 @@ def adapted(args: argparse.Namespace, model: ModelConfig, base_dtype: Any) -> Mo
     return lora.adapted(model, section if base_dtype else None)
 
 
-def lowered(args: argparse.Namespace, model: ModelConfig, base_dtype: Any) -> Any:
-    """A step, and shapes of its frozen parameters, state and batch."""
+def step_of(args: argparse.Namespace, model: ModelConfig, base_dtype: Any) -> Any:
+    """A step; what makes its frozen parameters and state; their shapes, and its batch."""
     objective = expand(ObjectiveConfig(preset=args.preset))
     optimizer = make_optimizer(OptimizerConfig(), model, num_updates=1000)
 
@@ -73,15 +69,7 @@ def lowered(args: argparse.Namespace, model: ModelConfig, base_dtype: Any) -> An
 
 
 def measure(args: argparse.Namespace, base_dtype: str | None) -> dict[str, float]:
-    step, make, shapes = lowered(args, adapted(args, model_of(args), base_dtype), base_dtype)
-    if args.topology:
-        (device, *_) = topologies.get_topology_desc(
-            platform="tpu", topology_name=args.topology
-        ).devices
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device)),
-            shapes,
-        )
+    step, make, shapes = step_of(args, adapted(args, model_of(args), base_dtype), base_dtype)
     frozen, state, batch = shapes
     compiled = step.func.lower(frozen, None, state, batch).compile()
     found = {
@@ -90,8 +78,6 @@ def measure(args: argparse.Namespace, base_dtype: str | None) -> dict[str, float
         / 2**20,
         "temp_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
     }
-    if args.topology:
-        return found
     frozen, state = jax.jit(make)(jax.random.key(0))
     batch, times = jax.device_put(batch), []
     for _ in range(args.iters + 1):  # the first warms up
@@ -128,7 +114,6 @@ def main() -> None:
     )
     parser.add_argument("--remat", choices=["none", "dots", "block"], default="dots")
     parser.add_argument("--preset", choices=list(PRESETS), default="srft")
-    parser.add_argument("--topology", help="TPUs to compile for, such as v5p:2x2x1")
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
     args = parser.parse_args()
     found: dict[str, dict[str, float]] = {"qwen2.5-7b": {}}
