@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from srft_jax.config import DataConfig, HubConfig, SourceConfig, UsageError
+from srft_jax.data import hub
 from srft_jax.data.sources import load_sets
 
 
@@ -51,8 +52,8 @@ def repository(tmp_path):
 
 
 def load(name, **options):
-    hub = HubConfig(name=str(name), **options)
-    return load_sets(DataConfig(train=SourceConfig(hub=hub))).train
+    source = SourceConfig(hub=HubConfig(name=str(name), **options))
+    return load_sets(DataConfig(train=source)).train
 
 
 def test_subsets_and_splits(repository):
@@ -66,7 +67,8 @@ def test_subsets_and_splits(repository):
     assert [example.prompt for example in load(repository, subset="socratic")] == ["e"]
 
 
-def test_bad_rows_are_numbered_through_all_files_of_a_split(repository):
+def test_bad_rows_are_numbered_through_all_files_of_a_split(repository, monkeypatch):
+    monkeypatch.setattr(hub, "BATCH", 3)
     file = repository / "main" / "train-00001-of-00002.parquet"
     columns = {"prompt": ["c", " "], "answer": [1, 1], "tags": [["x"], ["x"]]}
     pyarrow.parquet.write_table(pyarrow.table(columns), file)
