@@ -73,7 +73,8 @@ def _work(parent: socket.socket, stdin: int, stdout: int) -> None:
         os.dup2(stdout, 1)
         os.close(stdin)
         os.close(stdout)
-        worker.main()
+        with contextlib.suppress(BrokenPipeError):  # the pool has closed meanwhile
+            worker.main()
         status = 0
     except BaseException:
         traceback.print_exc()

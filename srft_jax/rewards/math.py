@@ -65,17 +65,15 @@ def verify_math(prediction: str, gold: str) -> RewardResult:
     if found is None or _depth(found.text) > MAX_DEPTH:
         return UNPARSED
     boxes = find_boxes(prediction)
-    together = len(boxes) > 1 and _TOGETHER.fullmatch(prediction, boxes[-2].end, boxes[-1].start)
+    together = len(boxes) > 1 and bool(
+        _TOGETHER.fullmatch(prediction, boxes[-2].end, boxes[-1].start)
+    )
     quick = None if together else _quick(found.text, _bare(gold))
     if quick is not None:
         return judged(quick)
     if _ENORMOUS.search(found.text) and not _ENORMOUS.search(gold):
         return judged(False)
-    text = prediction[-MAX_ANSWER:]
-    if len(boxes) > 1 and not together:
-        text = _boxed(found.text)
-    elif len(prediction) > MAX_ANSWER and found.marked and not together:
-        text = _boxed(found.text) if boxes else f"Answer: {found.text}"
+    text = prediction[-MAX_ANSWER:] if together else _excerpt(prediction, found, len(boxes))
     parsed = _parse_prediction(text, found)
     return judged(_verify(_parse_gold(gold), parsed)) if parsed else UNPARSED
 
@@ -118,6 +116,14 @@ def _parse_gold(gold: str) -> Sequence[Any]:
     return parsed if _MATH_MARKS.search(gold) else [*parsed, *_parse(_latex(gold))]
 
 
+def _excerpt(prediction: str, found: Answer, num_boxes: int) -> str:
+    """Up to MAX_ANSWER characters with the answer; the answer alone if it would not be found."""
+    cut = len(prediction) > MAX_ANSWER and found.marked
+    if num_boxes > 1 or (num_boxes and cut):
+        return f"\\boxed{{{found.text}}}"
+    return f"Answer: {found.text}" if cut else prediction[-MAX_ANSWER:]
+
+
 def _parse_prediction(text: str, found: Answer) -> Sequence[Any]:
     """Math-Verify looks for the answer in the text itself.
 
@@ -128,10 +134,6 @@ def _parse_prediction(text: str, found: Answer) -> Sequence[Any]:
     if _MATH_MARKS.search(text) or _PLAIN_TEXT.search(found.text):
         return _parse(text) or (_parse(bare) if found.marked else ())
     return _parse(bare) or _parse(text)
-
-
-def _boxed(text: str) -> str:
-    return f"\\boxed{{{text}}}"
 
 
 def _latex(text: str) -> str:

