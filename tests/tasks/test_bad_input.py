@@ -112,7 +112,7 @@ CASES = {
     "misspelt verifier": ([*jsonl("kind"), "--data.prompts_per_step=1"], "'final_anwser'"),
     "demonstration too long": (
         jsonl("long"),
-        "train, row 2: demonstration 1 has 17 tokens, but rollout.max_new_tokens is 16",
+        "{dir}/long.jsonl, row 2: demonstration 1 has 17 tokens, but rollout.max_new_tokens is 16",
     ),
     "nothing left": (
         ["--data.max_prompt_tokens=8", "--data.too_long=drop"],

@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny_runs import ROOT, newest_checkpoint, tiny_config
+from tiny_runs import NO_PROBLEMS, ROOT, newest_checkpoint, tiny_config
 
 import run
 from srft_jax.config import ExportConfig
@@ -109,7 +109,7 @@ def test_an_export_needs_neither_data_nor_the_first_model(base, tmp_path):
     rows, run_dir = tmp_path / "rows.jsonl", tmp_path / "run"
     text = [{"prompt": f"{i}+1", "answer": str(i + 1), "demonstration": "2"} for i in range(8)]
     rows.write_text("".join(json.dumps(row) + "\n" for row in text))
-    flags = ["--data.arithmetic=null", f"--data.jsonl.train={rows}"]
+    flags = [*NO_PROBLEMS, f"--data.train.files={rows}"]
     flags += ["--model.architecture=null", f"--model.path={base}"]
     setup = prepare(tiny_config(run_dir, *flags))
     open_run_dir(setup.config, 0)

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from tiny_runs import metrics_lines, run_in_process, scored_by_parity, tiny_config
 
-from srft_jax.models import init_params
-from srft_jax.models.checkpoint_hf import save_hf
+from srft_jax.models import init_params, save_hf
 from srft_jax.models.tokenizer import load_tokenizer
 from srft_jax.objectives.methods import PRESETS
 

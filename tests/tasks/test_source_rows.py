@@ -15,7 +15,7 @@ def test_rows_of_a_source_are_counted(tmp_path):
     benchmark = f"--data.benchmarks.mine.files={tmp_path}/b.jsonl"
     (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "9+9", "answer": "8"}))
     setup = prepare(tiny_config(tmp_path / "run", *NO_PROBLEMS, *files, benchmark))
-    said = [" ".join(line.split()) for line in batch_arithmetic(setup, 1).splitlines()]
+    said = [" ".join(line.split()) for line in batch_arithmetic(setup, {}, {}).splitlines()]
     assert "data.train 20 rows read, 6 used" in said
     assert "data.benchmarks.mine 1 rows read, 1 used" in said
     assert setup.evaluation_sets.keys() == {"mine"}
