@@ -10,6 +10,8 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("sharded_head.py")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def results():

@@ -34,6 +34,7 @@ def long_tailed():
     return [Request(PROMPTS[i % 4], 1, (), n) for i, n in enumerate(LIMITS)]
 
 
+@pytest.mark.slow
 def test_a_cache_that_grows_and_shrinks_changes_nothing(at_once, monkeypatch):
     """Long-tail limits in two rows, ten times as many completions, segments of eight."""
     capacities = spied(monkeypatch, "decode", lambda p, state, *_: state.cache.values[0].shape[2])

@@ -10,7 +10,7 @@ from sampler_models import PROMPTS, TWO_LAYERS, UNTIED, complete, random_params,
 from srft_jax.config import RopeScaling
 from srft_jax.rollout import Request
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 # Windows end in the prompt at first, then among a row's own tokens.
 FAMILIES = {
@@ -36,9 +36,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize(
-    "family", ["gemma3"] + [pytest.param(n, marks=pytest.mark.slow) for n in [*FAMILIES][1:]]
-)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_log_probs_and_entropies_are_the_trainers(family):
     config = FAMILIES[family]
     # Gentler than other tests' weights, at which rounding is more than 1e-5 of an expert's output.

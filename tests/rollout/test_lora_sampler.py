@@ -16,6 +16,7 @@ ADAPTED = lora.adapted(CONFIG, LoraConfig(rank=2, alpha=2.0))
 PARAMS = jax.tree.map(np.asarray, random_params(ADAPTED))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
 def test_log_probs_are_the_trainers(dtype, tolerance):
     """Of a base in bfloat16."""

@@ -51,6 +51,7 @@ def test_first_tokens_are_distributed_as_the_softmax():
     assert ((counts - num / CONFIG.vocab_size) ** 2 / (num / CONFIG.vocab_size)).sum() > 1000
 
 
+@pytest.mark.slow
 def test_a_key_of_another_kind_draws_independently_of_neighbours():
     """Under vmap, rbg's bits of a row depend on the others'."""
     key = jax.random.key(3, impl="rbg")

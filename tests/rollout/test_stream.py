@@ -116,6 +116,7 @@ def test_nothing_is_compiled_after_the_first_call(compilations):
     assert compilations, "while this does compile"
 
 
+@pytest.mark.slow
 def test_a_prefill_is_compiled_once_however_long_the_others_are(compilations):
     """One row goes on for 150 tokens; in the other a new prompt begins after every 20."""
     requests = [Request([n] * 9, 1, (), 20) for n in range(1, 8)]

@@ -11,6 +11,8 @@ import run
 from srft_jax.tasks import batches
 from srft_jax.training.saved_batch import save_batch, saved_batch
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from tiny_training import (
     MODEL,
     OBJECTIVES,
@@ -47,6 +48,7 @@ def test_every_microbatch_in_use_is_recomputed():
     assert totals[1][1].any()
 
 
+@pytest.mark.slow
 def test_they_are_the_samplers():
     """One set of weights and one temperature: rollout and trainer agree to rounding."""
     sampling = SamplingConfig(temperature=TEMPERATURE, max_new_tokens=8, slots=8, segment=4)

@@ -51,6 +51,7 @@ def make_step(name, model=ADAPTED, optimizer=OPTIMIZER, **params):
     )
 
 
+@pytest.mark.slow
 def test_steps_change_adapters_alone():
     """The base is the reference too: at first the policy is the reference, then no longer."""
     base = jax.device_put(BASE)

@@ -93,6 +93,7 @@ def test_importance_weights(observed):
     np.testing.assert_allclose(metrics["weights/importance"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "role"), [("uft", Role.SELF), ("sft_kl", Role.DEMONSTRATION)])
 def test_the_reference_kl_is_that_over_the_whole_vocabulary(name, role):
     batch = split(name)
@@ -123,6 +124,7 @@ def norms_of():
     return make_gradient_norms(MODEL, OBJECTIVES["srft"], temperature=TEMPERATURE, on_policy=False)
 
 
+@pytest.mark.slow
 def test_gradient_norms_are_those_of_each_term_alone(norms_of):
     """As the step has it when the other weights are 0, and the normalisers, being data, stay."""
     batch = split("srft", rows_per_microbatch=4)
@@ -137,6 +139,7 @@ def test_gradient_norms_are_those_of_each_term_alone(norms_of):
     np.testing.assert_allclose(norms["loss/self_gradient_norm"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_broken_term_leaves_the_norm_of_another(norms_of):
     sound = norms_of(initial_state(), split("srft", rows_per_microbatch=4))
     broken = norms_of(initial_state(), with_nan(split("srft", rows_per_microbatch=4)))
