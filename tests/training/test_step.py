@@ -29,8 +29,7 @@ from srft_jax.training.step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-# Sums over tokens, over sequences with a reference, and every option that no preset takes; the others
-# take longer than they tell.
+# Sums over tokens, a reference, and every option that no preset takes; the others tell little more.
 ALWAYS = ("srft", "sft_kl", "all else")
 objectives = pytest.mark.parametrize(
     "name",
