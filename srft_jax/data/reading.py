@@ -68,10 +68,18 @@ def read_example(row: Row, source: SourceConfig, number: int = 0) -> Example:
 def _cells(
     row: Mapping[str, Any], schema: Schema, source: SourceConfig, problems: Problems
 ) -> Cells:
-    """What the columns hold; a field that a row need not have is left out where it is null."""
+    """What the columns hold; a field that a row need not have is left out where it is null.
+
+    Where the answer's column is one of the options', the answer is its number: GPQA has options
+    whose texts are letters.
+    """
     cells = {}
+    options = schema.columns.get("options")
+    parts = options if isinstance(options, tuple) else ()
     for field, column in schema.columns.items():
         value = lookup(row, column)
+        if column in parts and value is not MISSING:
+            value = parts.index(column)
         required = field not in MAY_BE_NULL
         if field == "answer" and source.answer_from != "column":
             required = False  # it may stand in the demonstration

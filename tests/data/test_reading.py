@@ -147,6 +147,9 @@ def test_rows_become_examples(row, source, fields):
     [
         (r"\boxed{1}, no: \boxed{\frac{1}{2}} it is", "boxed", r"\frac{1}{2}"),
         (r"\fbox {1}", "boxed", "1"),
+        (r"$\boxed{\left\{1, 2\right.}$", "boxed", r"\left\{1, 2\right."),
+        (r"so $\boxed 5$.", "boxed", "5"),
+        (r"is \boxed{1}, not \boxed 2", "boxed", "1"),
         ("16 eggs\n#### 1,018 ", "hashes", "1018"),
     ],
 )
@@ -159,8 +162,11 @@ def test_answers_are_taken_out_of_solutions(text, how, answer):
     ("row", "right"),
     [
         (ARC | {"answerKey": "2"}, "4"),
+        (ARC | {"choices": {"text": ["4", "3"], "label": [1, 2]}, "answerKey": 1}, "4"),
         (MMLU_PRO, "4"),
         (GPQA, "4"),
+        (GPQA | {"Correct Answer": "B", "Incorrect Answer 1": "A"}, "B"),
+        (GPQA | {"Incorrect Answer 1": "4"}, "4"),
     ],
 )
 def test_options_are_lettered(row, right, shuffle):
