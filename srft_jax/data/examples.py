@@ -58,7 +58,7 @@ class SourceRows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ExampleSets:
-    """The sets of a run; no prompt stands in two of them.
+    """The sets of a run; no prompt of `train` stands in another one.
 
     Args:
         train: Of all sources, one source after the other.

@@ -46,16 +46,17 @@ def named_sources(config: DataConfig) -> list[NamedSource]:
         NamedSource(key, TRAIN, number, source)
         for number, (key, source) in enumerate(zip(keys, training, strict=True))
     ]
-    evaluation = {"data.held_out": config.held_out, "data.ood": config.ood}
-    for name, source in config.benchmarks.items():
-        if name in (TRAIN, "held_out", "ood") or "/" in name:
-            raise UsageError(f"data.benchmarks: {name!r} cannot name a benchmark; choose another.")
-        evaluation[f"data.benchmarks.{name}"] = source
-    return sources + [
-        NamedSource(key, key.split(".")[-1], 0, source)
-        for key, source in evaluation.items()
+    own = {"held_out": config.held_out, "ood": config.ood}
+    sources += [
+        NamedSource(f"data.{name}", name, 0, source)
+        for name, source in own.items()
         if source is not None
     ]
+    for name, source in config.benchmarks.items():
+        if name in (TRAIN, *own) or "/" in name or not name.strip():
+            raise UsageError(f"data.benchmarks: {name!r} cannot name a benchmark; choose another.")
+        sources.append(NamedSource(f"data.benchmarks.{name}", name, 0, source))
+    return sources
 
 
 def check_source(named: NamedSource) -> None:

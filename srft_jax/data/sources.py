@@ -1,7 +1,6 @@
 """From the configuration to the sets of examples."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from srft_jax.config import DataConfig, SourceConfig, UsageError
@@ -23,7 +22,8 @@ def load_sets(config: DataConfig) -> ExampleSets:
 
     Raises:
         UsageError: No training source or two kinds of them, a source that cannot be read, bad rows
-            (the first ten of all sources, and how many more), or sets that share a prompt.
+            (the first ten of all sources, and how many more), or a prompt that is trained on in an
+            evaluation set.
     """
     sources = named_sources(config)
     for named in sources:
@@ -31,7 +31,7 @@ def load_sets(config: DataConfig) -> ExampleSets:
     problems: list[str] = []
     loaded = [_load(named, problems) for named in sources]
     raise_problems(problems)
-    check_disjoint(_by_set(sources, [examples for examples, _ in loaded]))
+    check_held_out(_by_set(sources, [examples for examples, _ in loaded]))
     sets = _by_set(
         sources, [_instructed(n.source, e) for n, (e, _) in zip(sources, loaded, strict=True)]
     )
@@ -42,20 +42,23 @@ def load_sets(config: DataConfig) -> ExampleSets:
     )
 
 
-def check_disjoint(sets: Mapping[str, Sequence[Example]]) -> None:
-    """No prompt of one set, surrounding blanks and system turns apart, stands in another.
+def check_held_out(sets: Mapping[str, Sequence[Example]]) -> None:
+    """No prompt of `train`, surrounding blanks and system turns apart, stands in another set.
+
+    Two evaluation sets may share some: nothing is learned from either.
 
     Raises:
         UsageError: Names each shared prompt and where it stands.
     """
-    places = {name: _places(examples) for name, examples in sets.items()}
+    trained = _places(sets[TRAIN])
     raise_problems(
         [
-            f"The prompt {_short(prompt[-1])} stands in both {a} ({places[a][prompt]}) "
-            f"and {b} ({place}); the sets must not overlap."
-            for a, b in itertools.combinations(places, 2)
-            for prompt, place in places[b].items()
-            if prompt in places[a]
+            f"The prompt {_short(prompt[-1])} stands in both {TRAIN} ({trained[prompt]}) "
+            f"and {name} ({place}); what is trained on cannot be evaluated."
+            for name, examples in sets.items()
+            if name != TRAIN
+            for prompt, place in _places(examples).items()
+            if prompt in trained
         ]
     )
 
