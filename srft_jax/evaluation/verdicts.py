@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from threading import Event
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from srft_jax.config import ShapingConfig
 from srft_jax.data.examples import Example
 from srft_jax.rewards import RewardPool, RewardRequest
 from srft_jax.rewards.requests import Verdict
+from srft_jax.rewards.verifiers import row_problem, with_options
 from srft_jax.rollout import scheduler
 
 PROBED_ROWS = 3  # of each kind and set, when a run starts
@@ -117,6 +118,20 @@ def probes(
                 placed = dataclasses.replace(example, where=example.where or f"{name}, row {row}")
                 requests += _requests(placed, text, len(text), shaping)
     return requests
+
+
+def row_problems(
+    sets: Mapping[str, Sequence[Example]],
+    shaping: Sequence[ShapingConfig],
+    options: Mapping[str, Mapping[str, Any]],
+) -> Iterator[str]:
+    """Rows that no completion could be verified on: a kind, gold answer or option that is none."""
+    for name, examples in sets.items():
+        for row, example in enumerate(examples, start=1):
+            for request in _requests(example, "", 0, shaping if name == "train" else ()):
+                columns = with_options(request.metadata, options.get(request.kind, {}))
+                if problem := row_problem(request.kind, request.gold, columns):
+                    yield f"{example.where or f'{name}, row {row}'}: {problem}"
 
 
 def _requests(

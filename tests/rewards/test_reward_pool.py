@@ -228,9 +228,10 @@ def test_options_stand_in_for_columns() -> None:
         RewardRequest(kind, "a", "", {"target": "a", "source": "good"}),
         RewardRequest("numeric", "42", "43"),
         RewardRequest("numeric", "42", "43", {"absolute": 0.5}),
+        RewardRequest("numeric", "42", "43", {"absolute": None}),
     ]
     with RewardPool(kinds=[kind], probes=requests[:1], options=options) as pool:
-        assert verdicts(pool, requests) == ["wrong", "right", "right", "wrong"]
+        assert verdicts(pool, requests) == ["wrong", "right", "right", "wrong", "right"]
     with pytest.raises(UsageError, match="numeric has no option 'tolerance'"):
         RewardPool(options={"numeric": {"tolerance": 1}})
 
