@@ -24,7 +24,8 @@ class Example:
         demonstrations: Completions written by somebody else, thinking included; often none.
         kind: The verifier, a key of the table in rewards/, or `package.module:function`.
         history: Turns before the prompt: a system prompt, earlier questions and answers.
-        metadata: All other columns of the row, as JSON values: keyword arguments of the verifier.
+        metadata: All columns of the row, as JSON values: keyword arguments of a user's verifier,
+            options of others. `choices` are the options in the order in which they are shown.
         behavior_logprobs: Of each demonstration, log-probs of its tokens under whoever wrote it;
             empty where they are not known.
         source: Number of the training source that the row is of, for mixtures.

@@ -19,7 +19,6 @@ from srft_jax.data.schemas import (
     missing_column,
     misspelt_fields,
     schema_of,
-    whole_columns,
 )
 
 Cells = Mapping[str, Cell]  # by field
@@ -59,9 +58,7 @@ def read_example(row: Row, source: SourceConfig, number: int = 0) -> Example:
     example = _example(cells, source, problems) if REQUIRED[0] in cells else {}
     if problems:
         raise BadRow(problems)
-    read = whole_columns(schema)
-    others = {name: value for name, value in row.value.items() if name not in read}
-    metadata = others | example.pop("metadata")
+    metadata = row.value | example.pop("metadata")
     return Example(**example, metadata=metadata, source=number, where=row.where)
 
 

@@ -11,7 +11,7 @@ from srft_jax.config import ShapingConfig
 from srft_jax.data.examples import Example
 from srft_jax.rewards import RewardPool, RewardRequest
 from srft_jax.rewards.requests import Verdict
-from srft_jax.rewards.verifiers import row_problem, with_options
+from srft_jax.rewards.verifiers import columns_of, row_problem
 from srft_jax.rollout import scheduler
 
 PROBED_ROWS = 3  # of each kind and set, when a run starts
@@ -129,8 +129,9 @@ def row_problems(
     for name, examples in sets.items():
         for row, example in enumerate(examples, start=1):
             for request in _requests(example, "", 0, shaping if name == "train" else ()):
-                columns = with_options(request.metadata, options.get(request.kind, {}))
-                if problem := row_problem(request.kind, request.gold, columns):
+                kind = request.kind
+                columns = columns_of(kind, request.metadata, options.get(kind, {}))
+                if problem := row_problem(kind, request.gold, columns):
                     yield f"{example.where or f'{name}, row {row}'}: {problem}"
 
 
@@ -138,7 +139,7 @@ def _requests(
     example: Example, text: str, num_tokens: int, shaping: Sequence[ShapingConfig]
 ) -> list[RewardRequest]:
     """One for the example's own verifier, then one for each term."""
-    columns = {**example.metadata, "num_tokens": num_tokens}
+    columns = {"prompt": example.prompt, **example.metadata, "num_tokens": num_tokens}
     asked = [(example.kind, columns), *((one.kind, columns | one.options) for one in shaping)]
     return [
         RewardRequest(kind, text, example.answer, metadata, example.where)

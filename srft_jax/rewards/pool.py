@@ -25,7 +25,7 @@ from srft_jax.rewards.verifiers import (
     PRELOADS,
     check_kind,
     check_options,
-    with_options,
+    columns_of,
 )
 
 # Of one worker. More would line up behind a slow request what another worker could take.
@@ -158,7 +158,9 @@ class RewardPool:
             kind=request.kind,
             completion=request.completion,
             gold=request.gold,
-            metadata=with_options(request.metadata, self._options.get(request.kind, {})),
+            metadata=columns_of(
+                request.kind, request.metadata, self._options.get(request.kind, {})
+            ),
             seconds=seconds,
         )
 

@@ -50,7 +50,7 @@ def test_text_is_utf8(tmp_path):
     file.write_bytes('{"prompt": "π ≈ ?\u2028", "answer": "3", "x": NaN, "y": 1e999}\n'.encode())
     (example,) = load(file)
     assert example.prompt == "π ≈ ?\u2028"
-    assert example.metadata == {"x": None, "y": None}
+    assert example.metadata == {"prompt": "π ≈ ?\u2028", "answer": "3", "x": None, "y": None}
 
 
 def test_files_folders_and_globs_come_in_the_order_of_their_names(tmp_path):
@@ -154,6 +154,8 @@ def test_values_that_json_lacks(tmp_path):
     (example,) = load(parquet(tmp_path / "a.parquet", columns))
     assert example.answer == "3"
     assert example.metadata == {
+        "prompt": "1+2",
+        "answer": 3,
         "day": "2024-01-31",
         "time": "2024-01-31T12:30:00",
         "span": 90.0,

@@ -62,7 +62,7 @@ def test_subsets_and_splits(repository):
     assert [example.where for example in train] == [
         f"{repository}[train], row {n}" for n in (1, 2, 3)
     ]
-    assert train[0].metadata == {"tags": ["x"]}
+    assert train[0].metadata["tags"] == ["x"]
     assert [example.prompt for example in load(repository, subset="main", split="test")] == ["d"]
     assert [example.prompt for example in load(repository, subset="socratic")] == ["e"]
 

@@ -14,6 +14,7 @@ import pytest
 
 from srft_jax.config import UsageError
 from srft_jax.rewards import RewardPool, RewardRequest, process
+from srft_jax.rewards.verifiers import columns_of
 
 BEHAVE = "user_scorers:behave"
 TIMEOUT = 0.5
@@ -132,8 +133,8 @@ def test_bad_requests_crash_by_themselves(pool: RewardPool) -> None:
     bad = [
         RewardRequest("nobody", "", ""),
         RewardRequest("user_scorers:length", "", ""),  # exists, but was not given to the pool
-        RewardRequest("exact", "", "", {"column": object()}),
-        RewardRequest("exact", "", "", {"column": 10**5000}),
+        RewardRequest("regex", "", "", {"pattern": object()}),
+        RewardRequest("numeric", "", "", {"absolute": 10**5000}),
         RewardRequest("exact", None, ""),  # type: ignore[arg-type]
     ]
     assert verdicts(pool, [*bad, *easy(3)]) == ["crash"] * 5 + EASY_VERDICTS
@@ -150,6 +151,16 @@ def test_a_users_scorer_gets_metadata_and_may_return_any_number() -> None:
             (1.5, "right"),
             (0.0, "wrong"),
         ]
+
+
+def test_our_kinds_are_sent_only_what_they_look_at() -> None:
+    """A row's solution may be long, and what JSON has no form for is no matter of theirs."""
+    row = {"solution": object(), "choices": ["a", "b"], "require_think": None}
+    assert columns_of("multiple_choice", row, {"require_think": True}) == {
+        "choices": ["a", "b"],
+        "require_think": True,
+    }
+    assert columns_of("my_module:score", row, {"scale": 2}) == row | {"scale": 2}
 
 
 def test_a_scorer_in_the_current_directory_is_found(
@@ -286,7 +297,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(UsageError, match="-1 s"):
         RewardPool(timeout_seconds=-1)
     with pytest.raises(UsageError, match="type object is not JSON"):
-        RewardPool(probes=[RewardRequest("exact", "", "", {"column": object()})])
+        RewardPool(probes=[RewardRequest("regex", "", "", {"pattern": object()})])
     with pytest.raises(RuntimeError, match="open pool"):
         RewardPool().score([])
 
