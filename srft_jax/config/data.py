@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+WAYS = ("files", "hub", "procedural", "gym")  # keys of a source, of which it has one
+
 
 @dataclasses.dataclass(frozen=True)
 class ProceduralConfig:

@@ -4,9 +4,9 @@ import math
 from typing import NamedTuple
 
 from srft_jax.config import DataConfig, ProceduralConfig, SourceConfig, UsageError
+from srft_jax.config.data import WAYS
 from srft_jax.data.schemas import check_columns
 
-WAYS = ("files", "hub", "procedural", "gym")
 TRAIN = "train"
 
 
