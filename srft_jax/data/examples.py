@@ -43,6 +43,11 @@ class Example:
     where: str = ""
 
 
+def place(example: Example, set_name: str, number: int) -> str:
+    """As messages call a row, `number` from 1: where it was read, or its place in the set."""
+    return example.where or f"{set_name}, row {number}"
+
+
 class SourceRows(NamedTuple):
     """What became of the rows of a source.
 

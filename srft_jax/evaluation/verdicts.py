@@ -8,7 +8,7 @@ from threading import Event
 from typing import Any, Protocol
 
 from srft_jax.config import ShapingConfig
-from srft_jax.data.examples import Example
+from srft_jax.data.examples import Example, place
 from srft_jax.rewards import RewardPool, RewardRequest
 from srft_jax.rewards.requests import Verdict
 from srft_jax.rewards.verifiers import columns_of, row_problem
@@ -115,7 +115,7 @@ def probes(
             seen[example.kind] += 1
             if seen[example.kind] <= PROBED_ROWS:
                 text, *_ = (*example.demonstrations, f"<think>\n</think>\n{example.answer}")
-                placed = dataclasses.replace(example, where=example.where or f"{name}, row {row}")
+                placed = dataclasses.replace(example, where=place(example, name, row))
                 requests += _requests(placed, text, len(text), shaping)
     return requests
 
@@ -132,7 +132,7 @@ def row_problems(
                 kind = request.kind
                 columns = columns_of(kind, request.metadata, options.get(kind, {}))
                 if problem := row_problem(kind, request.gold, columns):
-                    yield f"{example.where or f'{name}, row {row}'}: {problem}"
+                    yield f"{place(example, name, row)}: {problem}"
 
 
 def _requests(
