@@ -187,6 +187,8 @@ def test_a_scorer_that_prints_and_reads_harms_nothing(capfd: pytest.CaptureFixtu
         ("no_such_module:f", "no_such_module:f cannot be imported: ModuleNotFoundError"),
         ("user_scorers:nothing", "user_scorers:nothing cannot be imported: AttributeError"),
         ("user_scorers:not_callable", "user_scorers:not_callable is a int, not a function"),
+        ("user_scorers:swapped", "user_scorers:swapped takes gold first"),
+        ("builtins:max", "reward function builtins:max does not say which parameters it has"),
         ("user_scorers:returns_none", "user_scorers:returns_none returned None"),
         ("user_scorers:returns_nan", "user_scorers:returns_nan returned nan"),
         ("user_scorers:raises", "user_scorers:raises fails .* no metadata: KeyError .* 'target'"),
