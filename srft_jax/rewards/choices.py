@@ -68,7 +68,10 @@ def _label(answer: Answer, choices: _Choices) -> str | None:
     for label, choice in zip(choices.labels, choices.texts, strict=False):
         if text.casefold() == " ".join(choice.split()).casefold():
             return label
-    mentioned = re.findall(rf"\(({one})\)|\b(?i:option|choice|answer)\s+\(?({one})\b", text)
+    named = r"\b(?i:option|choice|answer)"
+    mentioned = re.findall(
+        rf"\(({one})\)|{named}\s+\(?({one})\b|{named} is:? [*_]*({one})(?=[*_.,;]|$)", text
+    )
     return _known(max(mentioned[-1]), choices) if mentioned else None
 
 

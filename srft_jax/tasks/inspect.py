@@ -69,7 +69,7 @@ def _sets(setup: Setup) -> str:
     of_sources = Counter(example.source for example in setup.sets.train)
     if len(of_sources) > 1:
         rows[1:1] = [
-            [f"  source {number + 1}", count, "", "", "", "", ""]
+            [f"  data.mixture[{number}]", count, "", "", "", "", ""]
             for number, count in sorted(of_sources.items())
         ]
     kept = ["rows", "demonstrated", "demonstrations"]

@@ -74,6 +74,7 @@ def test_what_follows_the_reasoning(
     ("text", "value", "percent", "unit"),
     [
         ("1,234.50", Fraction(2469, 2), False, ""),
+        (r"1{,}234\,567", Fraction(1234567), False, ""),
         ("-3/4", Fraction(-3, 4), False, ""),
         ("−7", Fraction(-7), False, ""),
         (r"\frac{3}{4}", Fraction(3, 4), False, ""),
@@ -153,6 +154,9 @@ CITIES = ["Rome", "Paris", "Bern", "Oslo"]
         ("Answer: Paris", "right"),
         (r"\boxed{paris}", "right"),
         ("It cannot be (A), so option B it is", "right"),
+        ("The correct option is **B**.", "right"),
+        ("I think the best choice is B", "right"),
+        ("The best option is A dog", "unparsed"),
         ("It cannot be (B), so it is (A)", "wrong"),
         ("C", "wrong"),
         ("A dog", "unparsed"),
