@@ -14,6 +14,8 @@ from srft_jax.data.problems import raise_problems
 from srft_jax.data.reading import BadRow, read_example
 from srft_jax.data.rows import Row, find_files
 
+Loaded = tuple[list[Example], SourceRows]  # of one source
+
 READERS = {".jsonl": read_lines, ".json": read_json, ".parquet": read_parquet}
 
 
@@ -31,6 +33,8 @@ def load_sets(config: DataConfig) -> ExampleSets:
     problems: list[str] = []
     loaded = [_load(named, problems) for named in sources]
     raise_problems(problems)
+    if config.overlap == "drop":
+        loaded = _without_evaluated(sources, loaded)
     check_held_out(_by_set(sources, [examples for examples, _ in loaded]))
     sets = _by_set(
         sources, [_instructed(n.source, e) for n, (e, _) in zip(sources, loaded, strict=True)]
@@ -63,13 +67,34 @@ def check_held_out(sets: Mapping[str, Sequence[Example]]) -> None:
     )
 
 
+def _without_evaluated(sources: Sequence[NamedSource], loaded: Sequence[Loaded]) -> list[Loaded]:
+    """Training sources without the rows that are evaluated."""
+    pairs = list(zip(sources, loaded, strict=True))
+    evaluated = {
+        _conversation(example)
+        for named, (examples, _) in pairs
+        if named.set_name != TRAIN
+        for example in examples
+    }
+    left: list[Loaded] = []
+    for named, (examples, rows) in pairs:
+        if named.set_name == TRAIN:
+            examples = [one for one in examples if _conversation(one) not in evaluated]
+        left.append((examples, rows._replace(used=len(examples))))
+    return left
+
+
+def _conversation(example: Example) -> tuple[str, ...]:
+    """What two rows have in common that ask the same."""
+    turns = [turn.content for turn in example.history if turn.role != "system"]
+    return (*turns, example.prompt.strip())
+
+
 def _places(examples: Sequence[Example]) -> dict[tuple[str, ...], str]:
     """Conversation up to the prompt -> where it stands first."""
     places: dict[tuple[str, ...], str] = {}
     for number, example in enumerate(examples, start=1):
-        turns = [turn.content for turn in example.history if turn.role != "system"]
-        place = example.where or f"example {number}"
-        places.setdefault((*turns, example.prompt.strip()), place)
+        places.setdefault(_conversation(example), example.where or f"example {number}")
     return places
 
 
@@ -77,7 +102,7 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
-def _load(named: NamedSource, problems: list[str]) -> tuple[list[Example], SourceRows]:
+def _load(named: NamedSource, problems: list[str]) -> Loaded:
     """The examples of a source; bad rows join the problems."""
     source, seen, read = named.source, set(), 0
     examples: list[Example] = []

@@ -104,6 +104,24 @@ def test_an_overlap_names_the_prompt_and_both_places(tmp_path):
     ]
 
 
+def test_training_rows_that_are_evaluated_can_be_dropped(tmp_path):
+    """Of every source of a mixture, and seen in its number of rows that are used."""
+    config = DataConfig(
+        mixture=[
+            write(tmp_path / "a.jsonl", "a", "b"),
+            write(tmp_path / "c.jsonl", "c", " b", "d"),
+        ],
+        held_out=write(tmp_path / "held_out.jsonl", "b"),
+        ood=write(tmp_path / "ood.jsonl", "d", "b"),
+    )
+    with pytest.raises(UsageError, match="stands in both train .* and held_out"):
+        load_sets(config)
+    sets = load_sets(dataclasses.replace(config, overlap="drop"))
+    assert prompts(sets.train) == ["a", "c"]
+    assert prompts(sets.evaluation["ood"]) == ["d", "b"]
+    assert [(rows.read, rows.used) for rows in sets.rows] == [(2, 1), (3, 1), (1, 1), (2, 2)]
+
+
 def test_evaluation_sets_may_share_prompts(tmp_path):
     """AMC in a collection of competitions; problems of one family in held_out and ood."""
     sums = ProceduralConfig(family="sums", min_size=2, max_size=2, count=500)
