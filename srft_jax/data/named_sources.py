@@ -73,6 +73,8 @@ def check_source(named: NamedSource) -> None:
             f"{key} must have exactly one of {', '.join(WAYS)}, but has {given}; "
             f"null turns one off, as in --{key}.procedural null."
         )
+    if source.hub is not None and not source.hub.name.strip():
+        raise UsageError(f"{key}.hub.name is empty.")
     if source.limit is not None and source.limit < 1:
         raise UsageError(f"{key}.limit = {source.limit} is not at least 1.")
     if not 0 < source.weight < math.inf:

@@ -91,12 +91,13 @@ def test_a_json_file_may_hold_one_list(tmp_path):
         (b"  ", "an empty line, but a row is an object."),
         (b'{"prompt": "\xff"}', "not UTF-8: byte 0xff in column 13."),
         (b'\xef\xbb\xbf{"prompt": "1"}', "not JSON: Expecting value in column 1."),
+        (b'{"prompt": "a", "x": {"b": 1, "b": 2}}', "'b' is there twice in one object."),
         (b'{"prompt": ' + b"9" * 5000 + b"}", "a number has too many digits."),
         (b"[" * 150 + b"]" * 150, "nested deeper than 100 levels."),
         (b"[" * 99_999 + b"]" * 99_999, "nested deeper than 100 levels."),
         (b'{"a":' * 99_999, "nested deeper than 100 levels."),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_lines_that_are_no_rows(tmp_path, line, problem):
     file = tmp_path / "train.jsonl"

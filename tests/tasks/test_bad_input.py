@@ -105,6 +105,10 @@ CASES = {
     ),
     "no targets": (["--model.lora.targets=[]"], "model.lora.targets = [] must name matrices"),
     "adapters of nothing": (["--export.lora=adapter"], "adapter needs model.lora, which is not"),
+    "hub without a name": (
+        ["--data.ood={hub: {name: ''}}", "--data.ood.procedural=null"],
+        "data.ood.hub.name is empty",
+    ),
     "missing JSONL": (jsonl("none"), "{dir}/none.jsonl cannot be read"),
     "malformed row": (jsonl("malformed"), "{dir}/malformed.jsonl, row 2: not JSON"),
     "row without prompt": (jsonl("promptless"), "{dir}/promptless.jsonl, row 2: 'prompt' is"),
