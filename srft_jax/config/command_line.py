@@ -13,6 +13,7 @@ from typing import Any, Literal, cast, get_args
 import jsonargparse
 import yaml
 
+from srft_jax.config.data import WAYS
 from srft_jax.config.errors import UsageError
 from srft_jax.config.sections import RunConfig
 
@@ -60,16 +61,34 @@ def _in_one_line(message: str) -> str:
     return _AROUND.sub("", line).partition(" - Expected a <class 'NoneType'>")[0]
 
 
+_SOURCES = ("data.train", "data.held_out", "data.ood")
+
+
 class _Files(jsonargparse.ActionConfigFile):
-    """Several --config: a later file's keys replace an earlier one's, its benchmarks join them."""
+    """Several --config: a later file's keys replace an earlier one's, its benchmarks join them.
+
+    A source that comes another way replaces the whole source: keys of a procedural one mean nothing
+    to one of files.
+    """
 
     @staticmethod
     def apply_config(
         parser: jsonargparse.ArgumentParser, cfg: jsonargparse.Namespace, dest: str, value: str
     ) -> None:
         before = cfg.get("data.benchmarks") or {}
+        ways = {key: _ways(cfg, key) for key in _SOURCES}
         jsonargparse.ActionConfigFile.apply_config(parser, cfg, dest, value)
         cfg["data.benchmarks"] = {**before, **(cfg.get("data.benchmarks") or {})}
+        alone = parser.parse_path(value, defaults=False, _skip_validation=True)
+        for key in _SOURCES:
+            if ways[key] and _ways(alone, key) not in ([], ways[key]):
+                cfg[key] = alone[key]
+
+
+def _ways(values: jsonargparse.Namespace, key: str) -> list[str]:
+    """Which of its keys say where a source's rows come from; one, where it is right."""
+    source = values.get(f"{key}.init_args")
+    return [way for way in WAYS if source is not None and source.get(way) is not None]
 
 
 @functools.cache

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+WAYS = ("files", "hub", "procedural", "gym")  # keys of a source, of which it has one
+
 
 @dataclasses.dataclass(frozen=True)
 class ProceduralConfig:
@@ -111,6 +113,8 @@ class DataConfig:
         ood: Evaluated as `ood`.
         benchmarks: Further evaluation sets by name.
         system_prompt: Put before every prompt that has no system turn of its own.
+        overlap: What becomes of training rows whose prompt is evaluated: an error, or dropped, so
+            that fewer rows of their source are used.
         too_long: What becomes of rows whose prompt or demonstration exceeds its limit of tokens: an
             error, or dropped and counted.
         prompts_per_step: Distinct prompts of one rollout batch, P.
@@ -123,6 +127,7 @@ class DataConfig:
     ood: SourceConfig | None = None
     benchmarks: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
     system_prompt: str | None = None
+    overlap: Literal["error", "drop"] = "error"
     too_long: Literal["error", "drop"] = "error"
     prompts_per_step: int = 32
     max_prompt_tokens: int = 32

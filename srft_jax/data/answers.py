@@ -3,20 +3,18 @@
 import re
 from collections.abc import Callable, Mapping
 
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+from srft_jax.rewards.extraction import find_boxes
+
+_WITHOUT_BRACES = re.compile(r"\\(?:boxed|fbox)\s+([^\s{}$.]+)")  # MATH has a few
 
 
 def last_boxed(text: str) -> str | None:
-    r"""In: so \boxed{1}, or rather \boxed{\frac{1}{2}}.  Out: \frac{1}{2}; None without a box."""
-    starts = [match.end() for match in _BOXED.finditer(text)]
-    if not starts:
-        return None
-    depth = 1
-    for position in range(starts[-1], len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return text[starts[-1] : position].strip() or None
-    return None
+    r"""In: so \boxed{1}, or rather \boxed{\frac{1}{2}}.  Out: \frac{1}{2}; None without a box.
+
+    Where no box has braces, TeX's other spelling counts.  In: $\boxed 5$.  Out: 5.
+    """
+    boxes = [box.text for box in find_boxes(text)] or _WITHOUT_BRACES.findall(text)
+    return boxes[-1].strip() or None if boxes else None
 
 
 def after_hashes(text: str) -> str | None:

@@ -42,11 +42,14 @@ def right_option(answer: Any, options: Sequence[str], labels: Sequence[str]) -> 
     """Index of the option that a row calls right; None where it calls none or several so.
 
     Args:
-        answer: An index from 0, a label, or the text of the option.
+        answer: A label, an index from 0, or the text of the option. A number is a label where the
+            row has such a label: ARC's may be 1, 2, 3, 4.
         options: Of the row.
         labels: Of the options; by default letters.
     """
     if isinstance(answer, int) and not isinstance(answer, bool):
+        if str(answer) in labels:
+            return list(labels).index(str(answer))
         return answer if 0 <= answer < len(options) else None
     for names in (labels or string.ascii_uppercase[: len(options)], options):
         if list(names).count(answer) == 1:

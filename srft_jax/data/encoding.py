@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from jaxtyping import Float, Int
 
-from srft_jax.data.examples import Example, ExampleSets, Turn
+from srft_jax.data.examples import Example, ExampleSets, Turn, place
 from srft_jax.data.problems import raise_problems
 
 # Texts encoded at a time: work for all threads of a fast tokenizer, little enough for its memory.
@@ -229,7 +229,7 @@ def _length_problems(
 ) -> Iterator[str]:
     fix = "raise it, or set data.too_long to drop"
     for row, (example, ids) in enumerate(zip(examples, encoded, strict=True), start=1):
-        where = example.where or f"{name}, row {row}"
+        where = place(example, name, row)
         if len(ids.prompt) > limits.max_prompt_tokens:
             yield (
                 f"{where}: the prompt has {len(ids.prompt)} tokens, "
@@ -248,7 +248,7 @@ def _logprob_problems(
     name: str, examples: Sequence[Example], encoded: Sequence[EncodedExample]
 ) -> Iterator[str]:
     for row, (example, ids) in enumerate(zip(examples, encoded, strict=True), start=1):
-        where = example.where or f"{name}, row {row}"
+        where = place(example, name, row)
         pairs = zip(ids.demonstrations, ids.behavior_logprobs, strict=True)
         for number, (tokens, logprobs) in enumerate(pairs, start=1):
             if logprobs is not None and len(logprobs) != len(tokens):

@@ -24,7 +24,8 @@ class Example:
         demonstrations: Completions written by somebody else, thinking included; often none.
         kind: The verifier, a key of the table in rewards/, or `package.module:function`.
         history: Turns before the prompt: a system prompt, earlier questions and answers.
-        metadata: All other columns of the row, as JSON values: keyword arguments of the verifier.
+        metadata: All columns of the row, as JSON values: keyword arguments of a user's verifier,
+            options of others. `choices` are the options in the order in which they are shown.
         behavior_logprobs: Of each demonstration, log-probs of its tokens under whoever wrote it;
             empty where they are not known.
         source: Number of the training source that the row is of, for mixtures.
@@ -40,6 +41,11 @@ class Example:
     behavior_logprobs: tuple[tuple[float, ...], ...] = ()
     source: int = 0
     where: str = ""
+
+
+def place(example: Example, set_name: str, number: int) -> str:
+    """As messages call a row, `number` from 1: where it was read, or its place in the set."""
+    return example.where or f"{set_name}, row {number}"
 
 
 class SourceRows(NamedTuple):
@@ -58,7 +64,7 @@ class SourceRows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ExampleSets:
-    """The sets of a run; no prompt stands in two of them.
+    """The sets of a run; no prompt of `train` stands in another one.
 
     Args:
         train: Of all sources, one source after the other.

@@ -49,7 +49,9 @@ def read_hub(config: HubConfig, key: str) -> Iterator[Row]:
 
 
 def _sentence(config: HubConfig, key: str, error: Exception) -> str:
-    reason = " ".join(str(error).split()).rstrip(".")
+    # What went wrong in a file stands in the cause; the error says that something did.
+    said = [str(error)] if error.__cause__ is None else [str(error), str(error.__cause__)]
+    reason = ": ".join(" ".join(text.split()).rstrip(".") for text in said)
     advice = (
         "check its subset and split"
         if isinstance(error, ValueError)

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,8 @@ def _row(where: str, text: bytes) -> Row:
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         return Row(where, problem=f"not JSON: {error.msg} in {line}column {error.colno}.")
+    except _NamedTwice as error:
+        return Row(where, problem=f"{str(error)!r} is there twice in one object.")
     except ValueError:  # Python reads no integer of more than 4,300 digits
         return Row(where, problem="a number has too many digits.")
     except RecursionError:
@@ -60,7 +63,21 @@ def _row(where: str, text: bytes) -> Row:
 
 @functools.cache  # json.loads with options would make one for every row
 def _decoder() -> json.JSONDecoder:
-    return json.JSONDecoder(parse_float=_finite, parse_constant=_null)
+    return json.JSONDecoder(
+        parse_float=_finite, parse_constant=_null, object_pairs_hook=_without_twins
+    )
+
+
+class _NamedTwice(ValueError):
+    """The name that two values of an object have."""
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON's readers would keep the last of two values, and nobody would know of the other."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise _NamedTwice(Counter(name for name, _ in pairs).most_common(1)[0][0])
+    return value
 
 
 def _finite(text: str) -> float | None:

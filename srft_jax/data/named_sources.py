@@ -4,9 +4,9 @@ import math
 from typing import NamedTuple
 
 from srft_jax.config import DataConfig, ProceduralConfig, SourceConfig, UsageError
+from srft_jax.config.data import WAYS
 from srft_jax.data.schemas import check_columns
 
-WAYS = ("files", "hub", "procedural", "gym")
 TRAIN = "train"
 
 
@@ -46,16 +46,17 @@ def named_sources(config: DataConfig) -> list[NamedSource]:
         NamedSource(key, TRAIN, number, source)
         for number, (key, source) in enumerate(zip(keys, training, strict=True))
     ]
-    evaluation = {"data.held_out": config.held_out, "data.ood": config.ood}
-    for name, source in config.benchmarks.items():
-        if name in (TRAIN, "held_out", "ood") or "/" in name:
-            raise UsageError(f"data.benchmarks: {name!r} cannot name a benchmark; choose another.")
-        evaluation[f"data.benchmarks.{name}"] = source
-    return sources + [
-        NamedSource(key, key.split(".")[-1], 0, source)
-        for key, source in evaluation.items()
+    own = {"held_out": config.held_out, "ood": config.ood}
+    sources += [
+        NamedSource(f"data.{name}", name, 0, source)
+        for name, source in own.items()
         if source is not None
     ]
+    for name, source in config.benchmarks.items():
+        if name in (TRAIN, *own) or "/" in name or not name.strip():
+            raise UsageError(f"data.benchmarks: {name!r} cannot name a benchmark; choose another.")
+        sources.append(NamedSource(f"data.benchmarks.{name}", name, 0, source))
+    return sources
 
 
 def check_source(named: NamedSource) -> None:
@@ -72,6 +73,8 @@ def check_source(named: NamedSource) -> None:
             f"{key} must have exactly one of {', '.join(WAYS)}, but has {given}; "
             f"null turns one off, as in --{key}.procedural null."
         )
+    if source.hub is not None and not source.hub.name.strip():
+        raise UsageError(f"{key}.hub.name is empty.")
     if source.limit is not None and source.limit < 1:
         raise UsageError(f"{key}.limit = {source.limit} is not at least 1.")
     if not 0 < source.weight < math.inf:

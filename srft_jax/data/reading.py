@@ -19,7 +19,6 @@ from srft_jax.data.schemas import (
     missing_column,
     misspelt_fields,
     schema_of,
-    whole_columns,
 )
 
 Cells = Mapping[str, Cell]  # by field
@@ -59,19 +58,25 @@ def read_example(row: Row, source: SourceConfig, number: int = 0) -> Example:
     example = _example(cells, source, problems) if REQUIRED[0] in cells else {}
     if problems:
         raise BadRow(problems)
-    read = whole_columns(schema)
-    others = {name: value for name, value in row.value.items() if name not in read}
-    metadata = others | example.pop("metadata")
+    metadata = row.value | example.pop("metadata")
     return Example(**example, metadata=metadata, source=number, where=row.where)
 
 
 def _cells(
     row: Mapping[str, Any], schema: Schema, source: SourceConfig, problems: Problems
 ) -> Cells:
-    """What the columns hold; a field that a row need not have is left out where it is null."""
+    """What the columns hold; a field that a row need not have is left out where it is null.
+
+    Where the answer's column is one of the options', the answer is its number: GPQA has options
+    whose texts are letters.
+    """
     cells = {}
+    options = schema.columns.get("options")
+    parts = options if isinstance(options, tuple) else ()
     for field, column in schema.columns.items():
         value = lookup(row, column)
+        if column in parts and value is not MISSING:
+            value = parts.index(column)
         required = field not in MAY_BE_NULL
         if field == "answer" and source.answer_from != "column":
             required = False  # it may stand in the demonstration

@@ -1,7 +1,6 @@
 """From the configuration to the sets of examples."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from srft_jax.config import DataConfig, SourceConfig, UsageError
@@ -15,6 +14,8 @@ from srft_jax.data.problems import raise_problems
 from srft_jax.data.reading import BadRow, read_example
 from srft_jax.data.rows import Row, find_files
 
+Loaded = tuple[list[Example], SourceRows]  # of one source
+
 READERS = {".jsonl": read_lines, ".json": read_json, ".parquet": read_parquet}
 
 
@@ -23,7 +24,8 @@ def load_sets(config: DataConfig) -> ExampleSets:
 
     Raises:
         UsageError: No training source or two kinds of them, a source that cannot be read, bad rows
-            (the first ten of all sources, and how many more), or sets that share a prompt.
+            (the first ten of all sources, and how many more), or a prompt that is trained on in an
+            evaluation set.
     """
     sources = named_sources(config)
     for named in sources:
@@ -31,7 +33,9 @@ def load_sets(config: DataConfig) -> ExampleSets:
     problems: list[str] = []
     loaded = [_load(named, problems) for named in sources]
     raise_problems(problems)
-    check_disjoint(_by_set(sources, [examples for examples, _ in loaded]))
+    if config.overlap == "drop":
+        loaded = _without_evaluated(sources, loaded)
+    check_held_out(_by_set(sources, [examples for examples, _ in loaded]))
     sets = _by_set(
         sources, [_instructed(n.source, e) for n, (e, _) in zip(sources, loaded, strict=True)]
     )
@@ -42,31 +46,55 @@ def load_sets(config: DataConfig) -> ExampleSets:
     )
 
 
-def check_disjoint(sets: Mapping[str, Sequence[Example]]) -> None:
-    """No prompt of one set, surrounding blanks and system turns apart, stands in another.
+def check_held_out(sets: Mapping[str, Sequence[Example]]) -> None:
+    """No prompt of `train`, surrounding blanks and system turns apart, stands in another set.
+
+    Two evaluation sets may share some: nothing is learned from either.
 
     Raises:
         UsageError: Names each shared prompt and where it stands.
     """
-    places = {name: _places(examples) for name, examples in sets.items()}
+    trained = _places(sets[TRAIN])
     raise_problems(
         [
-            f"The prompt {_short(prompt[-1])} stands in both {a} ({places[a][prompt]}) "
-            f"and {b} ({place}); the sets must not overlap."
-            for a, b in itertools.combinations(places, 2)
-            for prompt, place in places[b].items()
-            if prompt in places[a]
+            f"The prompt {_short(prompt[-1])} stands in both {TRAIN} ({trained[prompt]}) "
+            f"and {name} ({place}); what is trained on cannot be evaluated."
+            for name, examples in sets.items()
+            if name != TRAIN
+            for prompt, place in _places(examples).items()
+            if prompt in trained
         ]
     )
+
+
+def _without_evaluated(sources: Sequence[NamedSource], loaded: Sequence[Loaded]) -> list[Loaded]:
+    """Training sources without the rows that are evaluated."""
+    pairs = list(zip(sources, loaded, strict=True))
+    evaluated = {
+        _conversation(example)
+        for named, (examples, _) in pairs
+        if named.set_name != TRAIN
+        for example in examples
+    }
+    left: list[Loaded] = []
+    for named, (examples, rows) in pairs:
+        if named.set_name == TRAIN:
+            examples = [one for one in examples if _conversation(one) not in evaluated]
+        left.append((examples, rows._replace(used=len(examples))))
+    return left
+
+
+def _conversation(example: Example) -> tuple[str, ...]:
+    """What two rows have in common that ask the same."""
+    turns = [turn.content for turn in example.history if turn.role != "system"]
+    return (*turns, example.prompt.strip())
 
 
 def _places(examples: Sequence[Example]) -> dict[tuple[str, ...], str]:
     """Conversation up to the prompt -> where it stands first."""
     places: dict[tuple[str, ...], str] = {}
     for number, example in enumerate(examples, start=1):
-        turns = [turn.content for turn in example.history if turn.role != "system"]
-        place = example.where or f"example {number}"
-        places.setdefault((*turns, example.prompt.strip()), place)
+        places.setdefault(_conversation(example), example.where or f"example {number}")
     return places
 
 
@@ -74,7 +102,7 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
-def _load(named: NamedSource, problems: list[str]) -> tuple[list[Example], SourceRows]:
+def _load(named: NamedSource, problems: list[str]) -> Loaded:
     """The examples of a source; bad rows join the problems."""
     source, seen, read = named.source, set(), 0
     examples: list[Example] = []

@@ -3,14 +3,15 @@
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from threading import Event
 from typing import Any, Protocol
 
 from srft_jax.config import ShapingConfig
-from srft_jax.data.examples import Example
+from srft_jax.data.examples import Example, place
 from srft_jax.rewards import RewardPool, RewardRequest
 from srft_jax.rewards.requests import Verdict
+from srft_jax.rewards.verifiers import columns_of, row_problem
 from srft_jax.rollout import scheduler
 
 PROBED_ROWS = 3  # of each kind and set, when a run starts
@@ -114,16 +115,31 @@ def probes(
             seen[example.kind] += 1
             if seen[example.kind] <= PROBED_ROWS:
                 text, *_ = (*example.demonstrations, f"<think>\n</think>\n{example.answer}")
-                placed = dataclasses.replace(example, where=example.where or f"{name}, row {row}")
+                placed = dataclasses.replace(example, where=place(example, name, row))
                 requests += _requests(placed, text, len(text), shaping)
     return requests
+
+
+def row_problems(
+    sets: Mapping[str, Sequence[Example]],
+    shaping: Sequence[ShapingConfig],
+    options: Mapping[str, Mapping[str, Any]],
+) -> Iterator[str]:
+    """Rows that no completion could be verified on: a kind, gold answer or option that is none."""
+    for name, examples in sets.items():
+        for row, example in enumerate(examples, start=1):
+            for request in _requests(example, "", 0, shaping if name == "train" else ()):
+                kind = request.kind
+                columns = columns_of(kind, request.metadata, options.get(kind, {}))
+                if problem := row_problem(kind, request.gold, columns):
+                    yield f"{place(example, name, row)}: {problem}"
 
 
 def _requests(
     example: Example, text: str, num_tokens: int, shaping: Sequence[ShapingConfig]
 ) -> list[RewardRequest]:
     """One for the example's own verifier, then one for each term."""
-    columns = {**example.metadata, "num_tokens": num_tokens}
+    columns = {"prompt": example.prompt, **example.metadata, "num_tokens": num_tokens}
     asked = [(example.kind, columns), *((one.kind, columns | one.options) for one in shaping)]
     return [
         RewardRequest(kind, text, example.answer, metadata, example.where)

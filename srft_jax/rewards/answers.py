@@ -62,8 +62,11 @@ def numeric(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardRe
     In: "The answer is 45\\%.", gold "0.45".  Out: right.
 
     Raises:
-        ValueError: gold is no number.
+        ValueError: gold is no number, whatever the completion.
     """
+    expected = quantity(gold)
+    if expected is None:
+        raise ValueError(f"gold {gold[:80]!r} is not a number")
     found = answer_of(completion, option(metadata, "require_think", NUMERIC_OPTIONS))
     answer = None
     if found is not None:
@@ -72,9 +75,6 @@ def numeric(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardRe
             answer = last_quantity(found.text)
     if answer is None or (answer.unit and not option(metadata, "units", NUMERIC_OPTIONS)):
         return UNPARSED
-    expected = quantity(gold)
-    if expected is None:
-        raise ValueError(f"gold {gold[:80]!r} is not a number")
     if answer.unit and expected.unit and answer.unit != expected.unit:
         return judged(False)
     return judged(any(_near(*pair, metadata) for pair in _readings(answer, expected)))
@@ -84,9 +84,16 @@ def regex(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResu
     """Whether the whole answer matches `pattern`, or gold where there is none.
 
     In: "Answer: 7 apples", gold "7( apples)?".  Out: right.
+
+    Raises:
+        ValueError: the pattern is none, whatever the completion.
     """
+    text = option(metadata, "pattern", REGEX_OPTIONS) or gold
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text[:80]!r} is not a pattern: {error}") from error
     found = answer_of(completion, option(metadata, "require_think", REGEX_OPTIONS))
-    pattern = re.compile(option(metadata, "pattern", REGEX_OPTIONS) or gold)
     return judged(pattern.fullmatch(found.text) is not None) if found else UNPARSED
 
 

@@ -30,16 +30,16 @@ def multiple_choice(completion: str, gold: str, metadata: Mapping[str, Any]) -> 
     In: "So it must be (B).", gold "B".  Out: right.
 
     Raises:
-        ValueError: gold is none of the options.
+        ValueError: gold is none of the options, whatever the completion.
     """
     choices = _choices(metadata)
+    expected = _label(Answer(gold.strip(), True), choices)
+    if expected is None:
+        raise ValueError(f"gold {gold[:80]!r} is none of the options {', '.join(choices.labels)}")
     found = answer_of(completion, option(metadata, "require_think", CHOICE_OPTIONS))
     label = _label(found, choices) if found else None
     if label is None:
         return UNPARSED
-    expected = _label(Answer(gold.strip(), True), choices)
-    if expected is None:
-        raise ValueError(f"gold {gold[:80]!r} is none of the options {', '.join(choices.labels)}")
     return judged(label == expected)
 
 
@@ -68,9 +68,13 @@ def _label(answer: Answer, choices: _Choices) -> str | None:
     for label, choice in zip(choices.labels, choices.texts, strict=False):
         if text.casefold() == " ".join(choice.split()).casefold():
             return label
-    mentioned = re.findall(rf"\(({one})\)|\b(?i:option|choice|answer)\s+\(?({one})\b", text)
+    named = r"\b(?i:option|choice|answer)"
+    mentioned = re.findall(
+        rf"\(({one})\)|{named}\s+\(?({one})\b|{named} is:? [*_]*({one})(?=[*_.,;]|$)", text
+    )
     return _known(max(mentioned[-1]), choices) if mentioned else None
 
 
-def _known(label: str, choices: _Choices) -> str:
-    return next(one for one in choices.labels if one.casefold() == label.casefold())
+def _known(label: str, choices: _Choices) -> str | None:
+    """As the question spells it; none where a pattern takes a Turkish ı for an I."""
+    return next((one for one in choices.labels if one.casefold() == label.casefold()), None)

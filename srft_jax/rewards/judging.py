@@ -16,13 +16,15 @@ def judged(right: bool) -> RewardResult:
 
 
 def option(metadata: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> Any:
-    """The row's column of that name, else the default.
+    """The row's column of that name; the default where it has none or null, as Arrow fills in.
 
     Raises:
         TypeError: another type than the default's.
         ValueError: a number that is negative or not finite.
     """
-    value, default = metadata.get(name, defaults[name]), defaults[name]
+    value, default = metadata.get(name), defaults[name]
+    if value is None:
+        return default
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number if isinstance(default, float) else type(value) is type(default):
         if is_number and not 0 <= value < math.inf:

@@ -20,7 +20,13 @@ from srft_jax.config import UsageError
 from srft_jax.rewards.process import START_SECONDS, Forker, WorkerProcess, wait
 from srft_jax.rewards.requests import RewardRequest, RewardResult, Verdict
 from srft_jax.rewards.user_scorers import is_user_kind
-from srft_jax.rewards.verifiers import KINDS, PRELOADS, check_kind, check_options
+from srft_jax.rewards.verifiers import (
+    KINDS,
+    PRELOADS,
+    check_kind,
+    check_options,
+    columns_of,
+)
 
 # Of one worker. More would line up behind a slow request what another worker could take.
 MAX_IN_FLIGHT = 4
@@ -152,7 +158,9 @@ class RewardPool:
             kind=request.kind,
             completion=request.completion,
             gold=request.gold,
-            metadata={**self._options.get(request.kind, {}), **request.metadata},
+            metadata=columns_of(
+                request.kind, request.metadata, self._options.get(request.kind, {})
+            ),
             seconds=seconds,
         )
 

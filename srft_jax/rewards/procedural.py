@@ -80,7 +80,9 @@ def _verdict(
 
 
 def _numbers(metadata: Mapping[str, Any]) -> list[int]:
-    numbers = metadata.get("numbers", [])
+    numbers = metadata.get("numbers")
+    if numbers is None:
+        return []
     if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
         raise TypeError(f"numbers = {numbers!r} is not a list of whole numbers")
     return sorted(numbers)

@@ -19,6 +19,7 @@ _RATIO = (
     r"|\\[dt]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*(0*[1-9][0-9]*)\s*\}|\\[dt]?frac\s*([0-9])([1-9])"
 )
 _NUMBER = re.compile(rf"([+-]|−)?\s*(?:\\?[$€£¥]\s*)?(?:{_RATIO}|({_DECIMAL})(?:{_POWER})?)")
+_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9]{3}(?![0-9]))")  # 1{,}234, 1\,234
 _PERCENT = re.compile(r"\s*(?:\\?%|percent\b)")
 _NAME = re.compile(r"(?:[A-Za-z]\w*\s*)?(?:=|≈|\\approx)\s*|(?:about|approximately)\s+")
 _UNIT_NOISE = re.compile(r"\\(?:text|mathrm|operatorname)\b|\\[,;! ]|[{}~\s]|\^\{?\\?circ\}?")
@@ -49,7 +50,7 @@ def quantity(text: str) -> Quantity | None:
 
     In: "x = 1.2 \\times 10^{3} \\text{ cm}".  Out: Quantity(1200, False, "cm").
     """
-    text = text.strip()
+    text = _THOUSANDS.sub(",", text.strip())
     if name := _NAME.match(text):
         text = text[name.end() :]
     number = _NUMBER.match(text)
@@ -67,7 +68,7 @@ def quantity(text: str) -> Quantity | None:
 def last_quantity(text: str) -> Quantity | None:
     """The last number in prose, without its unit.  In: "so 3 of 12 are left".  Out: 12."""
     found = None
-    for number in _NUMBER.finditer(text[-MAX_DIGITS:]):
+    for number in _NUMBER.finditer(_THOUSANDS.sub(",", text[-MAX_DIGITS:])):
         found = number
     value = _value(found) if found else None
     if found is None or value is None:

@@ -15,8 +15,8 @@ class RewardRequest:
         kind: Key of verifiers.KINDS, or `package.module:function` for a scorer of the user's own.
         completion: Text without special and EOS tokens, but with its think tags.
         gold: The reference answer.
-        metadata: Other columns of the row, as JSON values: options of a verifier, keyword arguments
-            of a user's scorer.
+        metadata: Columns of the row, as JSON values: options of a verifier, keyword arguments of a
+            user's scorer.
         where: File and row, as messages name them.
     """
 

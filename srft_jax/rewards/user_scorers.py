@@ -4,7 +4,7 @@ import importlib
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from srft_jax.config import UsageError
@@ -23,9 +23,11 @@ def load_scorer(kind: str) -> Verifier:
     """The function `f(completion, gold, **columns) -> float` as a verifier.
 
     It is given the columns that it has parameters for, or all of them where it has **columns.
+    Completion and gold go to its first two parameters, whatever these are called.
 
     Raises:
-        UsageError: no such module or function.
+        UsageError: no such module or function, parameters that cannot be read, as of some functions
+            written in C, or `gold` before `completion`.
     """
     module, _, name = kind.partition(":")
     try:
@@ -35,7 +37,13 @@ def load_scorer(kind: str) -> Verifier:
         raise UsageError(f"reward function {kind} cannot be imported: {reason}") from error
     if not callable(function):
         raise UsageError(f"reward function {kind} is a {type(function).__name__}, not a function")
-    arguments = _arguments(function)
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError as error:
+        raise UsageError(f"reward function {kind} does not say which parameters it has") from error
+    if [one.name for one in parameters[:2]] == ["gold", "completion"]:
+        raise UsageError(f"reward function {kind} takes gold first; the completion goes before it")
+    arguments = _arguments(parameters)
 
     def verify(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResult:
         reward = function(completion, gold, **arguments(metadata))
@@ -46,9 +54,8 @@ def load_scorer(kind: str) -> Verifier:
     return verify
 
 
-def _arguments(function: Callable[..., Any]) -> Arguments:
+def _arguments(parameters: Sequence[inspect.Parameter]) -> Arguments:
     """Which columns go to the function as keyword arguments."""
-    parameters = inspect.signature(function).parameters.values()
     takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
     named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     positional = [one.name for one in parameters if one.kind is not one.KEYWORD_ONLY][:2]

@@ -3,7 +3,7 @@
 Its options are columns of the row, or set for a whole run, and have the defaults of `OPTIONS`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from srft_jax.config import UsageError
@@ -32,6 +32,13 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "format": shaping.FORMAT_OPTIONS,
     "length": shaping.LENGTH_OPTIONS,
     **dict.fromkeys(procedural.KINDS, procedural.PROCEDURAL_OPTIONS),
+}
+
+# Columns beside its options that a kind looks at.
+COLUMNS: Mapping[str, Sequence[str]] = {
+    "multiple_choice": ("choices",),
+    "countdown": ("numbers",),
+    "length": ("num_tokens",),
 }
 
 # What a kind loads that takes long, once for all workers.
@@ -64,6 +71,39 @@ def check_options(kind: str, options: Mapping[str, Any]) -> None:
             option(options, name, defaults)
         except (TypeError, ValueError) as error:
             raise UsageError(f"reward kind {kind}: {error}") from error
+
+
+def columns_of(
+    kind: str, metadata: Mapping[str, Any], options: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """What a kind gets of a row: a user's scorer all of it, others what they look at.
+
+    `options` stand in for what the row does not have or has as null.
+    """
+    columns = {**metadata, **{k: v for k, v in options.items() if metadata.get(k) is None}}
+    if is_user_kind(kind):
+        return columns
+    read = {*OPTIONS.get(kind, ()), *COLUMNS.get(kind, ())}
+    return {name: value for name, value in columns.items() if name in read}
+
+
+def row_problem(kind: str, gold: str, metadata: Mapping[str, Any]) -> str | None:
+    """What is wrong with a row of one of our kinds, whatever is completed.
+
+    Verifiers look at gold first, so an empty completion shows it, within microseconds.
+    """
+    if is_user_kind(kind):
+        return None
+    try:
+        verifier, defaults = load(kind), OPTIONS.get(kind, {})
+        for name in defaults:
+            option(metadata, name, defaults)
+        verifier("", gold, metadata)
+    except UsageError as error:
+        return f"{error}."
+    except (TypeError, ValueError) as error:
+        return f"kind {kind}: {error}."
+    return None
 
 
 def load(kind: str) -> Verifier:

@@ -10,13 +10,14 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from textwrap import shorten
 
 import jax
 import numpy as np
 
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.data.encoding import EncodedExample, conversation
-from srft_jax.data.examples import Example
+from srft_jax.data.examples import Example, place
 from srft_jax.models import lora
 from srft_jax.models.decoder import init_params
 from srft_jax.models.tokenizer import Tokenizer
@@ -68,11 +69,11 @@ def _sets(setup: Setup) -> str:
     of_sources = Counter(example.source for example in setup.sets.train)
     if len(of_sources) > 1:
         rows[1:1] = [
-            [f"  source {number + 1}", count, "", "", "", "", ""]
+            [f"  data.mixture[{number}]", count, "", "", "", "", ""]
             for number, count in sorted(of_sources.items())
         ]
-    counted = ["rows", "demonstrated", "demonstrations", "prompts dropped"]
-    return table(["set", *counted, "demonstrations dropped", "left bare"], rows)
+    kept = ["rows", "demonstrated", "demonstrations"]
+    return table(["set", *kept, "prompts too long", "demonstrations too long", "left bare"], rows)
 
 
 def _lengths(setup: Setup) -> str:
@@ -177,7 +178,9 @@ def _packed_rows(
 
 
 def _title(name: str, index: int, example: Example) -> str:
-    return example.where or f"{name}, row {index + 1}"
+    """Where a row stands, what is right there and who says so."""
+    where = place(example, name, index + 1)
+    return f"{where} ({example.kind}, answer {shorten(example.answer, 80)!r})"
 
 
 def _shown(setup: Setup, tokens: np.ndarray, trained: np.ndarray, *, colours: bool) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from srft_jax.data.examples import place
 from srft_jax.data.pipeline import NO_DEMONSTRATION, PromptBatch
 from srft_jax.evaluation.verdicts import Scored, completion_text, verify
 from srft_jax.evaluation.verified import NO_PROGRESS, Rollout, Verified, sample_verified
@@ -108,9 +109,11 @@ def describe_demonstrations(setup: Setup, scored: ScoredDemonstrations) -> list[
     lines = [f"demonstrations verified right: {len(scored) - len(wrong)} of {len(scored)}"]
     if wrong:
         index, number = wrong[0]
+        example, verdict = setup.sets.train[index], scored[wrong[0]].verdict
         lines.append(
-            f"WARNING: train, row {index + 1}: the verifier calls demonstration {number + 1} wrong "
-            f"(answer {setup.sets.train[index].answer!r}); such rows are trained on all the same"
+            f"WARNING: {place(example, 'train', index + 1)}: the verdict of {example.kind} on "
+            f"demonstration {number + 1} is {verdict} (answer {example.answer!r}); such rows are "
+            "trained on all the same"
         )
     return lines if scored else []
 

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from srft_jax.config import ModelConfig, ModelSection, ObjectiveConfig, RunConfig, UsageError
 from srft_jax.data.encoding import Dropped, EncodedExample, EncodedSets, Limits, encode_sets
 from srft_jax.data.examples import Example, ExampleSets
+from srft_jax.data.problems import raise_problems
 from srft_jax.data.sources import load_sets
-from srft_jax.evaluation.verdicts import probes
+from srft_jax.evaluation.verdicts import probes, row_problems
 from srft_jax.mesh import make_mesh
 from srft_jax.models import lora
 from srft_jax.models.config_hf import check_architecture, read_config
@@ -300,4 +301,6 @@ def _check_data(setup: Setup) -> None:
             f"objective.demo_per_step = {objective.demo_per_step} exceeds the {demonstrated} "
             "training prompts with a demonstration"
         )
-    reward_pool(setup)  # raises on a kind that does not exist; starts nothing
+    sets, rewards = {"train": setup.sets.train, **setup.sets.evaluation}, config.rewards
+    raise_problems(list(row_problems(sets, rewards.shaping, rewards.options)))
+    reward_pool(setup)  # raises on options that do not exist; starts nothing

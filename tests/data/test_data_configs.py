@@ -15,6 +15,7 @@ import pytest
 
 from srft_jax.config import UsageError, parse
 from srft_jax.data.sources import load_sets
+from srft_jax.rewards.verifiers import KINDS, columns_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "data").iterdir())
@@ -196,6 +197,16 @@ def test_its_rows_are_read(name, loaded):
             assert asked == (name not in ("openr1_math_46k", "dapo_math_17k"))
     solutions = name in ("openr1_math_46k", "gsm8k", "math")
     assert all(bool(example.demonstrations) == solutions for example in sets["train"])
+
+
+@pytest.mark.parametrize("name", ["openr1_math_46k", "gsm8k", "math"])
+def test_solutions_are_right_by_their_own_verifier(name, loaded):
+    """Those of GSM8K and MATH have no think tags, which the kind `math` wants by default."""
+    (example, *_) = loaded(name)["train"]
+    options = parse([f"--config={ROOT}/configs/data/{name}.yaml"])[1].rewards.options
+    columns = columns_of(example.kind, example.metadata, options.get(example.kind, {}))
+    verdict = KINDS[example.kind](example.demonstrations[0], example.answer, columns).verdict
+    assert verdict == "right"
 
 
 def test_files_join(loaded):

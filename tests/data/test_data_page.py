@@ -47,7 +47,7 @@ def test_its_configurations_load(block):
 def test_its_rows_load():
     sets = load_sets(parse(["--data.train.files=train.jsonl"])[1].data)
     assert [example.answer for example in sets.train] == ["51", "5"]
-    assert sets.train[1].metadata == {"difficulty": "easy"}
+    assert sets.train[1].metadata["difficulty"] == "easy"
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_text_is_utf8(tmp_path):
     file.write_bytes('{"prompt": "π ≈ ?\u2028", "answer": "3", "x": NaN, "y": 1e999}\n'.encode())
     (example,) = load(file)
     assert example.prompt == "π ≈ ?\u2028"
-    assert example.metadata == {"x": None, "y": None}
+    assert example.metadata == {"prompt": "π ≈ ?\u2028", "answer": "3", "x": None, "y": None}
 
 
 def test_files_folders_and_globs_come_in_the_order_of_their_names(tmp_path):
@@ -91,12 +91,13 @@ def test_a_json_file_may_hold_one_list(tmp_path):
         (b"  ", "an empty line, but a row is an object."),
         (b'{"prompt": "\xff"}', "not UTF-8: byte 0xff in column 13."),
         (b'\xef\xbb\xbf{"prompt": "1"}', "not JSON: Expecting value in column 1."),
+        (b'{"prompt": "a", "x": {"b": 1, "b": 2}}', "'b' is there twice in one object."),
         (b'{"prompt": ' + b"9" * 5000 + b"}", "a number has too many digits."),
         (b"[" * 150 + b"]" * 150, "nested deeper than 100 levels."),
         (b"[" * 99_999 + b"]" * 99_999, "nested deeper than 100 levels."),
         (b'{"a":' * 99_999, "nested deeper than 100 levels."),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_lines_that_are_no_rows(tmp_path, line, problem):
     file = tmp_path / "train.jsonl"
@@ -154,6 +155,8 @@ def test_values_that_json_lacks(tmp_path):
     (example,) = load(parquet(tmp_path / "a.parquet", columns))
     assert example.answer == "3"
     assert example.metadata == {
+        "prompt": "1+2",
+        "answer": 3,
         "day": "2024-01-31",
         "time": "2024-01-31T12:30:00",
         "span": 90.0,

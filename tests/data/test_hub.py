@@ -62,7 +62,7 @@ def test_subsets_and_splits(repository):
     assert [example.where for example in train] == [
         f"{repository}[train], row {n}" for n in (1, 2, 3)
     ]
-    assert train[0].metadata == {"tags": ["x"]}
+    assert train[0].metadata["tags"] == ["x"]
     assert [example.prompt for example in load(repository, subset="main", split="test")] == ["d"]
     assert [example.prompt for example in load(repository, subset="socratic")] == ["e"]
 
@@ -104,7 +104,7 @@ def test_a_repository_that_cannot_be_had_offline(name):
 
 def test_a_file_that_is_no_parquet(repository):
     (repository / "main" / "test-00000-of-00001.parquet").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match=r"gsm8k cannot be loaded: "):
+    with pytest.raises(UsageError, match=r"gsm8k cannot be loaded: .*: .*[Pp]arquet"):
         load(repository, subset="main", split="test")
 
 

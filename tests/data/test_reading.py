@@ -54,7 +54,7 @@ READ = {
         {"demonstrations": ("a",), "behavior_logprobs": ((-1.0, -2.0),)},
     ),
     "none": (GOOD | {"demonstrations": [], "behavior_logprobs": None}, {}, {}),
-    "other columns": (GOOD | {"n": [1, None]}, {}, {"metadata": {"n": [1, None]}}),
+    "other columns": (GOOD | {"n": [1, None]}, {}, {}),
     "kind of the source": (GOOD, {"kind": "exact"}, {"kind": "exact"}),
     "kind of the row": (GOOD | {"kind": "math"}, {"kind": "exact"}, {"kind": "math"}),
     "verl": (
@@ -64,10 +64,6 @@ READ = {
             "demonstrations": ("<think>3</think>3",),
             "kind": "math",
             "history": (Turn("system", "Think."),),
-            "metadata": {
-                name: VERL[name]
-                for name in ("data_source", "ability", "reward_model", "extra_info")
-            },
         },
     ),
     "verl with a string": (
@@ -76,7 +72,6 @@ READ = {
         {
             "demonstrations": ("a",),
             "kind": "exact",
-            "metadata": {"reward_model": {"ground_truth": 3}},
         },
     ),
     "DAPO": (
@@ -86,12 +81,6 @@ READ = {
             "demonstrations": ("math",),
             "kind": "math",
             "history": (Turn("system", "Think."),),
-            "metadata": {
-                "data_source": "openr1",
-                "target": VERL["target"],
-                "reward_model": {"ground_truth": "3", "style": "rule-lighteval/MATH_v2"},
-                "extra_info": {"index": 7},
-            },
         },
     ),
     "chat": (
@@ -110,7 +99,7 @@ READ = {
     "chat whose answer is mapped": (
         {"messages": CHAT[2:], "gold": {"value": ["3"]}},
         {"columns": {"answer": "gold.value.0"}},
-        {"demonstrations": ("3",), "metadata": {"gold": {"value": ["3"]}}},
+        {"demonstrations": ("3",)},
     ),
     "chat whose answer is boxed": (
         {"messages": [CHAT[2], {"role": "assistant", "content": r"so \boxed{3}"}]},
@@ -120,10 +109,7 @@ READ = {
     "mapped": (
         {"q": "1+2", "a": {"b": "3"}, "s": ["x"], "kind": "not a verifier"},
         {"columns": {"prompt": "q", "answer": "a.b", "demonstrations": "s"}},
-        {
-            "demonstrations": ("x",),
-            "metadata": {"a": {"b": "3"}, "kind": "not a verifier"},
-        },
+        {"demonstrations": ("x",)},
     ),
     "GSM8K": (
         {"question": "1+2", "answer": "1+2 = <<1+2=3>>3\n#### 3"},
@@ -138,7 +124,8 @@ READ = {
 
 @pytest.mark.parametrize(("row", "source", "fields"), READ.values(), ids=READ)
 def test_rows_become_examples(row, source, fields):
-    expected = {"prompt": "1+2", "answer": "3", "where": "file, row 1"} | fields
+    """All columns of the row are there for its verifier."""
+    expected = {"prompt": "1+2", "answer": "3", "where": "file, row 1", "metadata": row} | fields
     assert read(row, **source) == Example(**expected)
 
 
@@ -147,6 +134,9 @@ def test_rows_become_examples(row, source, fields):
     [
         (r"\boxed{1}, no: \boxed{\frac{1}{2}} it is", "boxed", r"\frac{1}{2}"),
         (r"\fbox {1}", "boxed", "1"),
+        (r"$\boxed{\left\{1, 2\right.}$", "boxed", r"\left\{1, 2\right."),
+        (r"so $\boxed 5$.", "boxed", "5"),
+        (r"is \boxed{1}, not \boxed 2", "boxed", "1"),
         ("16 eggs\n#### 1,018 ", "hashes", "1018"),
     ],
 )
@@ -159,8 +149,11 @@ def test_answers_are_taken_out_of_solutions(text, how, answer):
     ("row", "right"),
     [
         (ARC | {"answerKey": "2"}, "4"),
+        (ARC | {"choices": {"text": ["4", "3"], "label": [1, 2]}, "answerKey": 1}, "4"),
         (MMLU_PRO, "4"),
         (GPQA, "4"),
+        (GPQA | {"Correct Answer": "B", "Incorrect Answer 1": "A"}, "B"),
+        (GPQA | {"Incorrect Answer 1": "4"}, "4"),
     ],
 )
 def test_options_are_lettered(row, right, shuffle):

@@ -10,7 +10,7 @@ import pytest
 from srft_jax.config import DataConfig, ProceduralConfig, SourceConfig, UsageError, parse
 from srft_jax.data import procedural
 from srft_jax.data.examples import Example, SourceRows, Turn
-from srft_jax.data.sources import check_disjoint, load_sets
+from srft_jax.data.sources import check_held_out, load_sets
 
 ROOT = pathlib.Path(__file__).parents[2]
 ASSETS = ROOT / "assets"
@@ -92,28 +92,71 @@ def test_an_overlap_names_the_prompt_and_both_places(tmp_path):
     config = DataConfig(
         train=write(tmp_path / "train.jsonl", "a", "b", "c", "b"),
         held_out=write(tmp_path / "held_out.jsonl", "d", "e", " b"),
-        benchmarks={"aime24": write(tmp_path / "aime.jsonl", "d" * 99, "d")},
+        benchmarks={"aime24": write(tmp_path / "aime.jsonl", "d" * 99, "d", "c")},
     )
     with pytest.raises(UsageError) as error:
         load_sets(config)
     assert str(error.value).split("\n") == [
         f"The prompt 'b' stands in both train ({tmp_path}/train.jsonl, row 2) and held_out "
-        f"({tmp_path}/held_out.jsonl, row 3); the sets must not overlap.",
-        f"The prompt 'd' stands in both held_out ({tmp_path}/held_out.jsonl, row 1) and aime24 "
-        f"({tmp_path}/aime.jsonl, row 2); the sets must not overlap.",
+        f"({tmp_path}/held_out.jsonl, row 3); what is trained on cannot be evaluated.",
+        f"The prompt 'c' stands in both train ({tmp_path}/train.jsonl, row 3) and aime24 "
+        f"({tmp_path}/aime.jsonl, row 3); what is trained on cannot be evaluated.",
     ]
-    load_sets(dataclasses.replace(config, held_out=None))
+
+
+def test_training_rows_that_are_evaluated_can_be_dropped(tmp_path):
+    """Of every source of a mixture, and seen in its number of rows that are used."""
+    config = DataConfig(
+        mixture=[
+            write(tmp_path / "a.jsonl", "a", "b"),
+            write(tmp_path / "c.jsonl", "c", " b", "d"),
+        ],
+        held_out=write(tmp_path / "held_out.jsonl", "b"),
+        ood=write(tmp_path / "ood.jsonl", "d", "b"),
+    )
+    with pytest.raises(UsageError, match="stands in both train .* and held_out"):
+        load_sets(config)
+    sets = load_sets(dataclasses.replace(config, overlap="drop"))
+    assert prompts(sets.train) == ["a", "c"]
+    assert prompts(sets.evaluation["ood"]) == ["d", "b"]
+    assert [(rows.read, rows.used) for rows in sets.rows] == [(2, 1), (3, 1), (1, 1), (2, 2)]
+
+
+def test_evaluation_sets_may_share_prompts(tmp_path):
+    """AMC in a collection of competitions; problems of one family in held_out and ood."""
+    sums = ProceduralConfig(family="sums", min_size=2, max_size=2, count=500)
+    config = DataConfig(
+        train=SourceConfig(procedural=dataclasses.replace(sums, count=20)),
+        held_out=SourceConfig(procedural=sums),
+        ood=SourceConfig(procedural=dataclasses.replace(sums, seed=1)),
+    )
+    sets = load_sets(config).evaluation
+    shared = set(prompts(sets["held_out"])) & set(prompts(sets["ood"]))
+    assert 0 < len(shared) < 500
+
+
+def test_benchmarks_keep_their_whole_names(tmp_path):
+    """Two that end alike are two sets."""
+    named = {
+        "amc.2023": write(tmp_path / "a.jsonl", "a"),
+        "aime.2023": write(tmp_path / "b.jsonl", "b"),
+    }
+    sets = load_sets(DataConfig(train=write(tmp_path / "t.jsonl", "t"), benchmarks=named))
+    assert {name: prompts(some) for name, some in sets.evaluation.items()} == {
+        "amc.2023": ["a"],
+        "aime.2023": ["b"],
+    }
 
 
 def test_what_is_no_overlap():
     """The same prompt twice in one set, and the same last words of two conversations."""
     a, b = Example("a", "1"), Example("b", "1")
-    check_disjoint({"train": [a, a], "held_out": [b]})
+    check_held_out({"train": [a, a], "held_out": [b]})
     later = Example("a", "1", history=(Turn("user", "b"), Turn("assistant", "c")))
-    check_disjoint({"train": [a], "held_out": [later]})
+    check_held_out({"train": [a], "held_out": [later]})
     system = Example("a ", "1", history=(Turn("system", "b"),))
     with pytest.raises(UsageError, match=r"both train \(example 1\) and ood \(example 2\)"):
-        check_disjoint({"train": [a], "held_out": [], "ood": [b, system]})
+        check_held_out({"train": [a], "held_out": [], "ood": [b, system]})
 
 
 def test_problems_of_all_sources_are_told_at_once(tmp_path):

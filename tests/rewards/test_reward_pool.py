@@ -14,6 +14,7 @@ import pytest
 
 from srft_jax.config import UsageError
 from srft_jax.rewards import RewardPool, RewardRequest, process
+from srft_jax.rewards.verifiers import columns_of
 
 BEHAVE = "user_scorers:behave"
 TIMEOUT = 0.5
@@ -132,8 +133,8 @@ def test_bad_requests_crash_by_themselves(pool: RewardPool) -> None:
     bad = [
         RewardRequest("nobody", "", ""),
         RewardRequest("user_scorers:length", "", ""),  # exists, but was not given to the pool
-        RewardRequest("exact", "", "", {"column": object()}),
-        RewardRequest("exact", "", "", {"column": 10**5000}),
+        RewardRequest("regex", "", "", {"pattern": object()}),
+        RewardRequest("numeric", "", "", {"absolute": 10**5000}),
         RewardRequest("exact", None, ""),  # type: ignore[arg-type]
     ]
     assert verdicts(pool, [*bad, *easy(3)]) == ["crash"] * 5 + EASY_VERDICTS
@@ -150,6 +151,16 @@ def test_a_users_scorer_gets_metadata_and_may_return_any_number() -> None:
             (1.5, "right"),
             (0.0, "wrong"),
         ]
+
+
+def test_our_kinds_are_sent_only_what_they_look_at() -> None:
+    """A row's solution may be long, and what JSON has no form for is no matter of theirs."""
+    row = {"solution": object(), "choices": ["a", "b"], "require_think": None}
+    assert columns_of("multiple_choice", row, {"require_think": True}) == {
+        "choices": ["a", "b"],
+        "require_think": True,
+    }
+    assert columns_of("my_module:score", row, {"scale": 2}) == row | {"scale": 2}
 
 
 def test_a_scorer_in_the_current_directory_is_found(
@@ -176,6 +187,8 @@ def test_a_scorer_that_prints_and_reads_harms_nothing(capfd: pytest.CaptureFixtu
         ("no_such_module:f", "no_such_module:f cannot be imported: ModuleNotFoundError"),
         ("user_scorers:nothing", "user_scorers:nothing cannot be imported: AttributeError"),
         ("user_scorers:not_callable", "user_scorers:not_callable is a int, not a function"),
+        ("user_scorers:swapped", "user_scorers:swapped takes gold first"),
+        ("builtins:max", "reward function builtins:max does not say which parameters it has"),
         ("user_scorers:returns_none", "user_scorers:returns_none returned None"),
         ("user_scorers:returns_nan", "user_scorers:returns_nan returned nan"),
         ("user_scorers:raises", "user_scorers:raises fails .* no metadata: KeyError .* 'target'"),
@@ -228,9 +241,10 @@ def test_options_stand_in_for_columns() -> None:
         RewardRequest(kind, "a", "", {"target": "a", "source": "good"}),
         RewardRequest("numeric", "42", "43"),
         RewardRequest("numeric", "42", "43", {"absolute": 0.5}),
+        RewardRequest("numeric", "42", "43", {"absolute": None}),
     ]
     with RewardPool(kinds=[kind], probes=requests[:1], options=options) as pool:
-        assert verdicts(pool, requests) == ["wrong", "right", "right", "wrong"]
+        assert verdicts(pool, requests) == ["wrong", "right", "right", "wrong", "right"]
     with pytest.raises(UsageError, match="numeric has no option 'tolerance'"):
         RewardPool(options={"numeric": {"tolerance": 1}})
 
@@ -285,7 +299,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(UsageError, match="-1 s"):
         RewardPool(timeout_seconds=-1)
     with pytest.raises(UsageError, match="type object is not JSON"):
-        RewardPool(probes=[RewardRequest("exact", "", "", {"column": object()})])
+        RewardPool(probes=[RewardRequest("regex", "", "", {"pattern": object()})])
     with pytest.raises(RuntimeError, match="open pool"):
         RewardPool().score([])
 

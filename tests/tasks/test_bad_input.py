@@ -27,6 +27,7 @@ FILES = {
     "misspelt": '{"prompt": "1+1", "answer": "2", "demonstratoins": []}',
     "long": f'{{"prompt": "1+1", "answer": "2", "demonstration": "{"1" * 16}"}}',
     "kind": '{"prompt": "1+1", "answer": "2", "kind": "final_anwser"}',
+    "gold": '{"prompt": "1+4", "answer": "five", "kind": "numeric"}',
     "long_prompt": f'{{"prompt": "{"1" * 30}", "answer": "2"}}',
 }
 
@@ -104,12 +105,23 @@ CASES = {
     ),
     "no targets": (["--model.lora.targets=[]"], "model.lora.targets = [] must name matrices"),
     "adapters of nothing": (["--export.lora=adapter"], "adapter needs model.lora, which is not"),
+    "hub without a name": (
+        ["--data.ood={hub: {name: ''}}", "--data.ood.procedural=null"],
+        "data.ood.hub.name is empty",
+    ),
     "missing JSONL": (jsonl("none"), "{dir}/none.jsonl cannot be read"),
     "malformed row": (jsonl("malformed"), "{dir}/malformed.jsonl, row 2: not JSON"),
     "row without prompt": (jsonl("promptless"), "{dir}/promptless.jsonl, row 2: 'prompt' is"),
     "row without answer": (jsonl("answerless"), "{dir}/answerless.jsonl, row 2: 'answer' is"),
     "misspelt field": (jsonl("misspelt"), "row 2: unknown field 'demonstratoins'; did you mean"),
-    "misspelt verifier": ([*jsonl("kind"), "--data.prompts_per_step=1"], "'final_anwser'"),
+    "misspelt verifier": (
+        [*jsonl("kind"), "--data.prompts_per_step=1"],
+        "{dir}/kind.jsonl, row 2: unknown reward kind 'final_anwser'",
+    ),
+    "gold that no verifier reads": (
+        [*jsonl("gold"), "--data.prompts_per_step=1"],
+        "error: {dir}/gold.jsonl, row 2: kind numeric: gold 'five' is not a number.\n",
+    ),
     "demonstration too long": (
         jsonl("long"),
         "{dir}/long.jsonl, row 2: demonstration 1 has 17 tokens, but rollout.max_new_tokens is 16",

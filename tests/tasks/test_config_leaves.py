@@ -87,10 +87,11 @@ def program(config):
     return str(closed.jaxpr), [np.asarray(x).tolist() for x in closed.consts]
 
 
-def too_long(config):
-    """The count of it, or the mistake it is."""
+def kept(config):
+    """What is left out of the sets, or the mistake that it is."""
     try:
-        return prepare(config).dropped
+        setup = prepare(config)
+        return setup.dropped, setup.sets.rows
     except UsageError as error:
         return str(error)
 
@@ -166,6 +167,13 @@ SFT = (
     "--training.demonstration_optimizer.weight_decay=0.1",
 )
 MIXTURE = ("--data.train=null", "--data.mixture=[{files: {dir}/a.jsonl}]")
+
+OVERLAP = (
+    "--data.train=null",
+    "--data.mixture=[{files: {dir}/a.jsonl}, {procedural: {count: 40, demonstrated: 40}}]",
+    "--data.held_out=null",
+    "--data.held_out={files: {dir}/a.jsonl}",
+)
 
 
 def source_rows(key):
@@ -308,7 +316,8 @@ TABLE = {
     **source_rows("data.ood"),
     "data.benchmarks": Change("{one: {files: {dir}/b.jsonl}}"),
     "data.system_prompt": Change("Be brief.", Refused("refuses a conversation with the roles sys")),
-    "data.too_long": Change("drop", too_long, base=("--rollout.max_new_tokens=6",)),
+    "data.overlap": Change("drop", kept, base=OVERLAP),
+    "data.too_long": Change("drop", kept, base=("--rollout.max_new_tokens=6",)),
     "data.prompts_per_step": Change("6"),
     "data.max_prompt_tokens": Change("5", Refused("but data.max_prompt_tokens is 5")),
     "rollout.completions_per_prompt": Change("4"),

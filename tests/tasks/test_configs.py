@@ -5,7 +5,7 @@ import re
 import pytest
 from tiny_runs import ROOT, tiny_config
 
-from srft_jax.config import parse, to_yaml
+from srft_jax.config import SourceConfig, parse, to_yaml
 from srft_jax.tasks.setup import prepare
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -52,6 +52,19 @@ def test_flags_override_the_file(tmp_path):
     assert tiny_config(tmp_path).training.num_steps == 6
     config = tiny_config(tmp_path, "--training.num_steps=7")
     assert (config.training.num_steps, config.training.checkpoint_every) == (7, 3)
+
+
+def test_a_source_that_comes_another_way_replaces_the_earlier_files(tmp_path):
+    """A data set goes on top of a run whose problems are procedural; an amendment stays one."""
+    (tmp_path / "run.yaml").write_text(
+        "data:\n  train: {procedural: {count: 7}}\n  ood: {files: o, kind: math}\n"
+    )
+    (tmp_path / "data.yaml").write_text("data:\n  train: {files: b, kind: exact}\n")
+    (tmp_path / "more.yaml").write_text("data:\n  train: {limit: 5}\n")
+    names = ("run", "data", "more")
+    data = parse([f"--config={tmp_path}/{name}.yaml" for name in names])[1].data
+    assert data.train == SourceConfig(files="b", kind="exact", limit=5)
+    assert data.ood == SourceConfig(files="o", kind="math")
 
 
 def test_several_files_join_their_benchmarks(tmp_path):

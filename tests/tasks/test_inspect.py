@@ -66,7 +66,8 @@ def test_what_was_dropped_is_counted(data, capsys):
 def test_prompts_that_nothing_is_known_to_follow(data, capsys):
     inspect(arguments(data, "--objective.preset=grpo", "--inspect.rows=2"))
     out = capsys.readouterr().out
-    assert f"{data}/rows.jsonl, row 2: a prompt of 13 tokens, to be completed\n" in out
+    row = f"{data}/rows.jsonl, row 2 (final_answer, answer '2')"
+    assert f"{row}: a prompt of 13 tokens, to be completed\n" in out
     assert "    <|user|>say <|end|><|assistant|>" in out and "row 3" not in out
     assert "«" not in out
 

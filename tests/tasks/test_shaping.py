@@ -48,12 +48,12 @@ def test_every_completion_is_asked_for_every_term():
     examples = [Example("p", "g", kind="exact", metadata={"boxed": False, "x": n}) for n in (1, 2)]
     scored = verify(pool, examples, ["one", "two"], [4, 5], [FORMAT, LENGTH])
     assert [(one.kind, one.completion, one.metadata) for one in pool.requests] == [
-        ("exact", "one", {"boxed": False, "x": 1, "num_tokens": 4}),
-        ("format", "one", {"boxed": True, "x": 1, "num_tokens": 4}),
-        ("length", "one", {"boxed": False, "x": 1, "num_tokens": 4}),
-        ("exact", "two", {"boxed": False, "x": 2, "num_tokens": 5}),
-        ("format", "two", {"boxed": True, "x": 2, "num_tokens": 5}),
-        ("length", "two", {"boxed": False, "x": 2, "num_tokens": 5}),
+        ("exact", "one", {"boxed": False, "x": 1, "prompt": "p", "num_tokens": 4}),
+        ("format", "one", {"boxed": True, "x": 1, "prompt": "p", "num_tokens": 4}),
+        ("length", "one", {"boxed": False, "x": 1, "prompt": "p", "num_tokens": 4}),
+        ("exact", "two", {"boxed": False, "x": 2, "prompt": "p", "num_tokens": 5}),
+        ("format", "two", {"boxed": True, "x": 2, "prompt": "p", "num_tokens": 5}),
+        ("length", "two", {"boxed": False, "x": 2, "prompt": "p", "num_tokens": 5}),
     ]
     assert [one.accuracy for one in scored] == [1, 4]
     assert [one.reward for one in scored] == [1 + 0.5 * 2 - 0.25 * 3, 4 + 0.5 * 5 - 0.25 * 6]
