@@ -77,7 +77,8 @@ def _expert_mlp(options: ExpertOptions, x: Float[Array, "N D"], params: ExpertPa
     middle = options.activation(gate) * up
     out = _by_expert(size, middle, params.down.astype(x.dtype), blocks)
     out = out.at[places].get(unique_indices=True).reshape(*experts.shape, -1)
-    return jnp.sum(out * weights[..., None].astype(x.dtype), axis=1)
+    # Rounded once: XLA may or may not round each product, and sampler and trainer would differ.
+    return jnp.sum(out.astype(jnp.float32) * weights[..., None], axis=1).astype(x.dtype)
 
 
 def _routed(
