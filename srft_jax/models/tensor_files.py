@@ -62,7 +62,7 @@ def find_tensors(directory: Path) -> dict[str, StoredTensor]:
 
 def _find_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not all(type(x) is str for x in weight_map.values()):
         raise UsageError(f"{index} has no weight_map, from each tensor's name to its file")
     tensors: dict[str, StoredTensor] = {}
     for name in sorted(set(weight_map.values())):

@@ -212,6 +212,7 @@ def test_an_index_must_fit_its_files(model):
         ({k: v for k, v in weight_map.items() if k != norm}, r"in None \(found in a\)"),
         (weight_map | {norm: "c"}, "model/c cannot be read"),
         (None, "index.json has no weight_map"),
+        (weight_map | {norm: ["a"]}, "index.json has no weight_map, from each tensor's name"),
     ):
         write_index(model, wrong)
         with pytest.raises(UsageError, match=message):
