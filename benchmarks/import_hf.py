@@ -27,7 +27,8 @@ import safetensors.numpy
 
 from srft_jax.config import ModelConfig
 from srft_jax.models import families
-from srft_jax.models.config_hf import to_hf_config, write_json
+from srft_jax.models.config_hf import to_hf_config
+from srft_jax.models.json_files import write_json
 
 MIB = 2**20
 

@@ -4,12 +4,13 @@ What a model has and we do not compute is an error: a rope scaling that is ignor
 """
 
 import dataclasses
-import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from srft_jax.config import ModelConfig, UsageError
+from srft_jax.config import ModelConfig, RopeScaling, UsageError
 from srft_jax.models import positions_hf as positions
+from srft_jax.models.json_files import check_types, read_json
 from srft_jax.models.spellings_hf import BOOKKEEPING, SPELLINGS, Spelling
 
 _ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
@@ -32,19 +33,13 @@ def read_config(directory: Path) -> ModelConfig:
     spelling = SPELLINGS[family]
     raw = {spelling.aliases.get(key, key): value for key, value in raw.items()}
     _check_keys(raw, spelling, file)
+    _check_types(raw, spelling, file)
     fields = {"family": family} | _read_fields(raw, spelling, file)
     fields |= positions.read_rope(raw, spelling, fields["max_positions"], file)
     fields |= positions.read_window(raw, spelling, file)
     config = ModelConfig(**fields)
     check_architecture(config, str(file))
     return config
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{file} is not JSON: {error}") from error
 
 
 def _family_of(raw: dict[str, Any], file: Path) -> str:
@@ -78,6 +73,13 @@ def _check_keys(raw: dict[str, Any], spelling: Spelling, file: Path) -> None:
         )
 
 
+def _check_types(raw: dict[str, Any], spelling: Spelling, file: Path) -> None:
+    types = get_type_hints(ModelConfig)
+    del types["activation"]  # one of a few words, which are compared
+    of_fields = {key: types[field] for field, key in spelling.fields.items() if field in types}
+    check_types(raw, of_fields | positions.TYPES, str(file))
+
+
 def _read_fields(raw: dict[str, Any], spelling: Spelling, file: Path) -> dict[str, Any]:
     """Those that are one key each."""
     given = {key: value for key, value in raw.items() if value is not None}
@@ -85,7 +87,7 @@ def _read_fields(raw: dict[str, Any], spelling: Spelling, file: Path) -> dict[st
     if lacking := [key for key in sizes if key not in given]:
         raise UsageError(f"{file} lacks {', '.join(lacking)}")
     heads = raw["num_attention_heads"]
-    derived = {"head_dim": raw["hidden_size"] // heads, "num_key_value_heads": heads}
+    derived = {"head_dim": raw["hidden_size"] // max(1, heads), "num_key_value_heads": heads}
     filled = derived | spelling.defaults | given
     if lacking := [key for key in spelling.fields.values() if key not in filled]:
         raise UsageError(f"{file} lacks {', '.join(lacking)}")
@@ -104,6 +106,7 @@ def check_architecture(config: ModelConfig, where: str) -> None:
         config: To be checked.
         where: The file or key that it comes from.
     """
+    _check_sizes(config, where)
     spelling = SPELLINGS[config.family]
     for field in dataclasses.fields(ModelConfig):
         value = getattr(config, field.name)
@@ -120,11 +123,42 @@ def check_architecture(config: ModelConfig, where: str) -> None:
         raise UsageError(
             f"{where} has rope_local_theta = {config.rope_local_theta}; {config.family} {verb}"
         )
-    scaling = config.rope_scaling
-    if scaling and scaling.kind != "linear" and scaling.original_max_positions is None:
+    if config.rope_scaling is not None:
+        _check_scaling(config.rope_scaling, where)
+
+
+def _check_sizes(config: ModelConfig, where: str) -> None:
+    for name, size in vars(config).items():
+        if type(size) is int and size < 1:  # a bool is an int, but not a size
+            raise UsageError(f"{where} has {name} = {size}, which is below 1")
+    for name in ("rope_theta", "rope_local_theta", "attention_softcap", "logit_softcap"):
+        _check_positive(name, getattr(config, name), where)
+    if config.num_heads % config.num_kv_heads or config.head_dim % 2:
+        raise UsageError(
+            f"{where} has num_heads = {config.num_heads}, num_kv_heads = {config.num_kv_heads}, "
+            f"head_dim = {config.head_dim}; kv heads must divide heads, and head_dim must be even"
+        )
+
+
+def _check_scaling(scaling: RopeScaling, where: str) -> None:
+    if scaling.kind != "linear" and scaling.original_max_positions is None:
         raise UsageError(
             f"{where} has a rope_scaling of kind {scaling.kind} that lacks original_max_positions"
         )
+    for name, value in vars(scaling).items():
+        if type(value) in (int, float) and not name.startswith("mscale"):  # 0 is none, there
+            _check_positive(f"rope_scaling.{name}", value, where)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    if scaling.kind == "llama3" and not low < high:
+        raise UsageError(
+            f"{where} has a rope_scaling with low_freq_factor = {low}, which is not below "
+            f"high_freq_factor = {high}"
+        )
+
+
+def _check_positive(name: str, value: float | None, where: str) -> None:
+    if value is not None and not 0 < value < math.inf:  # NaN too
+        raise UsageError(f"{where} has {name} = {value}, which is not above 0 and finite")
 
 
 def _check_window(config: ModelConfig, spelling: Spelling, where: str) -> None:
@@ -157,7 +191,3 @@ def to_hf_config(config: ModelConfig) -> dict[str, Any]:
         **positions.write_window(config, spelling),
         **{key: value for key, value in spelling.neutral.items() if value is not None},
     }
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n")

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from srft_jax.config import AdaptedModelConfig, LoraConfig, ModelConfig, UsageError
 from srft_jax.models import families, lora
-from srft_jax.models.config_hf import read_config, write_json
+from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import Params
 from srft_jax.models.files_hf import (
     copy_model_files,
@@ -24,6 +24,7 @@ from srft_jax.models.files_hf import (
     to_peft_config,
     write_model_files,
 )
+from srft_jax.models.json_files import write_json
 from srft_jax.models.tensor_parts import write_adapters, write_tensors
 
 if TYPE_CHECKING:  # its import costs a second that training from random weights need not pay

@@ -12,7 +12,8 @@ from etils import epath
 
 from srft_jax.config import AdaptedModelConfig, ModelConfig
 from srft_jax.models import families
-from srft_jax.models.config_hf import read_json, to_hf_config, write_json
+from srft_jax.models.config_hf import to_hf_config
+from srft_jax.models.json_files import read_json, write_json
 
 if TYPE_CHECKING:  # its import costs a second that training from random weights need not pay
     from srft_jax.models.tokenizer import Tokenizer

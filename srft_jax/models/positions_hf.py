@@ -5,9 +5,10 @@ are read, must agree, and are written.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from srft_jax.config import ModelConfig, RopeScaling, UsageError
+from srft_jax.models.json_files import check_types
 from srft_jax.models.spellings_hf import Spelling
 
 KEYS = frozenset(("rope_theta", "rope_scaling", "rope_parameters"))
@@ -19,6 +20,20 @@ WINDOW_KEYS = {
         ("sliding_window", "layer_types", "sliding_window_pattern", "_sliding_window_pattern")
     ),
     "max_window_layers": frozenset(("sliding_window", "layer_types", "max_window_layers")),
+}
+
+# Of these keys, where a family has them.
+TYPES = {
+    "rope_theta": float,
+    "rope_local_base_freq": float,
+    "rope_scaling": dict,
+    "rope_parameters": dict,
+    "sliding_window": int,
+    "sliding_window_pattern": int,
+    "_sliding_window_pattern": int,
+    "max_window_layers": int,
+    "layer_types": list,
+    "use_sliding_window": bool,
 }
 
 _THETA, _LOCAL_THETA, _GLOBAL_THETA = 10_000.0, 10_000.0, 1_000_000.0  # transformers' defaults
@@ -49,6 +64,7 @@ def read_rope(
             f"{file} has rope_parameters with {', '.join(sorted(unknown))}; {spelling.model_type} "
             "has some for full_attention and some for sliding_attention"
         )
+    check_types(nested, dict.fromkeys(nested, dict), f"{file}: rope_parameters")
     full, local = nested.get("full_attention") or {}, nested.get("sliding_attention") or {}
     if (kind := _kind(local)) != "default":
         raise UsageError(
@@ -64,6 +80,8 @@ def read_rope(
 
 
 def _agreed(key: str, sources: tuple[dict[str, Any], ...], default: float, file: Path) -> float:
+    for source in sources:
+        check_types(source, {key: float}, str(file))
     given = {float(source[key]) for source in sources if source.get(key) is not None}
     if len(given) > 1:
         raise UsageError(f"{file} has {key} = {' and '.join(str(x) for x in sorted(given))}")
@@ -71,7 +89,7 @@ def _agreed(key: str, sources: tuple[dict[str, Any], ...], default: float, file:
 
 
 def _kind(rope: dict[str, Any]) -> str:
-    return rope.get("rope_type", rope.get("type", "default"))
+    return str(rope.get("rope_type", rope.get("type", "default")))
 
 
 def _scaling(
@@ -93,6 +111,8 @@ def _scaling_of(rope: dict[str, Any], max_positions: int, file: Path) -> RopeSca
         )
     keys = _REQUIRED.get(kind, {}) | _OPTIONAL.get(kind, {})
     _check_rope_keys(rope, kind, set(keys.values()), file)
+    types = get_type_hints(RopeScaling)
+    check_types(rope, {key: types[field] for field, key in keys.items()}, f"{file}: rope scaling")
     if kind == "default":
         return None
     filled = {"original_max_position_embeddings": max_positions} | {

@@ -8,7 +8,7 @@ import numpy as np
 import safetensors
 
 from srft_jax.config import UsageError
-from srft_jax.models.config_hf import read_json
+from srft_jax.models.json_files import read_json
 
 # What safetensors calls the dtypes that weights come in -> what an export of them is written in.
 DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -62,7 +62,7 @@ def find_tensors(directory: Path) -> dict[str, StoredTensor]:
 
 def _find_indexed(directory: Path, index: Path) -> dict[str, StoredTensor]:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not all(type(x) is str for x in weight_map.values()):
         raise UsageError(f"{index} has no weight_map, from each tensor's name to its file")
     tensors: dict[str, StoredTensor] = {}
     for name in sorted(set(weight_map.values())):

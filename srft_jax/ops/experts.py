@@ -77,7 +77,8 @@ def _expert_mlp(options: ExpertOptions, x: Float[Array, "N D"], params: ExpertPa
     middle = options.activation(gate) * up
     out = _by_expert(size, middle, params.down.astype(x.dtype), blocks)
     out = out.at[places].get(unique_indices=True).reshape(*experts.shape, -1)
-    return jnp.sum(out * weights[..., None].astype(x.dtype), axis=1)
+    # Rounded once: XLA may or may not round each product, and sampler and trainer would differ.
+    return jnp.sum(out.astype(jnp.float32) * weights[..., None], axis=1).astype(x.dtype)
 
 
 def _routed(
@@ -129,14 +130,27 @@ def _by_expert(
     size: int, x: Float[Array, "M D"], matrices: Float[Array, "E D F"], blocks: _Blocks
 ) -> Float[Array, "M F"]:
     """Each block of x times the matrix of its expert; places past the last block give 0."""
+    return _products(size, x, matrices, blocks, transposed=False)
+
+
+def _products(
+    size: int, x: Array, matrices: Array, blocks: _Blocks, *, transposed: bool
+) -> Float[Array, "M out"]:
+    """Of each block of x with its expert's matrix as it stands, or turned over where it is read:
+    to turn all of them over beforehand would copy them."""
+    contracted = 1 if transposed else 0
 
     def multiply(block: Array, out: Array) -> Array:
         tokens = jax.lax.dynamic_slice_in_dim(x, block * size, size)
-        matrix = matrices[blocks.experts[block]]
-        product = jnp.dot(tokens, matrix, preferred_element_type=jnp.float32).astype(x.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(out, product, block * size, axis=0)
+        product = jax.lax.dot_general(
+            tokens,
+            matrices[blocks.experts[block]],
+            (((1,), (contracted,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        return jax.lax.dynamic_update_slice_in_dim(out, product.astype(x.dtype), block * size, 0)
 
-    start = jnp.zeros((x.shape[0], matrices.shape[2]), x.dtype)
+    start = jnp.zeros((x.shape[0], matrices.shape[2 - contracted]), x.dtype)
     return jax.lax.fori_loop(0, blocks.in_use, multiply, start)
 
 
@@ -159,7 +173,7 @@ def _by_expert_backward(
         share = jnp.dot(tokens.T, d_tokens, preferred_element_type=jnp.float32)
         return total.at[blocks.experts[block]].add(share)
 
-    d_x = _by_expert(size, d_out, jnp.swapaxes(matrices, 1, 2), blocks)
+    d_x = _products(size, d_out, matrices, blocks, transposed=True)
     start = jnp.zeros(matrices.shape, jnp.float32)
     d_matrices = jax.lax.fori_loop(0, blocks.in_use, add, start)
     return d_x, d_matrices.astype(matrices.dtype), None

@@ -1,33 +1,27 @@
 """How a run goes on from its newest checkpoint, and what keeps it from being another run."""
 
-import dataclasses
-from typing import Any
-
 from etils import epath
 
 from srft_jax.batch import TrainState
-from srft_jax.config import RunConfig, UsageError, parse, to_yaml
+from srft_jax.config import RunConfig, UsageError, to_yaml
 from srft_jax.report.writers import cut_back
 from srft_jax.tasks.setup import Setup
 from srft_jax.tasks.states import abstract_state, fresh_state
+from srft_jax.tasks.stored_config import changes, stored_config
 from srft_jax.tasks.streams import Streams
 from srft_jax.training.checkpoint import Checkpoints
 
 # Sections that may differ when a run is continued; anything else would make it another run.
-MAY_CHANGE = ("run_dir", "evaluation", "generate", "export", "report")
+MAY_CHANGE = ("run_dir", "evaluation", "generate", "inspect", "export", "report")
 
 
 def check_same_run(config: RunConfig) -> None:
     """Refuses to continue a run under another configuration, naming what differs."""
-    stored = epath.Path(config.run_dir) / "config.yaml"
-    if not stored.exists():
+    stored = stored_config(config.run_dir)
+    if stored is None:
         return
-    _, stored_config = parse(["--config", str(stored)])
-    before, now = _leaves(dataclasses.asdict(stored_config)), _leaves(dataclasses.asdict(config))
     changed = [
-        f"{key} = {now.get(key)} (was {before.get(key)})"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not _may_change(key, config)
+        text for key, text in changes(stored, config).items() if not _may_change(key, config)
     ]
     if changed:
         raise UsageError(
@@ -42,16 +36,6 @@ def _may_change(key: str, config: RunConfig) -> bool:
         schedules = {training.optimizer.schedule, training.demonstration_optimizer.schedule}
         return schedules == {"constant"}
     return key.split(".")[0] in MAY_CHANGE
-
-
-def _leaves(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        flat |= (
-            _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
 
 
 def fresh_or_resumed(

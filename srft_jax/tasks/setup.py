@@ -212,16 +212,8 @@ def _overridden(architecture: ModelConfig, section: ModelSection) -> ModelConfig
 
 
 def _check_model(setup: Setup) -> None:
-    """Sizes of the architecture, by themselves and beside tokenizer, lengths and devices."""
+    """Sizes of the architecture beside tokenizer, lengths and devices."""
     config, model = setup.config, setup.model_config
-    for name, size in vars(model).items():
-        if type(size) is int and size < 1:  # a bool is an int, but not a size
-            raise UsageError(f"the model has {name} = {size}, which is below 1")
-    if model.num_heads % model.num_kv_heads or model.head_dim % 2:
-        raise UsageError(
-            f"the model has num_heads = {model.num_heads}, num_kv_heads = {model.num_kv_heads}, "
-            f"head_dim = {model.head_dim}; kv heads must divide heads, and head_dim must be even"
-        )
     if setup.tokenizer.vocab_size > model.vocab_size:
         raise UsageError(
             f"the tokenizer has {setup.tokenizer.vocab_size} tokens, "

@@ -13,6 +13,7 @@ from srft_jax.models import families, lora
 from srft_jax.models.checkpoint_hf import load_hf
 from srft_jax.models.decoder import Params, init_params
 from srft_jax.tasks.setup import Setup
+from srft_jax.tasks.stored_config import check_same_adapters
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.optimizer import learning_rate, make_optimizer
 from srft_jax.training.state import new_state, param_shardings, state_shardings
@@ -142,8 +143,9 @@ def restored_params(
     """What training has changed, as of a step's checkpoint, by default the newest.
 
     Raises:
-        UsageError: the run directory has no such checkpoint.
+        UsageError: the run directory has no such checkpoint, or one of other parameters.
     """
+    check_same_adapters(config)
     # From the table: to trace `init_params` before there is a checkpoint would take a second.
     shapes = {
         row.path: jax.ShapeDtypeStruct(families.stacked_shape(row, model_config), "float32")

@@ -2,6 +2,7 @@
 
 from typing import Any, Self
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -53,13 +54,34 @@ class Checkpoints:
     def restore_params(self, step: int, like: Params) -> Params:
         """The parameters of a step alone: nothing else is read.
 
-        `like` has their shapes and shardings, which need not be those of the run.
+        `like` has their shapes and shardings; the shardings need not be those of the run.
+
+        Raises:
+            UsageError: the checkpoint is of parameters of other names or shapes.
         """
         self._check_items(step)
+        self._check_shapes(step, like)
         item = {"params": like}
         restore_args = ocp.checkpoint_utils.construct_restore_args(item)
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
         return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
+
+    def _check_shapes(self, step: int, like: Params) -> None:
+        directory = self._path / str(step) / "state"
+        stored = ocp.PyTreeCheckpointHandler().metadata(directory).tree["params"]
+        found, wanted = (
+            {jax.tree_util.keystr(k): x.shape for k, x in jax.tree.leaves_with_path(tree)}
+            for tree in (stored, like)
+        )
+        different = [
+            f"{name} {found.get(name)} instead of {wanted.get(name)}"
+            for name in sorted(found.keys() | wanted.keys())
+            if found.get(name) != wanted.get(name)
+        ]
+        if different:
+            raise UsageError(
+                f"{directory} is of a model of another shape: {', '.join(different[:4])}"
+            )
 
     def _check_items(self, step: int) -> None:
         missing = [

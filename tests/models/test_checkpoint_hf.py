@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from jax.sharding import AxisType
 from tiny_models import FAMILIES, TIED, UNTIED, random_params
 
 from srft_jax.config import UsageError
-from srft_jax.models import checkpoint_hf, families, load_hf, save_hf
+from srft_jax.models import checkpoint_hf, load_hf, save_hf
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -213,6 +212,7 @@ def test_an_index_must_fit_its_files(model):
         ({k: v for k, v in weight_map.items() if k != norm}, r"in None \(found in a\)"),
         (weight_map | {norm: "c"}, "model/c cannot be read"),
         (None, "index.json has no weight_map"),
+        (weight_map | {norm: ["a"]}, "index.json has no weight_map, from each tensor's name"),
     ):
         write_index(model, wrong)
         with pytest.raises(UsageError, match=message):
@@ -246,37 +246,18 @@ def test_buffers_of_old_checkpoints_are_not_weights(model):
     assert_same(load_hf(model)[1], random_params(TIED))
 
 
-@pytest.fixture
-def experts(monkeypatch):
-    """A family whose `up` is one matrix per expert, three of them, after Qwen3-MoE."""
-    name = "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"
-    row = families.Parameter("layers/up", ("experts", "model", "mlp"), name, transpose=True)
-    plain_parameters, plain_shape = families.parameters, families.shape
-
-    def parameters(config):
-        return tuple(row if one.path == row.path else one for one in plain_parameters(config))
-
-    def shape(parameter, config):
-        experts = (3, config.dim, config.mlp_dim)
-        return experts if parameter is row else plain_shape(parameter, config)
-
-    monkeypatch.setattr(families, "parameters", parameters)
-    monkeypatch.setattr(families, "shape", shape)
-
-
-def test_experts_are_tensors_of_their_own(experts, model):
+def test_experts_are_tensors_of_their_own(tmp_path):
     """[L, E, D, F] of ours is L times E matrices [F, D] of theirs, both ways."""
-    params = random_params(TIED)
-    up = np.random.default_rng(1).normal(size=(2, 3, 32, 48)).astype(np.float32)
-    params["layers"]["up"] = jnp.asarray(up)
-    save_hf(model, TIED, params)
-    tensors = safetensors.numpy.load_file(model / "model.safetensors")
-    for layer, expert in np.ndindex(2, 3):
+    config = FAMILIES["qwen3_moe"]
+    params = random_params(config)
+    save_hf(tmp_path / "model", config, params)
+    tensors = safetensors.numpy.load_file(tmp_path / "model" / "model.safetensors")
+    up = params["layers"]["expert_up"]
+    for layer, expert in np.ndindex(up.shape[:2]):
         stored = tensors[f"model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"]
         np.testing.assert_array_equal(stored, up[layer, expert].T)
-    assert_same(load_hf(model)[1], params)
     mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
-    assert_same(load_hf(model, mesh=mesh)[1], params)
+    assert_same(load_hf(tmp_path / "model", mesh=mesh)[1], params)
 
 
 def test_wrong_tensors_are_all_named(model):

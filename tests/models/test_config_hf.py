@@ -11,7 +11,8 @@ from tiny_models import FAMILIES, TIED, UNTIED, YARN
 
 from srft_jax.config import ModelConfig, RopeScaling, UsageError
 from srft_jax.models import init_params
-from srft_jax.models.config_hf import check_architecture, read_config, to_hf_config, write_json
+from srft_jax.models.config_hf import check_architecture, read_config, to_hf_config
+from srft_jax.models.json_files import write_json
 
 
 @pytest.fixture
@@ -132,6 +133,47 @@ def test_what_we_would_compute_wrongly(read, name, changes, message):
         read(public(name), **changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 0}, "num_heads = 0, which is below 1"),
+        ({"num_hidden_layers": "32"}, "num_hidden_layers = '32', which is not of type int"),
+        ({"hidden_size": 4096.0}, "hidden_size = 4096.0, which is not of type int"),
+        ({"vocab_size": True}, "vocab_size = True, which is not of type int"),
+        ({"num_key_value_heads": 7}, "num_kv_heads = 7, head_dim = 128; kv heads must divide"),
+        ({"tie_word_embeddings": "false"}, "= 'false', which is not of type bool"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps = '1e-5', which is not of type float or int"),
+        ({"hidden_act": ["silu"]}, r"hidden_act = \['silu'\]; only silu, gelu_pytorch_tanh"),
+        ({"rope_theta": "5e5"}, "rope_theta = '5e5', which is not of type float"),
+        ({"rope_theta": -1.0}, "rope_theta = -1.0, which is not above 0 and finite"),
+        ({"rope_scaling": "linear"}, "rope_scaling = 'linear', which is not of type dict"),
+        ({"rope_scaling": {"type": ["linear"]}}, r"rope_type = \"\['linear'\]\""),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor = '2', which is not of type"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor = 0, which is"),
+    ],
+)
+def test_values_that_are_none(read, changes, message):
+    with pytest.raises(UsageError, match=message):
+        read(public("Llama-3.1-8B"), **changes)
+
+
+def test_values_of_other_families_that_are_none(read):
+    with pytest.raises(UsageError, match="layer_types = 'full', which is not of type list"):
+        read(public("Qwen3-8B"), layer_types="full")
+    with pytest.raises(UsageError, match="rope_parameters has full_attention = 3, which is not"):
+        read(public("gemma-3-1b-it"), rope_parameters={"full_attention": 3})
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"config"'])
+def test_json_that_is_no_object(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UsageError, match="config.json is not a JSON object, but "):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xff{}")
+    with pytest.raises(UsageError, match="config.json is not JSON: 'utf-8' codec"):
+        read_config(tmp_path)
+
+
 def test_unknown_keys_may_be_null_and_bookkeeping_is_free(read):
     config = read(public("Llama-3.1-8B"))
     assert read(public("Llama-3.1-8B"), logit_scale=None, _name_or_path="x", top_p=0.9) == config
@@ -152,6 +194,11 @@ def test_unknown_keys_may_be_null_and_bookkeeping_is_free(read):
         (dataclasses.replace(FAMILIES["gemma3"], rope_local_theta=None), "gemma3 needs one"),
         (dataclasses.replace(TIED, rope_local_theta=1.0), "qwen2 has none"),
         (dataclasses.replace(TIED, rope_scaling=RopeScaling("yarn", 2.0)), "lacks original_max"),
+        (dataclasses.replace(TIED, rope_theta=math.nan), "rope_theta = nan, which is not above 0"),
+        (
+            dataclasses.replace(TIED, rope_scaling=RopeScaling("llama3", 8.0, 64, 4.0, 4.0)),
+            "low_freq_factor = 4.0, which is not below high_freq_factor = 4.0",
+        ),
         (dataclasses.replace(FAMILIES["qwen3_moe"], experts_per_token=7), "= 7 of num_experts = 6"),
     ],
 )

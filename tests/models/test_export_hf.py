@@ -16,9 +16,10 @@ from tiny_models import TIED, UNTIED, random_params
 
 from srft_jax.config import UsageError
 from srft_jax.models import families, load_hf, save_hf, tensor_parts
-from srft_jax.models.config_hf import to_hf_config, write_json
+from srft_jax.models.config_hf import to_hf_config
 from srft_jax.models.export_hf import export_hf
 from srft_jax.models.files_hf import write_model_files
+from srft_jax.models.json_files import write_json
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

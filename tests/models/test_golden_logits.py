@@ -38,3 +38,28 @@ def test_logits_of_every_family_equal_transformers(family):
     config = read_config(GOLDEN / family)
     assert config == FAMILIES[family]
     assert_golden(family, random_params(config), config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_and_padded_on_the_right_they_are_the_same(family):
+    """The plain row and the left-padded one, without its padding, in one row with padding behind;
+    in between, a sequence that would be seen if it could."""
+    config, golden = FAMILIES[family], np.load(GOLDEN / family / "logits.npz")
+    plain, padded = (golden["mask"][row] > 0 for row in (0, 1))
+    tokens, positions, expected = (
+        [golden[name][0][plain], golden[name][1][padded]]
+        for name in ("tokens", "positions", "logits")
+    )
+    lengths = len(tokens[0]), 7, len(tokens[1]), 5
+    segments = np.repeat([1, 2, 3, 0], lengths)
+    between, behind = np.arange(7), np.zeros(5, int)
+    packed = logits(
+        random_params(config),
+        config,
+        np.concatenate([tokens[0], between, tokens[1], behind])[None],
+        np.concatenate([positions[0], between, positions[1], behind])[None],
+        segments[None],
+    )[0]
+    for segment, of_sequence in zip((1, 3), expected, strict=True):
+        error = np.abs(packed[segments == segment] - of_sequence).max()
+        assert error < 1e-4, MOVED.format(error=error)

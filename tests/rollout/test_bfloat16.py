@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sampler_models import KEY, UNTIED, sampling, trainer_view
+from test_families_sampled import FAMILIES
 
 from srft_jax.models import families, init_params
 from srft_jax.rollout import Request, sample
@@ -49,6 +50,27 @@ def test_log_probs_are_the_trainers(logits_std, entropy):
     assert differences.mean() <= 2e-3 and np.quantile(differences, 0.999) <= 5e-2
     # It is the rounding that agrees: to float32 the distance is more than that.
     assert to_float32.mean() > 2e-3 > 4 * differences.mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_moe"])
+def test_log_probs_of_families_are_the_trainers(family):
+    """Windows and two bases of rotary frequencies; outputs of experts that are added up."""
+    config = dataclasses.replace(FAMILIES[family], dim=32, vocab_size=64, init_std=0.06)
+    params, rng = init_params(config, jax.random.key(0)), np.random.default_rng(0)
+    prompts = [rng.integers(0, config.vocab_size, 1 + 3 * i).tolist() for i in range(8)]
+    settings = sampling(max_new_tokens=48, slots=32, segment=16, dtype="bfloat16")
+    groups = sample(params, config, [Request(p, 4) for p in prompts], KEY, settings)
+    differences = {"bfloat16": [], "float32": []}
+    for prompt, group in zip(prompts, groups, strict=True):
+        for completion in group:
+            for dtype, found in differences.items():
+                of_trainer = trainer_view(
+                    prompt, completion.tokens, params=params, config=config, dtype=dtype, width=96
+                )[0]
+                found.append(np.abs(completion.logprobs - of_trainer))
+    rough, exact = (np.concatenate(found) for found in differences.values())
+    assert exact.mean() > 1e-3 > 10 * rough.mean()
 
 
 def test_decode_reads_rounded_matrices_and_whole_scales():

@@ -8,7 +8,8 @@ from tiny_runs import tiny_arguments
 
 import run
 from srft_jax.config import UsageError, parse
-from srft_jax.models.config_hf import to_hf_config, write_json
+from srft_jax.models.config_hf import to_hf_config
+from srft_jax.models.json_files import write_json
 from srft_jax.tasks import rollouts
 
 NO_EVALUATION = "--data.held_out=null", "--data.ood=null"

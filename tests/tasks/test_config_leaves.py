@@ -21,7 +21,8 @@ from srft_jax.data import gym
 from srft_jax.data.examples import Example
 from srft_jax.data.sources import load_sets
 from srft_jax.models import forward, init_params, output_head
-from srft_jax.models.config_hf import to_hf_config, write_json
+from srft_jax.models.config_hf import to_hf_config
+from srft_jax.models.json_files import write_json
 from srft_jax.tasks.setup import prepare
 from srft_jax.tasks.states import load_frozen
 from srft_jax.training.logprobs import make_old_logprobs

@@ -13,7 +13,7 @@ import pytest
 from tiny_runs import NO_PROBLEMS, ROOT, newest_checkpoint, tiny_config
 
 import run
-from srft_jax.config import ExportConfig
+from srft_jax.config import ExportConfig, UsageError
 from srft_jax.models import init_params, load_hf, save_hf
 from srft_jax.models.tensor_files import find_tensors
 from srft_jax.models.tokenizer import load_tokenizer
@@ -148,3 +148,32 @@ def test_export_on_other_devices_than_the_run_had(run_dir, uninterrupted):
     assert (done.returncode, done.stderr) == (0, "")
     written = (run_dir / "hf" / "model.safetensors").read_bytes()
     assert written == (uninterrupted / "hf" / "model.safetensors").read_bytes()
+
+
+def test_other_adapters_than_the_runs_are_refused(run_dir, capsys):
+    """A target left out, or another alpha, would make another model without a word."""
+
+    def refused(verb, *arguments):
+        assert run.main([verb, f"--config={run_dir}/config.yaml", *arguments]) == 2
+        return capsys.readouterr().err
+
+    for verb in ("export", "evaluate", "generate"):
+        said = refused(verb, "--model.lora.rank=2")
+        assert f"{run_dir} holds a run with other adapters: " in said
+        assert "model.lora.rank = 2 (was None)" in said
+
+
+def test_a_checkpoint_of_another_shape_is_refused(run_dir, capsys):
+    text = (run_dir / "config.yaml").read_text()
+    (run_dir / "config.yaml").write_text(text.replace("mlp_dim: 32", "mlp_dim: 48"))
+    assert run.main(["generate", f"--config={run_dir}/config.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "is of a model of another shape: ['layers']['down'] (1, 32, 16) instead of" in said
+    assert "(1, 48, 16)" in said
+
+
+def test_a_stored_configuration_of_another_version_is_named(run_dir, capsys):
+    text = (run_dir / "config.yaml").read_text()
+    (run_dir / "config.yaml").write_text("sead: 3\n" + text)
+    with pytest.raises(UsageError, match=r"config.yaml, of the run that is there, .* 'sead'"):
+        check_same_run(tiny_config(run_dir))

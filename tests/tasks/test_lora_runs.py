@@ -88,3 +88,11 @@ def test_exports(whole, arguments, capsys):
     tensors = safetensors.numpy.load_file(whole / "hf" / "adapter_model.safetensors")
     name = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
     np.testing.assert_array_equal(tensors[name], params["layers"]["down_lora_a"][0].T)
+
+
+def test_an_export_with_another_alpha_or_fewer_targets_is_refused(whole, capsys):
+    for change in ("alpha=8", "targets=[query]", "rank=1"):
+        arguments = [f"--config={whole}/config.yaml", f"--model.lora.{change}"]
+        assert run.main(["export", *arguments]) == 2
+        key, value = change.split("=")
+        assert f"model.lora.{key} = " in capsys.readouterr().err
