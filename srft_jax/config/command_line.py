@@ -5,6 +5,7 @@ mistake of the user is a `UsageError`: one sentence that names the key.
 """
 
 import dataclasses
+import difflib
 import functools
 import re
 from collections.abc import Sequence
@@ -56,9 +57,19 @@ def _in_one_line(message: str) -> str:
     Out: Parser key "data.train": Option 'file' is not accepted
     """
     line = " ".join(message.split())
+    if unknown := re.match(r"unrecognized arguments: --([\w.]+)", line):
+        return line + _suggestion(unknown[1])
     if "given class_path" not in line:
         return line
     return _AROUND.sub("", line).partition(" - Expected a <class 'NoneType'>")[0]
+
+
+def _suggestion(key: str) -> str:
+    """In: "training.learning_rate".  Out: "; did you mean --training.optimizer.learning_rate?"."""
+    known = list(_parser().get_defaults().keys())
+    name = "." + key.rpartition(".")[2]
+    close = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.endswith(name)]
+    return f"; did you mean --{close[0]}?" if close else ""
 
 
 _SOURCES = ("data.train", "data.held_out", "data.ood")

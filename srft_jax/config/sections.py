@@ -257,7 +257,8 @@ class ExportConfig:
 
     Args:
         step: Of the checkpoint that the verb exports; by default the newest.
-        path: Hugging Face directory to make, gs:// included; by default run_dir/hf.
+        path: Directory to make, gs:// included; by default run_dir/hf, of adapters alone
+            run_dir/adapter.
         dtype: Of the weights; by default what the model was stored in that the run started from,
             float32 after random initial weights.
         lora: Of a run with `model.lora`: the whole model with the adapters merged into its

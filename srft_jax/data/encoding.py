@@ -110,16 +110,21 @@ def encode_sets(
     ids: dict[str, tuple[EncodedExample, ...]] = {}
     dropped: dict[str, Dropped] = {}
     problems: list[str] = []
+    longest_prompt = longest_demonstration = 0
     for name, examples in {"train": sets.train, **sets.evaluation}.items():
         of_set = limits if name == "train" else dataclasses.replace(limits, max_new_tokens=None)
         encoded = encode(examples, tokenizer, system_prompt=system_prompt)
         problems += _logprob_problems(name, examples, encoded)
+        longest_prompt = max([longest_prompt, *(len(ids.prompt) for ids in encoded)])
+        if name == "train":
+            sizes = [len(one) for ids in encoded for one in ids.demonstrations]
+            longest_demonstration = max(sizes, default=0)
         if limits.too_long == "error":
             problems += _length_problems(name, examples, encoded, of_set)
         texts[name], ids[name], dropped[name] = drop_too_long(examples, encoded, of_set)
         if examples and not texts[name]:
             problems.append(f"{name}: no prompt fits, so nothing is left of the set.")
-    raise_problems(problems)
+    raise_problems(problems, _room(longest_prompt, longest_demonstration, limits))
     train, encoded_train = texts.pop("train"), ids.pop("train")
     kept = dataclasses.replace(sets, train=train, evaluation=texts)
     return kept, EncodedSets(encoded_train, ids), dropped
@@ -221,6 +226,19 @@ def _with_only(example: AnyExample, numbers: Sequence[int]) -> AnyExample:
         example,
         demonstrations=tuple(example.demonstrations[number] for number in numbers),
         behavior_logprobs=tuple(logprobs[number] for number in numbers) if logprobs else (),
+    )
+
+
+def _room(prompt: int, demonstration: int, limits: Limits) -> str:
+    """What would hold all rows; nothing to say where they fit."""
+    assert limits.max_new_tokens is not None  # of the training set
+    if prompt <= limits.max_prompt_tokens and demonstration <= limits.max_new_tokens:
+        return ""
+    return (
+        f"The longest prompt has {prompt} tokens, the longest demonstration {demonstration}: "
+        f"--data.max_prompt_tokens {max(prompt, limits.max_prompt_tokens)} "
+        f"--rollout.max_new_tokens {max(demonstration, limits.max_new_tokens)} and a "
+        "training.row_length of their sum would hold all."
     )
 
 

@@ -3,6 +3,7 @@
 The library `datasets` downloads and caches; nothing else needs it, so it is an extra.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def read_hub(config: HubConfig, key: str) -> Iterator[Row]:
             "no revisions."
         )
     datasets.disable_progress_bars()
+    # Without a network it says of each attempt, twice, that it has failed.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         dataset = datasets.load_dataset(
             config.name, config.subset, split=config.split, revision=config.revision

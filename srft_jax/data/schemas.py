@@ -42,6 +42,8 @@ Columns = str | tuple[str, ...]  # several are read as one list
 
 MISSING = object()
 
+SHOWN_COLUMNS = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
@@ -162,8 +164,13 @@ def whole_columns(schema: Schema) -> set[str]:
 
 def missing_column(row: Mapping[str, Any], column: str) -> str:
     """What to say of a column that is not there."""
-    close = difflib.get_close_matches(column, [name for name in row if name != column], n=1)
-    return f"{column!r} is missing" + (f"; did you mean {close[0]!r}?" if close else ".")
+    names = [name for name in row if name != column]
+    if close := difflib.get_close_matches(column, names, n=1):
+        return f"{column!r} is missing; did you mean {close[0]!r}?"
+    if not names:
+        return f"{column!r} is missing."
+    there = ", ".join(names[:SHOWN_COLUMNS]) + (", ..." if len(names) > SHOWN_COLUMNS else "")
+    return f"{column!r} is missing; the row has {there}, see `columns`."
 
 
 def misspelt_fields(row: Mapping[str, Any], schema: Schema) -> list[str]:

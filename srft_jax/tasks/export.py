@@ -69,7 +69,8 @@ def keep_model_files(setup: Setup) -> None:
 
 
 def _export_path(config: RunConfig) -> str:
-    return config.export.path or os.fspath(epath.Path(config.run_dir) / "hf")
+    default = "hf" if config.export.lora == "merged" else "adapter"
+    return config.export.path or os.fspath(epath.Path(config.run_dir) / default)
 
 
 def _model_files(config: RunConfig) -> epath.Path:

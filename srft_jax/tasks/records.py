@@ -106,7 +106,7 @@ class Recorder:
         if len(self._rewards) == CONSTANT_REWARD_STEPS and len(set(self._rewards)) == 1:
             self._progress.message(
                 f"WARNING: every mean reward since step {step - CONSTANT_REWARD_STEPS + 1} is "
-                f"{self._rewards[0]}: no group has anything to learn from. Do the chat template "
+                f"{self._rewards[0]}: completions teach nothing. Do the chat template "
                 f"and the prompts ask for the form that the verifier {sample['kind']} demands?\n"
                 + describe(sample)
             )

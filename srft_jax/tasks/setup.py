@@ -271,6 +271,12 @@ def _check_reference(setup: Setup) -> None:
         )
 
 
+def _lost_demonstrations(setup: Setup) -> str:
+    lost = setup.dropped["train"].demonstrations
+    limit = setup.config.rollout.max_new_tokens
+    return f": {lost} were dropped, longer than rollout.max_new_tokens = {limit}" if lost else ""
+
+
 def _check_data(setup: Setup) -> None:
     """Enough prompts and demonstrations, and verifiers for all of them."""
     config, objective = setup.config, setup.objective
@@ -279,6 +285,7 @@ def _check_data(setup: Setup) -> None:
     if objective.uses_demonstrations and not demonstrated:
         raise UsageError(
             f"objective.preset = {preset} trains on demonstrations, but no training prompt has one"
+            + _lost_demonstrations(setup)
         )
     # Nothing is learned from a prompt alone where there are no rollouts.
     only_demonstrated = objective.sft_steps or not objective.uses_rollouts

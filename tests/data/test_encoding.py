@@ -110,7 +110,12 @@ FIX = "; raise it, or set data.too_long to drop."
 def test_what_does_not_fit_is_named(prompt, new, problems):
     with pytest.raises(UsageError) as error:
         encode_sets(SETS, Bytes(), limits(prompt, new))
-    assert str(error.value).split("\n") == problems
+    told = str(error.value).split("\n")
+    assert told[: len(problems)] == problems
+    assert len(told) == len(problems) + (len(problems) > 1)
+    if len(problems) > 1:
+        assert told[-1].startswith("The longest prompt has 6 tokens, the longest demonstration 3: ")
+        assert "--data.max_prompt_tokens 6 --rollout.max_new_tokens 3 and" in told[-1]
 
 
 def test_rows_are_named_as_their_source_names_them():

@@ -75,7 +75,7 @@ def test_a_json_file_may_hold_one_list(tmp_path):
     file = tmp_path / "train.json"
     file.write_text(json.dumps([GOOD, {"prompt": "4"}, 5], indent=2))
     assert message(file) == [
-        f"{file}, row 2: 'answer' is missing.",
+        f"{file}, row 2: 'answer' is missing; the row has prompt, see `columns`.",
         f"{file}, row 3: a number, but a row is an object with prompt and answer.",
     ]
     file.write_text(json.dumps([GOOD, GOOD]))

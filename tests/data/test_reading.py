@@ -182,8 +182,16 @@ def test_options_are_shuffled_by_their_text_alone():
 BAD = {
     "a list": ([1], {}, ["a list, but a row is an object with prompt and answer."]),
     "null": (None, {}, ["null, but a row is an object with prompt and answer."]),
-    "no prompt": ({"answer": "3"}, {}, ["'prompt' is missing."]),
-    "no answer": ({"prompt": "1"}, {}, ["'answer' is missing."]),
+    "no prompt": (
+        {"answer": "3"},
+        {},
+        ["'prompt' is missing; the row has answer, see `columns`."],
+    ),
+    "no answer": (
+        {"prompt": "1"},
+        {},
+        ["'answer' is missing; the row has prompt, see `columns`."],
+    ),
     "misspelt prompt": (
         {"promt": "1", "answer": "3"},
         {},

@@ -170,7 +170,7 @@ def test_problems_of_all_sources_are_told_at_once(tmp_path):
             )
         )
     assert str(error.value).split("\n") == [
-        f"{tmp_path}/a.jsonl, row 1: 'answer' is missing.",
+        f"{tmp_path}/a.jsonl, row 1: 'answer' is missing; the row has prompt, see `columns`.",
         f"{tmp_path}/b.jsonl, row 2: a list, but a row is an object with prompt and answer.",
     ]
 

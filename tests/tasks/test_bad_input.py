@@ -74,6 +74,14 @@ CASES = {
         "28 tokens exceed the model's",
     ),
     "no data": (["--data.train=null"], "exactly one of data.train and data.mixture"),
+    "misspelt key": (
+        ["--data.prompt_per_step=8"],
+        "--data.prompt_per_step=8; did you mean --data.prompts_per_step?",
+    ),
+    "key of another section": (
+        ["--training.learning_rate=1e-4"],
+        "did you mean --training.optimizer.learning_rate?",
+    ),
     "misspelt key of a source": (
         ["--data.train.file={dir}/kind.jsonl"],
         "error: Parser key \"data.train\": Option 'file' is not accepted\n",

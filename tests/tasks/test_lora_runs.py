@@ -78,14 +78,14 @@ def test_exports(whole, arguments, capsys):
         expected = rounded + config.model.lora.scale * a @ b
         np.testing.assert_allclose(merged[target], expected, rtol=0, atol=1e-6)
     assert run.main(["export", f"--config={whole}/config.yaml", "--export.lora=adapter"]) == 0
-    assert capsys.readouterr().out == f"model    {whole}/hf\n"
-    assert {path.name for path in (whole / "hf").iterdir()} == {
+    assert capsys.readouterr().out == f"model    {whole}/adapter\n"
+    assert {path.name for path in (whole / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
     }
-    settings = json.loads((whole / "hf" / "adapter_config.json").read_text())
+    settings = json.loads((whole / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == config.model.path
-    tensors = safetensors.numpy.load_file(whole / "hf" / "adapter_model.safetensors")
+    tensors = safetensors.numpy.load_file(whole / "adapter" / "adapter_model.safetensors")
     name = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
     np.testing.assert_array_equal(tensors[name], params["layers"]["down_lora_a"][0].T)
 
