@@ -24,6 +24,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
+from sizes import add_sizes, model_of
 
 from srft_jax.config import ModelConfig
 from srft_jax.models import families
@@ -31,19 +32,6 @@ from srft_jax.models.config_hf import to_hf_config
 from srft_jax.models.json_files import write_json
 
 MIB = 2**20
-
-
-def model_of(args: argparse.Namespace) -> ModelConfig:
-    return ModelConfig(
-        vocab_size=args.vocab,
-        dim=args.dim,
-        num_layers=args.layers,
-        num_heads=args.heads,
-        num_kv_heads=args.kv_heads,
-        head_dim=args.head_dim,
-        mlp_dim=args.ffn,
-        tie_embeddings=False,
-    )
 
 
 def write_checkpoint(directory: Path, model: ModelConfig, file_bytes: int) -> int:
@@ -142,10 +130,8 @@ def ratios(found: dict[str, Any], largest: float) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    sizes = dict(layers=4, dim=3584, ffn=18944, heads=28, kv_heads=4, head_dim=128, vocab=152064)
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    qwen = dict(layers=4, dim=3584, ffn=18944, heads=28, kv_heads=4, head_dim=128, vocab=152064)
+    add_sizes(parser, **qwen)
     parser.add_argument("--devices", type=int, default=1, help="of the CPU, as fsdp")
     parser.add_argument("--file-mib", type=int, default=1024, help="of each file that is read")
     parser.add_argument("--export", action="store_true", help="and write it again")
