@@ -123,6 +123,7 @@ def test_forward_with_keys_is_forward():
     assert keys.shape == values.shape == shape
 
 
+@pytest.mark.slow
 def test_remat_changes_the_program_and_not_the_gradient():
     params, inputs = random_params(TIED), one_row([1] * 4 + [2] * 3)
 

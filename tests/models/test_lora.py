@@ -23,6 +23,7 @@ jit_init = jax.jit(init_params, static_argnums=0)
 rows = pytest.mark.parametrize("config", [ADAPTED, lora.adapted(TIED, SOME)], ids=["all", "some"])
 
 
+@pytest.mark.slow
 def test_a_fresh_adapter_changes_nothing():
     params = jit_init(ADAPTED, jax.random.key(3))
     plain, base = jit_init(UNTIED, jax.random.key(3)), lora.frozen(params, ADAPTED)

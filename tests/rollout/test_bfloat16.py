@@ -24,7 +24,11 @@ def policy(logits_std):
 
 
 @pytest.mark.parametrize(
-    ("logits_std", "entropy"), [(1.0, (3.0, 4.2)), (8.0, (0.1, 1.0))], ids=["flat", "peaked"]
+    ("logits_std", "entropy"),
+    [
+        pytest.param(1.0, (3.0, 4.2), marks=pytest.mark.slow, id="flat"),
+        pytest.param(8.0, (0.1, 1.0), id="peaked"),
+    ],
 )
 def test_log_probs_are_the_trainers(logits_std, entropy):
     """3072 tokens: prompts of all lengths in packed rows, groups of four, several segments."""

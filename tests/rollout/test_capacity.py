@@ -57,6 +57,7 @@ def plans(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_less_memory_is_fewer_rows_and_the_same_completions(monkeypatch):
     """A token is 128 bytes, so a MiB holds 8192: of 392 for each row, prompts apart."""
     found = plans(monkeypatch)

@@ -21,7 +21,13 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 LONG = list(np.random.default_rng(0).integers(0, CONFIG.vocab_size, 33))  # its bucket is 64
 
 
-@pytest.mark.parametrize("config", [TWO_LAYERS, UNTIED], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(TWO_LAYERS, id="tied"),
+        pytest.param(UNTIED, marks=pytest.mark.slow, id="untied"),
+    ],
+)
 def test_greedy_equals_a_loop_of_whole_forward_passes(config, monkeypatch):
     """Two layers, grouped heads, odd lengths, and four rows for ten completions of five prompts."""
     segments = []

@@ -93,6 +93,7 @@ def test_a_limit_of_the_forced_tokens_draws_nothing():
     assert [len(c.tokens) for c in other] == [16, 16]
 
 
+@pytest.mark.slow
 def test_temperature_divides_the_logits_of_forced_tokens():
     (completion,) = complete_some([Request(PROMPTS[0], 1, FORCED, 6)], temperature=0.7)[0]
     logprobs, entropies, _ = trainer_view(PROMPTS[0], completion.tokens, 0.7)

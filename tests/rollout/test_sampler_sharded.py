@@ -12,8 +12,8 @@ SCRIPT = Path(__file__).with_name("sharded_sampling.py")
 ROOT = Path(__file__).parents[2]
 # Nearly all of the time goes to compiling.
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-QUICK = "fsdp to tensor 2"
-SLOW = (
+CASES = (
+    "fsdp to tensor 2",
     "rows over 8",
     "tensor as trained",
     "greedy",
@@ -25,11 +25,14 @@ SLOW = (
 # How often keys and values are held: where the two kv heads do not divide, by all of `tensor`.
 COPIES = {"kv heads do not divide": 4, "one replica": 8}
 
+pytestmark = pytest.mark.slow
 
-def run(*cases):
+
+@pytest.fixture(scope="module")
+def results():
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *cases],
+        [sys.executable, str(SCRIPT), *CASES],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, "XLA_FLAGS": FLAGS},
         capture_output=True,
         text=True,
@@ -39,29 +42,16 @@ def run(*cases):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def slow_results():
-    return run(*SLOW)
-
-
-def check(result, copies=1):
+@pytest.mark.parametrize("case", CASES)
+def test_every_mesh_equals_single_device(results, case):
+    """Shared prompts, refills, forced tokens; trained in another layout than decoded."""
+    result = results[case]
     assert result["completions"] == 22
     assert result["tokens"] == 0 and result["floats"] < 1e-5, result
     assert result["capacities"][:2] == [0, 32]
     assert result["compiled again"] == 0
-    assert result["copies"] == copies
+    assert result["copies"] == COPIES.get(case, 1)
     # The new tokens' queries and partial sums, 8 x 32 at most; a device's share of a layer's keys
     # is 512 at least, a parameter's share is as large.
     assert result["exchanged"] <= 256
     assert result["widest parameters exchanged"] <= 16  # the scale of a norm; matrices are rounded
-
-
-def test_sharded_equals_single_device():
-    """Shared prompts, refills, forced tokens; trained in another layout than decoded."""
-    check(run(QUICK)[QUICK])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", SLOW)
-def test_every_mesh_equals_single_device(slow_results, case):
-    check(slow_results[case], COPIES.get(case, 1))

@@ -17,6 +17,7 @@ def stream(requests, observer=None, **changes):
         )
 
 
+@pytest.mark.slow
 def test_completions_are_handed_out_while_the_next_segment_runs(monkeypatch):
     events = []
     for name in ("prefill", "start", "finish"):
@@ -49,6 +50,7 @@ def progress_of(requests, **changes):
     return [(p.finished, p.total, p.tokens, p.steps, p.occupancy) for p in seen], seen[-1]
 
 
+@pytest.mark.slow
 def test_progress_where_one_waits_for_a_row():
     """Two rows: 6 tokens beside 3, at whose end the third takes the row."""
     prompts = (PROMPTS[0], PROMPTS[1], PROMPTS[0])

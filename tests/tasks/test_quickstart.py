@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from tiny_runs import ROOT
 
 
+@pytest.mark.slow
 def test_the_reward_rises(tmp_path, command):
     run_dir = tmp_path / "run"
     code, out, err = command(

@@ -140,6 +140,7 @@ def test_unused_microbatches_are_not_computed():
     np.testing.assert_allclose(doubled[1]["loss/total"], 2 * before[1]["loss/total"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_policy_equals_old_logprobs_that_are_our_own():
     batch = split("srft")
     off_policy, computed = step("srft", batch), step("srft", batch, on_policy=True)

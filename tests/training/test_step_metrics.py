@@ -82,6 +82,7 @@ def test_metrics_are_what_they_are_called(observed):
     np.testing.assert_allclose(expected["loss/demo_nll"] + sum(metrics.values()), total, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_importance_weights(observed):
     """min(p_old / p_sampler, 2) with old log-probs of the trainer's own."""
     rows, roles, *_ = observed
@@ -106,6 +107,7 @@ def test_the_reference_kl_is_that_over_the_whole_vocabulary(name, role):
     np.testing.assert_allclose(metrics["policy/reference_kl"], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_of_itself_a_policy_has_no_kl():
     train_step = make_train_step(
         MODEL,
