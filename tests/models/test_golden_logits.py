@@ -9,6 +9,8 @@ from tiny_models import FAMILIES, logits, random_params
 from srft_jax.models import load_hf
 from srft_jax.models.config_hf import read_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GOLDEN = Path(__file__).parent / "golden"
 
 MOVED = """Logits differ from transformers' by {error:.2e}.

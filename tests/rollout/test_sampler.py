@@ -19,7 +19,7 @@ from srft_jax.rollout import Request
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.7])
 def test_log_probs_and_entropies_are_the_trainers(temperature):
     """Four prompts of different lengths in a wave, packed into a row; four completions each."""
     requests = [Request(prompt, group_size=4) for prompt in PROMPTS]

@@ -92,6 +92,7 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(note)
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_first_call(compilations):
     """Other prompts and lengths of the same buckets, stop ids, limits and keys.
 

@@ -110,6 +110,7 @@ def test_a_killed_run_does_the_steps_after_its_checkpoint_again(tmp_path, uninte
     assert_same_run(run_dir, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_its_first_save_starts_again(tmp_path, uninterrupted):
     """Half a checkpoint is none; it is not somebody else's file in the way either."""
     (tmp_path / "run" / "checkpoints" / "3.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
@@ -152,6 +153,7 @@ def test_other_rows_behind_the_same_configuration_are_refused(tmp_path, capsys):
     assert "now reads other rows" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_diverged_run_saves_its_last_sound_state(tmp_path, capsys):
     run_dir = tmp_path / "run"
     assert run_in_process(run_dir, "--training.optimizer.learning_rate=1e30") == 1
