@@ -10,7 +10,8 @@ from srft_jax.rewards import RewardPool, RewardRequest
 from srft_jax.rewards.verifiers import KINDS
 
 DEADLINE = 0.3
-GOLD = {"regex": "(a+)+b", "multiple_choice": "B"}
+# A pattern that is slow wherever the hostile text stands in the answer.
+GOLD = {"regex": ".*(a+)+b", "multiple_choice": "B"}
 # What ends with 42, the gold answer, all the same.
 HARMLESS = {"dollars", "unterminated box", "box of text"}
 
