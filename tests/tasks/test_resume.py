@@ -181,6 +181,7 @@ def test_another_configuration_is_refused(argument, message, uninterrupted, caps
     assert (uninterrupted / "config.yaml").read_text() == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_the_terminal(tmp_path, start, trained):
     """SIGINT to the whole process group, as a terminal sends it."""
     run_dir = tmp_path / "run"
