@@ -21,7 +21,7 @@ from srft_jax.config import ModelConfig
 from srft_jax.mesh import split_axes
 from srft_jax.models import families
 from srft_jax.models.block import Block, normed
-from srft_jax.ops.attention import ScoreOptions, packed_attention
+from srft_jax.ops.attention import Kernel, ScoreOptions, packed_attention
 from srft_jax.ops.decode_attention import decode_attention
 from srft_jax.ops.rope import rope_tables
 
@@ -43,10 +43,12 @@ class Runtime:
         dtype: Of activations and matmul inputs.
         remat: What of a block the backward pass computes again: none of it, all but the matmuls
             (dots), or the whole block.
+        attention: Kernel of attention over packed rows.
     """
 
     dtype: str = "float32"
     remat: Literal["none", "dots", "block"] = "none"
+    attention: Kernel = "xla"
 
 
 @jax.tree_util.register_dataclass
@@ -198,12 +200,23 @@ def _forward_scanned(
 
     def layer(x: Array, weights: Params, slides: bool | Array) -> tuple[Array, tuple[Array, ...]]:
         kept: tuple[Array, ...] = ()
-        window = _window(config, slides, segment_ids.shape[1])
+        # In a scan over layers of both kinds, the device knows which one this is.
+        traced = None if isinstance(slides, bool) else slides
+        window = config.sliding_window if slides is not False else None
 
         def attend(query: Array, key: Array, value: Array) -> Array:
             nonlocal kept
             kept = (key, value) if keep_keys else ()
-            return packed_attention(query, key, value, segment_ids, options, window)
+            return packed_attention(
+                query,
+                key,
+                value,
+                segment_ids,
+                options,
+                window,
+                slides=traced,
+                kernel=runtime.attention,
+            )
 
         x = block.apply({"params": weights}, x, _rotary_of_layer(rotary, slides), attend)
         return x, kept
@@ -225,14 +238,6 @@ def _forward_scanned(
 
 def _score_options(config: ModelConfig) -> ScoreOptions:
     return ScoreOptions(config.attention_scale, config.attention_softcap)
-
-
-def _window(config: ModelConfig, slides: bool | Array, length: int) -> int | Array | None:
-    """Of a layer; in a scan over layers of both kinds, `length` where it sees everything."""
-    window = config.sliding_window
-    if isinstance(slides, bool) or window is None:
-        return window if slides else None
-    return jnp.where(slides, window, length)
 
 
 def _rotary_of_layer(rotary: Rotary, slides: bool | Array) -> tuple[Array, Array]:
