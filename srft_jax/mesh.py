@@ -63,8 +63,8 @@ def _check_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> bool:
         return by_process
     found = len({one.process_index if by_process else one.slice_index for one in devices})
     if found != config.slices:
-        what = "processes, each a slice" if by_process else "slices"
-        raise UsageError(f"mesh.slices = {config.slices}, but the devices are of {found} {what}")
+        what = "processes, which count here" if by_process else "slices of the devices"
+        raise UsageError(f"mesh.slices = {config.slices}, but the number of {what} is {found}")
     return by_process
 
 
@@ -103,9 +103,7 @@ def _written(shape: Sequence[int]) -> str:
 def _valid_shapes(num_devices: int, slices: int) -> list[tuple[int, ...]]:
     divisors = [size for size in range(1, num_devices + 1) if num_devices % size == 0]
     shapes = itertools.product(divisors, repeat=len(AXES))
-    return [
-        shape for shape in shapes if math.prod(shape) == num_devices and shape[0] % slices == 0
-    ]
+    return [shape for shape in shapes if math.prod(shape) == num_devices and shape[0] % slices == 0]
 
 
 def _distance(wanted: Sequence[int], valid: Sequence[int]) -> float:
