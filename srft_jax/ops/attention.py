@@ -5,7 +5,6 @@ from jaxtyping import Array, Bool, Float, Int
 from srft_jax.ops.attention_chunks import chunked_attention
 from srft_jax.ops.attention_cudnn import cudnn_attention
 from srft_jax.ops.attention_loop import looped_attention
-from srft_jax.ops.attention_splash import splash_attention
 from srft_jax.ops.attention_terms import Kernel, Part, ScoreOptions, grouped, sight_of, ungrouped
 
 # Rows up to here go in a few chunks of queries: what is made of T^2 is small yet.
@@ -44,6 +43,9 @@ def packed_attention(
             two are of one device alone.
     """
     if kernel == "splash":
+        # Here, since it takes 0.4 s, in every process.
+        from srft_jax.ops.attention_splash import splash_attention
+
         return splash_attention(
             *(query, key, value, segment_ids, options), window=window, slides=slides, part=part
         )

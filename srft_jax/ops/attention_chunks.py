@@ -87,21 +87,9 @@ chunked_attention.defvjp(_forward, _backward)
 
 
 def _chunks(sight: Sight, whole: bool) -> list[_Chunk]:
-    """In: 256 whole queries, a window of 100.  Out: queries [192, 256) and keys [93, 256) last."""
-    length, num_keys = sight.segment_ids.shape[1], sight.key_segment_ids.shape[1]
-    size = max(_LEAST_QUERIES, -(-length // _MOST_CHUNKS))
-    back = sight.window if isinstance(sight.window, int) else num_keys
-    chunks = []
-    for start in range(0, length, size):
-        queries = slice(start, min(start + size, length))
-        keys = slice(max(0, start - back + 1), queries.stop) if whole else slice(0, num_keys)
-        here = sight._replace(
-            segment_ids=sight.segment_ids[:, queries],
-            key_segment_ids=sight.key_segment_ids[:, keys],
-            slots=sight.slots[queries],
-        )
-        chunks.append((queries, keys, here.mask(jnp.arange(keys.start, keys.stop))))
-    return chunks
+    size = max(_LEAST_QUERIES, -(-sight.slots.shape[0] // _MOST_CHUNKS))
+    ranges = sight.chunks(size, whole)
+    return [(queries, keys, sight.mask_of(queries, keys)) for queries, keys in ranges]
 
 
 def _mixed(

@@ -10,7 +10,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from srft_jax.ops.attention_terms import ScoreOptions, Sight
 
@@ -36,14 +37,41 @@ def cudnn_attention(
     if options.softcap is not None:
         raise ValueError(f"cuDNN has no cap on scores, but options.softcap = {options.softcap}")
 
-    @jax.checkpoint
-    def attend(query: Array, key: Array, value: Array, sight: Sight) -> Array:
-        mask = sight.mask(jnp.arange(key.shape[1]))
-        return jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            mask=mask[:, None],
-            scale=options.scale,
-            implementation=implementation,
-        )
+    length = query.shape[1]
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    if length % 2:  # of whole rows alone: parts are of an even length
+        query, key, value = (_one_more(x, 0) for x in (query, key, value))
+        ids, key_ids = (_one_more(x, -1) for x in (sight.segment_ids, sight.key_segment_ids))
+        sight = Sight(ids, key_ids, jnp.arange(length + 1), sight.window)
+    attend = functools.partial(_attend, options=options, implementation=implementation)
+    outs = []
+    for queries, keys in sight.chunks(_QUERIES, whole):
+        of_chunk = jax.checkpoint(functools.partial(attend, queries=queries, keys=keys))
+        outs.append(of_chunk(query[:, queries], key[:, keys], value[:, keys], sight))
+    return checkpoint_name(jnp.concatenate(outs, axis=1)[:, :length], "attention")
+
+
+def _one_more(x: Array, fill: int) -> Array:
+    """Along axis 1: cuDNN trains with masks of even sizes only."""
+    return jnp.pad(x, [(0, 1 if axis == 1 else 0) for axis in range(x.ndim)], constant_values=fill)
+
+
+def _attend(
+    query: Float[Array, "B C N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    sight: Sight,
+    *,
+    queries: slice,
+    keys: slice,
+    options: ScoreOptions,
+    implementation: Literal["cudnn", "xla"],
+) -> Float[Array, "B C N H"]:
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=sight.mask_of(queries, keys)[:, None],
+        scale=options.scale,
+        implementation=implementation,
+    )

@@ -55,27 +55,10 @@ def _backward(
     arrays = (query, mean_gradient(out, d_out), lse, d_out)
     of_queries = tuple(_query_blocks(x, length) for x in arrays)
 
-    def over_queries(
-        sums: tuple[Array, Array], block: tuple[tuple[Array, ...], _Block]
-    ) -> tuple[tuple[Array, Array], Array]:
-        (query, mean, lse, d_out), queries = block
+    def over_queries(sums: _Sums, block: tuple[tuple[Array, ...], _Block]) -> tuple[_Sums, Array]:
+        return _with_gradients(sums, *block, keys, options)
 
-        def over_keys(n: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            number = queries.order[n]
-            key, value, mask = keys.at(number, queries)
-            gradients = score_gradients(query, key, value, mask, mean, lse, d_out, options)
-            d_query, d_key, d_value = gradients
-            return (
-                sums[0] + d_query,
-                sums[1].at[:, :, number].add(d_key),
-                sums[2].at[:, :, number].add(d_value),
-            )
-
-        zeros = jnp.zeros(query.shape, jnp.float32)
-        d_query, *sums = jax.lax.fori_loop(0, queries.count, over_keys, (zeros, *sums))
-        return tuple(sums), d_query
-
-    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (keys.key, keys.value))
+    zeros = _Sums(*(jnp.zeros(x.shape, jnp.float32) for x in (keys.key, keys.value)))
     sums, d_queries = jax.lax.scan(over_queries, zeros, (of_queries, _blocks(sight)))
     d_key, d_value = (x.reshape(*x.shape[:2], -1, x.shape[-1])[:, :, :num_keys] for x in sums)
     d_query = _joined(d_queries, length)
@@ -97,14 +80,14 @@ class _Block(NamedTuple):
         segment_ids: Of the queries.
         slots: Where in the row they stand.
         order: Numbers of all key blocks, those that one of the queries may see first.
-        count: How many those are.
+        num_met: How many those are.
         window: The same for all.
     """
 
     segment_ids: Int[Array, "*n B C"]
     slots: Int[Array, "*n C"]
     order: Int[Array, "*n blocks"]
-    count: Int[Array, "*n"]
+    num_met: Int[Array, "*n"]
     window: Int[Array, "*n"]
 
 
@@ -142,8 +125,39 @@ def _mixed(
 
     zeros = jnp.zeros(query.shape, jnp.float32)
     start = (zeros, zeros[..., 0], jnp.full(query.shape[:-1], -jnp.inf))
-    mixed, total, highest = jax.lax.fori_loop(0, queries.count, more, start)
+    mixed, total, highest = jax.lax.fori_loop(0, queries.num_met, more, start)
     return (mixed / total[..., None]).astype(query.dtype), highest + jnp.log(total)
+
+
+class _Sums(NamedTuple):
+    """Gradients by keys and values, of all blocks, so far."""
+
+    key: Float[Array, "B K blocks C H"]
+    value: Float[Array, "B K blocks C H"]
+
+
+def _with_gradients(
+    sums: _Sums,
+    of_queries: tuple[Array, ...],
+    queries: _Block,
+    keys: _Keys,
+    options: ScoreOptions,
+) -> tuple[_Sums, Float[Array, "B K GC H"]]:
+    """With what a block of queries adds; and the gradient by them."""
+    query, mean, lse, d_out = of_queries
+
+    def more(n: Array, so_far: tuple[Array, _Sums]) -> tuple[Array, _Sums]:
+        d_query, sums = so_far
+        number = queries.order[n]
+        key, value, mask = keys.at(number, queries)
+        added = score_gradients(query, key, value, mask, mean, lse, d_out, options)
+        d_keys = (x.at[:, :, number].add(y) for x, y in zip(sums, added[1:], strict=True))
+        return d_query + added[0], _Sums(*d_keys)
+
+    d_query, sums = jax.lax.fori_loop(
+        0, queries.num_met, more, (jnp.zeros(query.shape, jnp.float32), sums)
+    )
+    return sums, d_query
 
 
 def _query_blocks(grouped: Float[Array, "B K GT *H"], length: int) -> Float[Array, "n B K GC *H"]:
@@ -181,7 +195,7 @@ def _blocks(sight: Sight) -> _Block:
     """Which blocks may meet is told by their first and last slots and segments, over all rows.
 
     In: queries in slots [0, 256) and [256, 512), keys [0, 512) and [512, 1024), one segment.
-    Out: order [[0, 1], [0, 1]], count [1, 1].
+    Out: order [[0, 1], [0, 1]], num_met [1, 1].
     """
     more = -sight.slots.shape[0] % _QUERIES
     # The last query again: of it, too, the result is a number.

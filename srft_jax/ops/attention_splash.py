@@ -62,7 +62,7 @@ def _attend(
     mixed = jax.vmap(kernel)(
         _filled(query, 2, queries), _filled(key, 2, keys), _filled(value, 2, keys), ids
     )
-    return mixed[:, :, :length].swapaxes(1, 2)
+    return jnp.asarray(mixed)[:, :, :length].swapaxes(1, 2)
 
 
 def _block(length: int) -> int:

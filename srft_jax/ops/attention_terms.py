@@ -12,6 +12,9 @@ Kernel = Literal["xla", "splash", "cudnn"]
 # never a NaN.
 MASKED = -1e30
 
+# Ranges of keys start at its multiples: kernels like even sizes.
+_EVEN = 64
+
 
 class ScoreOptions(NamedTuple):
     """score = softcapped(scale q k^T, softcap)."""
@@ -54,6 +57,32 @@ class Sight(NamedTuple):
         ages = self.slots[:, None] - key_slots
         near = ages >= 0 if self.window is None else (ages >= 0) & (ages < self.window)
         return near & (self.segment_ids[:, :, None] == self.key_segment_ids[:, None, :])
+
+    def mask_of(self, queries: slice, keys: slice) -> Bool[Array, "B C S"]:
+        """For some of the queries and of the keys."""
+        here = Sight(
+            self.segment_ids[:, queries],
+            self.key_segment_ids[:, keys],
+            self.slots[queries],
+            self.window,
+        )
+        return here.mask(jnp.arange(keys.start, keys.stop))
+
+    def chunks(self, size: int, whole: bool) -> list[tuple[slice, slice]]:
+        """Queries by the size, and a range of keys that has all that they may see.
+
+        Of `whole` rows, query t stands in slot t; of others, any query may see any key.
+        In: 256 whole queries, size 64, a window of 100.  Out: queries [192, 256), keys [64, 256).
+        """
+        length, num_keys = self.segment_ids.shape[1], self.key_segment_ids.shape[1]
+        back = self.window if isinstance(self.window, int) else num_keys
+        chunks = []
+        for start in range(0, length, size):
+            queries = slice(start, min(start + size, length))
+            oldest = max(0, start - back + 1) // _EVEN * _EVEN
+            keys = slice(oldest, queries.stop) if whole else slice(0, num_keys)
+            chunks.append((queries, keys))
+        return chunks
 
 
 def sight_of(
