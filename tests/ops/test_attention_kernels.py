@@ -1,13 +1,16 @@
 """Kernels of attention against all scores: long rows by XLA, splash interpreted, cuDNN's by XLA."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from attention_problems import HEADS, KV_HEADS, OPTIONS, H, by_mask, problem, with_gradients
+from jax.extend.core import jaxprs_in_params
 
+from srft_jax.models.decoder import _DOTS
 from srft_jax.ops import (
     attention,
     attention_cudnn,
@@ -17,6 +20,8 @@ from srft_jax.ops import (
 )
 from srft_jax.ops.attention import Part, ScoreOptions, packed_attention
 from srft_jax.ops.attention_terms import sight_of
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 LENGTH = 200  # two blocks of splash, the second half empty; of the loop 7 x 13
 CAPPED = ScoreOptions(0.9, 0.7)
@@ -57,7 +62,7 @@ PLAIN, WINDOW = (OPTIONS, None), (ScoreOptions(0.9), 70)
     ("name", "options", "window"),
     [
         ("loop", CAPPED, 70),
-        ("loop", *PLAIN),
+        pytest.param("loop", *PLAIN, marks=pytest.mark.slow),
         ("cudnn", *WINDOW),
         pytest.param("cudnn", *PLAIN, marks=pytest.mark.slow),
         ("splash", CAPPED, 70),
@@ -75,7 +80,11 @@ def test_kernels_and_their_gradients_equal_all_scores(name, options, window, mon
     assert np.abs(got[0][1] - other).max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["loop", "cudnn", pytest.param("splash", marks=pytest.mark.slow)])
+def others_slow(*names):
+    return [names[0], *(pytest.param(name, marks=pytest.mark.slow) for name in names[1:])]
+
+
+@pytest.mark.parametrize("name", others_slow("loop", "cudnn", "splash"))
 @pytest.mark.parametrize("on", [True, False])
 def test_a_window_that_the_device_turns_on(name, on, monkeypatch):
     """As in a scan over layers of which some slide."""
@@ -94,9 +103,7 @@ def test_a_window_that_the_device_turns_on(name, on, monkeypatch):
     assert np.abs(got - other).max() > 0.1
 
 
-@pytest.mark.parametrize(
-    "name", ["xla", "loop", "cudnn", pytest.param("splash", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", others_slow("loop", "xla", "cudnn", "splash"))
 def test_parts_of_rows_together_give_whole_rows(name, monkeypatch):
     """Values, and gradients of the queries; those of the keys add up."""
     inputs = tuple(map(jnp.asarray, problem(256)))
@@ -156,11 +163,61 @@ def test_memory_is_linear_in_the_length(monkeypatch):
     assert at_32k < 4 * 8192**2
 
 
-def kernels_in(jaxpr, live=True):
-    """Names of the kernels whose results somebody reads."""
+def kernels_in(jaxpr, read=True):
+    """Names of the kernels of which a result is read; what nobody reads XLA leaves out."""
     for equation in jaxpr.eqns:
-        read = live and any(type(out).__name__ != "DropVar" for out in equation.outvars)
-        if equation.primitive.name == "pallas_call" and read:
-            yield str(equation.params["name_and_src_info"].name)
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from kernels_in(inner, read)
+        needed = read and any(type(out).__name__ != "DropVar" for out in equation.outvars)
+        if equation.primitive.name == "pallas_call" and needed:
+            yield re.search("splash_mha_([a-z]+)", str(equation.source_info.name_stack))[1]
+        for inner in jaxprs_in_params(equation.params):
+            yield from kernels_in(inner, needed)
+
+
+def test_what_remat_keeps_of_splash():
+    """With the names that the decoder keeps, the backward pass runs no forward kernel again."""
+    inputs = problem(20)
+
+    def kernels(*kept):
+        @functools.partial(
+            jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*kept)
+        )
+        def attend(query, key, value):
+            out = packed_attention(query, key, value, inputs[3], OPTIONS, kernel="splash")
+            return jnp.sin(out)
+
+        gradient = jax.grad(lambda *arrays: attend(*arrays).sum(), argnums=(0, 1, 2))
+        return sorted(kernels_in(jax.make_jaxpr(gradient)(*inputs[:3]).jaxpr))
+
+    assert kernels() == ["dkv", "dq", "fwd", "fwd"]
+    assert kernels(*_DOTS) == ["dkv", "dq", "fwd"]
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "window"), [(28, 4, 128, None), (4, 1, 256, 512)]
+)
+def test_splash_is_lowered_for_tpu_in_the_shapes_of_models(
+    heads, kv_heads, head_dim, window, monkeypatch
+):
+    """Qwen2.5-7B and gemma-3-1b at 2047 tokens; shapes and blocks are checked without libtpu."""
+    monkeypatch.undo()  # neither interpreted nor in small blocks
+    shapes = (1, 2047, heads, head_dim), *2 * [(1, kv_heads, 2047, head_dim)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    ids, slides = jax.ShapeDtypeStruct((1, 2047), jnp.int32), jax.ShapeDtypeStruct((), jnp.bool_)
+
+    def total(*inputs):
+        *inputs, on = inputs
+        out = packed_attention(
+            *inputs,
+            ScoreOptions(head_dim**-0.5),
+            window,
+            slides=None if window is None else on,
+            kernel="splash",
+        )
+        return out.astype(jnp.float32).sum()
+
+    traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*arrays, ids, slides)
+    program = traced.lower(lowering_platforms=("tpu",)).as_text()
+    kernels = {
+        name: program.count(f'kernel_name = "splash_mha_{name}') for name in ("fwd", "dq", "dkv")
+    }
+    assert kernels == dict.fromkeys(kernels, 1 if window is None else 2)
