@@ -4,13 +4,15 @@ import dataclasses
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh
 from tiny_runs import tiny_arguments
 
 import run
 from srft_jax.config import UsageError, parse
+from srft_jax.mesh import AXES
 from srft_jax.models.config_hf import to_hf_config
 from srft_jax.models.json_files import write_json
-from srft_jax.tasks import rollouts
+from srft_jax.tasks import rollouts, setup
 
 NO_EVALUATION = "--data.held_out=null", "--data.ood=null"
 JSONL = (
@@ -330,6 +332,22 @@ def test_a_mistake_in_the_configuration(arguments, message, directory, compilati
     assert_refused(code, *capsys.readouterr(), message, directory)
     assert not compilations
     assert not (directory / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((2, 8, 2, 1), "training.rows_per_microbatch = 8 does not split over the 16 data-parallel"),
+        (
+            (1, 2, 3, 1),
+            "training.row_length = 32 is no multiple of 6: mesh.context = 3 splits rows",
+        ),
+    ],
+)
+def test_rows_that_a_mesh_cannot_split(sizes, message, directory, monkeypatch, capsys):
+    monkeypatch.setattr(setup, "make_mesh", lambda config: AbstractMesh(sizes, AXES))
+    code = run.main(command_line(directory, "train", []))
+    assert_refused(code, *capsys.readouterr(), message, directory)
 
 
 @pytest.mark.parametrize(("arguments", "message"), OTHER_VERBS.values(), ids=OTHER_VERBS)
