@@ -63,7 +63,7 @@ def _check_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> bool:
         return by_process
     found = len({one.process_index if by_process else one.slice_index for one in devices})
     if found != config.slices:
-        what = "processes, which count here" if by_process else "slices of the devices"
+        what = "processes, which count here," if by_process else "slices of the devices"
         raise UsageError(f"mesh.slices = {config.slices}, but the number of {what} is {found}")
     return by_process
 
