@@ -79,7 +79,7 @@ def make_programs(
 
 def put(batch: Batch, mesh: Mesh) -> Batch:
     """Rows split over the data-parallel devices, counts on all of them."""
-    axes = {3: (None, "rows", None), 0: ()}
+    axes = {3: (None, "batch", None), 0: ()}
     shardings = jax.tree.map(lambda x: sharding(mesh, axes[x.ndim], x.shape), batch)
     return jax.device_put(batch, shardings)
 

@@ -4,13 +4,15 @@ import dataclasses
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh
 from tiny_runs import tiny_arguments
 
 import run
 from srft_jax.config import UsageError, parse
+from srft_jax.mesh import AXES
 from srft_jax.models.config_hf import to_hf_config
 from srft_jax.models.json_files import write_json
-from srft_jax.tasks import rollouts
+from srft_jax.tasks import rollouts, setup
 
 NO_EVALUATION = "--data.held_out=null", "--data.ood=null"
 JSONL = (
@@ -241,7 +243,7 @@ CASES = {
         ["--training.updates_per_rollout=3"],
         "data.prompts_per_step = 4 does not split into training.updates_per_rollout = 3",
     ),
-    "mesh above the devices": (["--mesh.fsdp=3"], "fsdp=3 x tensor=1 does not fit"),
+    "mesh above the devices": (["--mesh.fsdp=3"], "fsdp=3 x context=1 x tensor=1 does not fit"),
     "mesh of nothing": (["--mesh.tensor=0"], "mesh.tensor = 0 is below 1"),
     "temperature 0": (["--rollout.temperature=0"], "rollout.temperature = 0.0 is not above 0"),
     "top-p": (["--generate.top_p=1.5"], "generate.top_p must be above 0 and at most 1"),
@@ -330,6 +332,22 @@ def test_a_mistake_in_the_configuration(arguments, message, directory, compilati
     assert_refused(code, *capsys.readouterr(), message, directory)
     assert not compilations
     assert not (directory / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((2, 8, 2, 1), "training.rows_per_microbatch = 8 does not split over the 16 data-parallel"),
+        (
+            (1, 2, 3, 1),
+            "training.row_length = 32 is no multiple of 6: mesh.context = 3 splits rows",
+        ),
+    ],
+)
+def test_rows_that_a_mesh_cannot_split(sizes, message, directory, monkeypatch, capsys):
+    monkeypatch.setattr(setup, "make_mesh", lambda config: AbstractMesh(sizes, AXES))
+    code = run.main(command_line(directory, "train", []))
+    assert_refused(code, *capsys.readouterr(), message, directory)
 
 
 @pytest.mark.parametrize(("arguments", "message"), OTHER_VERBS.values(), ids=OTHER_VERBS)
