@@ -15,7 +15,6 @@ import pytest
 from tiny_runs import (
     ROOT,
     metrics_lines,
-    newest_checkpoint,
     samples,
     scored_by_parity,
     tiny_arguments,
@@ -78,7 +77,7 @@ def train(count, run_dir, *arguments, script=("run.py",), devices=2):
     )
     codes, outs, errs = zip(*results, strict=True)
     assert all("error" not in err for err in errs), errs
-    assert not any(line for out in outs[1:] for line in out.splitlines() if "Gloo" not in line)
+    assert all("step" not in out and "batch arithmetic" not in out for out in outs[1:])
     return list(codes), outs[0]
 
 
@@ -94,7 +93,7 @@ def test_any_number_of_processes_makes_the_same_run(tmp_path):
     """Begun by two processes, stopped by a signal to the second, continued by one on another mesh,
     stopped, and finished by four: all as if one had made it alone."""
     fixed = HERE / "fixed_rollouts.py"
-    flags = [*scored_by_parity(tmp_path), "--model.dtype=float32"]
+    flags = scored_by_parity(tmp_path)
 
     def go_on(run_dir, count, data, fsdp, stop=(0, 0), devices=2):
         mesh = (f"--mesh.data={data}", f"--mesh.fsdp={fsdp}")
@@ -104,7 +103,7 @@ def test_any_number_of_processes_makes_the_same_run(tmp_path):
     assert go_on(whole, 1, 1, 1, devices=1)[0] == [0]
     codes, out = go_on(parts, 2, 2, 2, stop=(2, 1))
     assert codes == [130, 130] and "processes 2" in out and "stopped after step 2" in out
-    assert newest_checkpoint(parts)[0] == 2
+    assert [path.name for path in (parts / "checkpoints").iterdir()] == ["2"]
     assert go_on(parts, 1, 1, 4, stop=(4, 0), devices=4)[0] == [130]
     codes, out = go_on(parts, 4, 2, 4)
     assert codes == [0] * 4 and out.count("step 5/6") == 1
