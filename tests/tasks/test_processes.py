@@ -35,7 +35,7 @@ def free_port():
         return one.getsockname()[1]
 
 
-def finished(commands, devices=2, timeout=150):
+def finished(commands, devices=2, timeout=280):
     """Exit code, standard output and error of each, started together."""
     paths = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | dict(
