@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -215,7 +216,14 @@ def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
             f"rollout.tensor = {tensor} does not divide the {num_devices} devices of a process"
         )
     shape = (mesh.size // tensor, 1, 1, tensor)
-    return Mesh(mesh.devices.reshape(shape), mesh.axis_names, axis_types=mesh.axis_types)
+    devices = mesh.devices.reshape(shape)
+    for copy in devices.reshape(-1, tensor):
+        if len({device.process_index for device in copy}) > 1:
+            raise UsageError(
+                f"rollout.tensor = {tensor} splits a copy of the parameters over processes in the "
+                "order that the mesh has; lower it, or put mesh.tensor within a machine"
+            )
+    return Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -245,3 +253,37 @@ def largest_of_processes(*values: int) -> tuple[int, ...]:
         return values
     gathered = multihost_utils.process_allgather(np.asarray(values, np.int32))
     return tuple(int(value) for value in gathered.max(axis=0))
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """Host arrays that are the same in every process, each on its sharding."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+    return jax.tree.map(place, tree, shardings)
+
+
+# Bytes of a process that are exchanged at a time: the devices hold as many of every process.
+_LARGEST_BLOCK = 2**22
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values that all processes call this with, in their order; anything that pickle takes.
+
+    In blocks of few sizes, for each of which a program compiles.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = pickle.dumps(value)
+    (longest,) = largest_of_processes(len(data))
+    size = min(1 << (longest - 1).bit_length(), _LARGEST_BLOCK)
+    parts = [bytearray() for _ in range(jax.process_count())]
+    for start in range(0, longest, size):
+        block = data[start : start + size].ljust(size, b"\0")
+        received = multihost_utils.process_allgather(np.frombuffer(block, np.uint8))
+        for part, of_process in zip(parts, received, strict=True):
+            part += of_process.tobytes()
+    return [pickle.loads(part) for part in parts]  # which does not look at the zeros behind
