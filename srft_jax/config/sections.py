@@ -28,6 +28,8 @@ class ModelSection:
         dtype: Of activations and matmul inputs. Parameters, log-probs and losses stay float32.
         remat: What of a block the backward pass computes again: nothing, all but the matmuls
             (dots), or the whole block. Less memory; on a CPU dots is also the fastest.
+        matmul_precision: Of products of float32 matrices, where the hardware has faster ones than
+            exact: as JAX has it, three bfloat16 passes (high), or full float32 (highest).
     """
 
     path: str | None = None
@@ -41,6 +43,7 @@ class ModelSection:
     rope_scaling: RopeScaling | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "block"] = "dots"
+    matmul_precision: Literal["default", "high", "highest"] = "default"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,6 +281,9 @@ class RunConfig:
     Args:
         run_dir: Directory of everything the run writes; a run in it is continued.
         seed: Of initial weights, data order and sampling.
+        compilation_cache: Directory of compiled programs, gs:// included, which a later start reads
+            instead of compiling; none has none. By default run_dir/compilations, or what the
+            environment variable JAX_COMPILATION_CACHE_DIR says.
         model: Weights and precision.
         mesh: Devices.
         data: Prompts and demonstrations.
@@ -294,6 +300,7 @@ class RunConfig:
 
     run_dir: str = "runs/default"
     seed: int = 0
+    compilation_cache: str = "auto"
     model: ModelSection = dataclasses.field(default_factory=ModelSection)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

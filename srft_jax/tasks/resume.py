@@ -12,7 +12,10 @@ from srft_jax.tasks.streams import Streams
 from srft_jax.training.checkpoint import Checkpoints
 
 # Sections that may differ when a run is continued; anything else would make it another run.
-MAY_CHANGE = ("run_dir", "evaluation", "generate", "inspect", "export", "report")
+MAY_CHANGE = (
+    *("run_dir", "compilation_cache"),
+    *("evaluation", "generate", "inspect", "export", "report"),
+)
 
 
 def check_same_run(config: RunConfig) -> None:

@@ -19,7 +19,7 @@ from srft_jax.report.writers import RunWriter
 from srft_jax.rewards import RewardPool
 from srft_jax.tasks import rollouts, summary, updates
 from srft_jax.tasks.batches import Update, make_updates
-from srft_jax.tasks.compilations import Compilations
+from srft_jax.tasks.compilations import Compilations, listed
 from srft_jax.tasks.export import keep_model_files, write_export
 from srft_jax.tasks.interrupt import stop_requests
 from srft_jax.tasks.records import Diverged, Recorder
@@ -99,8 +99,10 @@ def train(config: RunConfig) -> int:
             host |= _timing(began, rolled_out, of_step)
             compile_metrics, compiled = compilations.since_last()
             host |= compile_metrics
-            if compiled and step > start + 1:  # nobody expects it after the first
-                progress.message(f"step {step} compiled {compiled}")
+            if step == start + 1:
+                progress.message("\n".join(listed(compiled)))
+            elif compiled:  # nobody expects it after the first
+                progress.message(f"step {step} compiled {', '.join(map(str, compiled))}")
             try:
                 batches = [update.batch for update in of_step]
                 recorder.add(step, metrics, host, sample_rows(experience.groups), batches)
@@ -163,7 +165,10 @@ def _evaluate(
     )
     _, compiled = compilations.since_last()  # or the next step would count them
     if compiled and step > 0:
-        progress.message(f"step {step}, evaluation, compiled {compiled}")
+        names = ", ".join(map(str, compiled))
+        progress.message(f"step {step}, evaluation, compiled {names}")
+    elif compiled:
+        progress.message("\n".join(listed(compiled)))
     writer.metrics(step, values | {"time/evaluation": time.monotonic() - began})
     writer.samples([{"step": step} | row for row in rows])
     scores = [

@@ -23,6 +23,7 @@ from srft_jax.data.sources import load_sets
 from srft_jax.models import forward, init_params, output_head
 from srft_jax.models.config_hf import to_hf_config
 from srft_jax.models.json_files import write_json
+from srft_jax.tasks.jax_options import jax_options
 from srft_jax.tasks.setup import prepare
 from srft_jax.tasks.states import load_frozen
 from srft_jax.training.logprobs import make_old_logprobs
@@ -84,8 +85,16 @@ def program(config):
         hidden = forward(params, setup.model_config, *inputs, runtime=setup.runtime).hidden
         return hidden @ output_head(params, setup.model_config).astype(hidden.dtype)
 
-    closed = jax.make_jaxpr(logits)(jax.random.key(0))
+    with jax_options(config):
+        closed = jax.make_jaxpr(logits)(jax.random.key(0))
     return str(closed.jaxpr), [np.asarray(x).tolist() for x in closed.consts]
+
+
+def cached(config):
+    """Whether compiled programs are kept, and where."""
+    with jax_options(config):
+        names = ("jax_enable_compilation_cache", "jax_compilation_cache_dir")
+        return [jax.config.values[name] for name in names]
 
 
 def kept(config):
@@ -269,6 +278,7 @@ def scalings(prefix):
 TABLE = {
     "run_dir": Change("elsewhere", place),
     "seed": Change("1"),
+    "compilation_cache": Change("none", cached),
     "model.path": Change("{dir}", Refused("exactly one of model.path and model.architecture")),
     "model.architecture.vocab_size": Change("264", program),
     "model.architecture.dim": Change("24", program),
@@ -308,6 +318,7 @@ TABLE = {
     **scalings("model.rope_scaling"),
     "model.dtype": Change("bfloat16", program),
     "model.remat": Change("block", gradient_program),
+    "model.matmul_precision": Change("highest", program),
     "mesh.data": Change("3", Refused("mesh data=3 x fsdp=1 x tensor=1 does not fit")),
     "mesh.fsdp": Change("3", Refused("fsdp=3 x tensor=1 does not fit")),
     "mesh.tensor": Change("3", Refused("fsdp=1 x tensor=3 does not fit")),
