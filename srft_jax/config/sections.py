@@ -170,6 +170,7 @@ class TrainingConfig:
             and at this many the run stops.
         gradient_norms_every: Steps between measurements of each loss term's own gradient norm; 0
             never measures.
+        profile_steps: Steps whose traces are written to run_dir/profile; see docs/memory.md.
         optimizer: AdamW.
         demonstration_optimizer: Of steps on demonstrations alone: the first stage of sft_rl, the
             buffered ones of relift.
@@ -184,6 +185,7 @@ class TrainingConfig:
     logits_mib: int = 64
     max_skipped: int = 3
     gradient_norms_every: int = 0
+    profile_steps: list[int] = dataclasses.field(default_factory=list)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     demonstration_optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
 

@@ -1,6 +1,7 @@
 """Optimizer steps on the mesh: the compiled functions of each stage, and their application."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -84,6 +85,7 @@ def put(batch: Batch, mesh: Mesh) -> Batch:
     return jax.device_put(batch, shardings)
 
 
+@functools.partial(jax.profiler.annotate_function, name="train")
 def apply(
     programs: Mapping[Stage, Programs],
     state: TrainState,

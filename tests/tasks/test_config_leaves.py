@@ -6,6 +6,7 @@ import json
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from unittest import mock
 
 import jax
@@ -73,6 +74,12 @@ def place(config):
     """Relative to the directory of the test, where each configuration has one of its own."""
     dry_run(config)
     return config.run_dir.rpartition("/")[2]
+
+
+def traces(config):
+    """Those that are written."""
+    dry_run(config)
+    return sorted(path.name for path in Path(config.run_dir).glob("profile/*"))
 
 
 def program(config):
@@ -406,6 +413,7 @@ TABLE = {
     "training.logits_mib": Change("32"),
     "training.max_skipped": Change("2", dry_divergence),
     "training.gradient_norms_every": Change("2"),
+    "training.profile_steps": Change("[1]", traces),
     "training.optimizer.learning_rate": Change("0.02"),
     "training.optimizer.warmup_steps": Change("3"),
     "training.optimizer.schedule": Change("constant"),
