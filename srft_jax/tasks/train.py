@@ -103,7 +103,7 @@ def train(config: RunConfig) -> int:
             host |= _timing(began, rolled_out, of_step)
             compile_metrics, compiled = compilations.since_last()
             host |= compile_metrics
-            if step == start + 1:
+            if compiled and step == start + 1:
                 progress.message("\n".join(listed(compiled)))
             elif compiled:  # nobody expects it after the first
                 progress.message(f"step {step} compiled {', '.join(map(str, compiled))}")
