@@ -131,19 +131,25 @@ class RewardsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up, then constant or cosine decay.
+    """An optimizer, with linear warm-up, then constant or cosine decay of its learning rate.
 
     Args:
+        name: AdamW; Adafactor, whose second moment is kept by rows and columns, without a first; or
+            Muon on the matrices of blocks, which keeps momentum alone, and AdamW on all else. One's
+            learning rate fits the others. See docs/memory.md.
+        state_dtype: Of moments between updates; bfloat16 is rounded to by chance.
         learning_rate: Peak.
         warmup_steps: Optimizer steps until the peak, in equal rises.
         schedule: What follows the warm-up, until training.num_steps.
         final_fraction: Of the peak, at the end of a cosine.
-        b1: Decay of the first moment.
-        b2: Decay of the second moment.
+        b1: Decay of the first moment, of Muon's momentum too.
+        b2: Decay of the second moment; Adafactor's goes by the number of updates.
         weight_decay: Decoupled; applied to matrices only.
         clip_norm: Global norm the gradient is clipped to.
     """
 
+    name: Literal["adamw", "adafactor", "muon"] = "adamw"
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
     learning_rate: float = 1e-3
     warmup_steps: int = 10
     schedule: Literal["constant", "cosine"] = "constant"
@@ -171,7 +177,7 @@ class TrainingConfig:
         gradient_norms_every: Steps between measurements of each loss term's own gradient norm; 0
             never measures.
         profile_steps: Steps whose traces are written to run_dir/profile; see docs/memory.md.
-        optimizer: AdamW.
+        optimizer: How parameters are updated.
         demonstration_optimizer: Of steps on demonstrations alone: the first stage of sft_rl, the
             buffered ones of relift.
     """

@@ -4,7 +4,7 @@ import functools
 import math
 from typing import Any
 
-from srft_jax.config import RunConfig, UsageError
+from srft_jax.config import OptimizerConfig, RunConfig, UsageError
 from srft_jax.rewards.verifiers import check_options
 from srft_jax.rollout import Truncation
 
@@ -92,6 +92,10 @@ def _check_optimizer(config: RunConfig, section: str) -> None:
     for key in (f"{section}.b1", f"{section}.b2"):
         if not 0 <= _value(config, key) < 1:
             raise UsageError(f"{key} = {_value(config, key)} is not in [0, 1)")
+    for name in ("b1", "b2"):
+        own, default = _value(config, f"{section}.{name}"), vars(OptimizerConfig())[name]
+        if _value(config, f"{section}.name") == "adafactor" and own != default:
+            raise UsageError(f"{section}.{name} = {own} says nothing to {section}.name = adafactor")
 
 
 def _check_shapes(config: RunConfig) -> None:
