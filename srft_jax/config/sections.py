@@ -27,7 +27,8 @@ class ModelSection:
         rope_scaling: In place of the model's own, likewise.
         dtype: Of activations and matmul inputs. Parameters, log-probs and losses stay float32.
         remat: What of a block the backward pass computes again: nothing, all but the matmuls
-            (dots), or the whole block. Less memory; on a CPU dots is also the fastest.
+            (dots), or the whole block. Less memory; on a CPU dots is also the fastest. With offload
+            the results of the matmuls wait in the host's memory.
         matmul_precision: Of products of float32 matrices, where the hardware has faster ones than
             exact: as JAX has it, three bfloat16 passes (high), or full float32 (highest).
     """
@@ -42,7 +43,7 @@ class ModelSection:
     max_positions: int | None = None
     rope_scaling: RopeScaling | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "block"] = "dots"
+    remat: Literal["none", "dots", "block", "offload"] = "dots"
     matmul_precision: Literal["default", "high", "highest"] = "default"
 
 

@@ -18,7 +18,7 @@ from srft_jax.evaluation.verdicts import probes, row_problems
 from srft_jax.mesh import make_mesh
 from srft_jax.models import lora
 from srft_jax.models.config_hf import check_architecture, read_config
-from srft_jax.models.decoder import Runtime
+from srft_jax.models.decoder import HOST_MEMORY, Runtime
 from srft_jax.models.tokenizer import Tokenizer, load_tokenizer
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.objective import Objective
@@ -159,6 +159,7 @@ def prepare(config: RunConfig) -> Setup:
     architecture = lora.adapted(architecture, config.model.lora)
     setup = Setup(config, objective, tokenizer, sets, encoded, dropped, architecture, mesh)
     _check_model(setup)
+    _check_offload(setup)
     check_export(config)
     _check_reference(setup)
     _check_data(setup)
@@ -232,6 +233,17 @@ def _check_model(setup: Setup) -> None:
         raise UsageError(
             f"training.rows_per_microbatch = {config.training.rows_per_microbatch} does not split "
             f"over the {ways} data-parallel devices of the mesh"
+        )
+
+
+def _check_offload(setup: Setup) -> None:
+    """Where activations would wait is there."""
+    device = setup.mesh.devices.flat[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if setup.config.model.remat == "offload" and HOST_MEMORY not in kinds:
+        raise UsageError(
+            f"model.remat = offload needs {HOST_MEMORY} memory, but a {device.platform} device has "
+            f"{', '.join(kinds)}; set model.remat to block"
         )
 
 
