@@ -22,8 +22,8 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Mesh of all devices with axes data, fsdp, tensor.
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh with axes data, fsdp, tensor of these devices, by default all there are.
 
     Raises:
         UsageError: an axis is below 1, or they do not multiply to the number of devices.
@@ -31,7 +31,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
     for axis, size in vars(config).items():
         if size < 1 and (axis, size) != ("data", -1):
             raise UsageError(f"mesh.{axis} = {size} is below 1")
-    num_devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    num_devices = len(devices)
     rest = config.fsdp * config.tensor
     data = num_devices // rest if config.data == -1 else config.data
     if data * rest != num_devices:
@@ -40,7 +41,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"does not fit {num_devices} devices"
         )
     shape = (data, config.fsdp, config.tensor)
-    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(
+        shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
 
 
 def split_axes(mesh: Mesh | AbstractMesh, logical: str | None, size: int) -> tuple[str, ...]:

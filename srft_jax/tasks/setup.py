@@ -30,39 +30,24 @@ from srft_jax.tasks.stages import Stage, buffered_stage, policy_stage, sft_stage
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
-    """Everything about a run but its state.
+class Outline:
+    """A run without its data and its weights: what its programs are compiled from.
 
     Attributes:
         config: As asked for, the objective's preset expanded.
         objective: Coefficients of the loss.
-        tokenizer: Of the model.
-        sets: Problems as text.
-        encoded: The same problems as ids.
-        dropped: By set, what was too long for it.
         model_config: Architecture, with its adapters where `model.lora` is set.
         mesh: Devices.
     """
 
     config: RunConfig
     objective: Objective
-    tokenizer: Tokenizer
-    sets: ExampleSets
-    encoded: EncodedSets
-    dropped: Mapping[str, Dropped]
     model_config: ModelConfig
     mesh: Mesh
 
     @property
     def runtime(self) -> Runtime:
         return Runtime(dtype=self.config.model.dtype, remat=self.config.model.remat)
-
-    @property
-    def evaluation_sets(self) -> dict[str, tuple[Sequence[Example], Sequence[EncodedExample]]]:
-        return {
-            name: (examples, self.encoded.evaluation[name])
-            for name, examples in self.sets.evaluation.items()
-        }
 
     def sampling(
         self,
@@ -133,19 +118,37 @@ class Setup:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Setup(Outline):
+    """Everything about a run but its state.
+
+    Attributes:
+        tokenizer: Of the model.
+        sets: Problems as text.
+        encoded: The same problems as ids.
+        dropped: By set, what was too long for it.
+    """
+
+    tokenizer: Tokenizer
+    sets: ExampleSets
+    encoded: EncodedSets
+    dropped: Mapping[str, Dropped]
+
+    @property
+    def evaluation_sets(self) -> dict[str, tuple[Sequence[Example], Sequence[EncodedExample]]]:
+        return {
+            name: (examples, self.encoded.evaluation[name])
+            for name, examples in self.sets.evaluation.items()
+        }
+
+
 def prepare(config: RunConfig) -> Setup:
     """Checks the configuration and reads data, tokenizer and architecture.
 
     Raises:
         UsageError: naming the key or the row that cannot be run.
     """
-    objective = expand(config.objective)
-    expanded = ObjectiveConfig(
-        preset=config.objective.preset,
-        expanded_from=config.objective.preset,
-        **dataclasses.asdict(objective),
-    )
-    config = dataclasses.replace(config, objective=expanded)
+    config, objective = expanded(config)
     check_config(config)
     tokenizer = load_tokenizer(_tokenizer_path(config), config.model.chat_template)
     data = config.data
@@ -157,12 +160,23 @@ def prepare(config: RunConfig) -> Setup:
     )
     architecture, mesh = _architecture(config), make_mesh(config.mesh)
     architecture = lora.adapted(architecture, config.model.lora)
-    setup = Setup(config, objective, tokenizer, sets, encoded, dropped, architecture, mesh)
+    setup = Setup(config, objective, architecture, mesh, tokenizer, sets, encoded, dropped)
     _check_model(setup)
     check_export(config)
     _check_reference(setup)
     _check_data(setup)
     return setup
+
+
+def expanded(config: RunConfig) -> tuple[RunConfig, Objective]:
+    """The configuration with its preset's coefficients filled in, and these."""
+    objective = expand(config.objective)
+    of_preset = ObjectiveConfig(
+        preset=config.objective.preset,
+        expanded_from=config.objective.preset,
+        **dataclasses.asdict(objective),
+    )
+    return dataclasses.replace(config, objective=of_preset), objective
 
 
 def reward_pool(setup: Setup) -> RewardPool:
