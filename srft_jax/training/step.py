@@ -18,8 +18,7 @@ from srft_jax.ops.rounding import ROUND_AS_WRITTEN
 from srft_jax.training import metrics
 from srft_jax.training.microbatch import Inputs, LossFn, make_loss_fn, used_reference
 
-# (state, batch) -> (state, metrics): a compiled function of four arguments, of which two are given.
-TrainStep = functools.partial[tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def _accumulate(

@@ -32,7 +32,8 @@ def lowered_train_step(
     """
     run = Outline(config, objective, model_config, mesh)
     stage = run.stage_at(config.training.num_steps)
-    step = make_programs(run, stage, *_fixed_params(run)).train_step
+    # A partial of a compiled function, which is what can be lowered.
+    step: Any = make_programs(run, stage, *_fixed_params(run)).train_step
     with jax.set_mesh(mesh):
         return step.func.lower(*step.args, abstract_state(run), abstract_batch(run, stage))
 
@@ -62,10 +63,11 @@ def abstract_batch(run: Outline, stage: Stage) -> Batch:
     """Shapes and places of a stage's batches [M, B, T]."""
     training = run.config.training
     shape = (run.num_microbatches(stage), training.rows_per_microbatch, training.row_length)
-    number = jax.ShapeDtypeStruct((), jnp.float32)
-    shapes: Any = Batch(
+    number: Any = jax.ShapeDtypeStruct((), jnp.float32)
+    num_used: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = Batch(
         rows=jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape, x.dtype), empty_rows((1, 1, 1))),
         normalisers=Normalisers(*len(dataclasses.fields(Normalisers)) * [number]),
-        num_microbatches=jax.ShapeDtypeStruct((), jnp.int32),
+        num_microbatches=num_used,
     )
     return placed(shapes, batch_shardings(shapes, run.mesh))
