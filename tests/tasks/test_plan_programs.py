@@ -3,11 +3,11 @@
 import jax
 from tiny_runs import tiny_config
 
+from srft_jax.objectives.rows import make_batch
 from srft_jax.tasks.planning.train_program import lowered_train_step
 from srft_jax.tasks.setup import prepare
 from srft_jax.tasks.states import fresh_state
 from srft_jax.tasks.updates import make_programs, put
-from srft_jax.objectives.rows import make_batch
 
 
 def test_the_abstract_train_step_is_the_runs(tmp_path):
