@@ -272,6 +272,33 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """The verb `plan`; see docs/plan.md.
+
+    Args:
+        topology: Devices to plan for: v4, v5e, v5p, v6e or tpu7x with the sizes of a slice, e.g.
+            v5p:4x4x4, cpu:8, or of GPUs h100:8, h200:8, a100:8. `--topology` for short.
+        architecture: config.json or its directory in place of the model's own, which then need not
+            be there.
+        mean_prompt: Tokens; by default data.max_prompt_tokens.
+        mean_completion: Tokens; by default rollout.max_new_tokens.
+        search: Find the fastest mesh, microbatch and remat that fit. `--search` for short.
+        search_seconds: After so many no further candidate is compiled.
+        scaling: Also plan for 8 to 256 chips of the kind, mesh.data taking what there is.
+        json: Print the figures as one line, last. `--json` for short.
+    """
+
+    topology: str | None = None
+    architecture: str | None = None
+    mean_prompt: int | None = None
+    mean_completion: int | None = None
+    search: bool = False
+    search_seconds: int = 600
+    scaling: bool = False
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One run.
 
@@ -289,6 +316,7 @@ class RunConfig:
         generate: The verb `generate`.
         inspect: The verb `inspect`.
         export: The verb `export`.
+        plan: The verb `plan`.
         report: What the run shows.
     """
 
@@ -305,4 +333,5 @@ class RunConfig:
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
     inspect: InspectConfig = dataclasses.field(default_factory=InspectConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)

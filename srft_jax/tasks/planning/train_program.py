@@ -34,8 +34,10 @@ def lowered_train_step(
     stage = run.stage_at(config.training.num_steps)
     # A partial of a compiled function, which is what can be lowered.
     step: Any = make_programs(run, stage, *_fixed_params(run)).train_step
+    # Made outside of the mesh: Optax makes small arrays on the way, for which it needs devices.
+    state, batch = abstract_state(run), abstract_batch(run, stage)
     with jax.set_mesh(mesh):
-        return step.func.lower(*step.args, abstract_state(run), abstract_batch(run, stage))
+        return step.func.lower(*step.args, state, batch)
 
 
 def abstract_params(model_config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> Params:
