@@ -45,17 +45,23 @@ class ModelSection:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; their product is the number of devices.
+    """Devices along each mesh axis, see docs/scaling.md. Their product is the number of devices;
+    one of them may be -1, which takes what the others leave.
 
     Args:
-        data: Replicas of the parameters; -1 takes the devices that the other axes leave.
+        data: Replicas of the parameters.
         fsdp: Shards of parameters, optimizer state and batch rows.
+        context: Parts of each row in a train step; also replicas of the parameters.
         tensor: Shards of heads, MLP columns and vocabulary.
+        slices: TPU slices that a data-centre network joins, between which only `data` exchanges;
+            on other devices, processes.
     """
 
     data: int = -1
     fsdp: int = 1
+    context: int = 1
     tensor: int = 1
+    slices: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

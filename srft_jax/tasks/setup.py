@@ -247,6 +247,12 @@ def _check_model(setup: Setup) -> None:
             f"training.rows_per_microbatch = {config.training.rows_per_microbatch} does not split "
             f"over the {ways} data-parallel devices of the mesh"
         )
+    chunks = 2 * setup.mesh.shape["context"]
+    if chunks > 2 and config.training.row_length % chunks:
+        raise UsageError(
+            f"training.row_length = {config.training.row_length} does not split into the {chunks} "
+            f"chunks that mesh.context = {chunks // 2} takes, two for each device"
+        )
 
 
 def check_export(config: RunConfig) -> None:

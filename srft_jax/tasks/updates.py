@@ -84,7 +84,7 @@ def put(batch: Batch, mesh: Mesh) -> Batch:
 
 def batch_shardings(batch: Batch, mesh: Mesh) -> Any:
     """Of each array of a batch, which may be abstract."""
-    axes = {3: (None, "rows", None), 0: ()}
+    axes = {3: (None, "batch", None), 0: ()}
     return jax.tree.map(lambda x: sharding(mesh, axes[x.ndim], x.shape), batch)
 
 
