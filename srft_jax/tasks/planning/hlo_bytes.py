@@ -22,7 +22,11 @@ _RENAMES = {"bitcast", "reshape", "get-tuple-element"}
 def bytes_of(instruction: Instruction, computation: Computation, module: Module) -> float:
     """Read and written, in HBM."""
     kind = instruction.opcode
-    if kind in _FREE or kind.endswith("-done") or (kind == "custom-call" and _is_nothing(instruction)):
+    if (
+        kind in _FREE
+        or kind.endswith("-done")
+        or (kind == "custom-call" and _is_nothing(instruction))
+    ):
         return 0.0
     operands = [computation.instructions[name] for name in instruction.operands]
     if kind == "fusion":

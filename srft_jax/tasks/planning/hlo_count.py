@@ -109,7 +109,9 @@ class _Counter:
     def _branches(self, instruction: Instruction) -> list[Count]:
         found = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
         names = re.findall(r"%([\w.\-]+)", found[1]) if found else []
-        names += [n for key in ("true_computation", "false_computation") if (n := instruction.named(key))]
+        names += [
+            n for key in ("true_computation", "false_computation") if (n := instruction.named(key))
+        ]
         return [self.of(self.module.computations[name]) for name in names]
 
     def _exchanged(

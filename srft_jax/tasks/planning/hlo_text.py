@@ -1,6 +1,6 @@
 """XLA's text of a compiled program, read into computations and instructions.
 
-    %add.1 = f32[8,128]{1,0:T(8,128)S(1)} add(%x, %y), metadata={op_name="jit(f)/add"}
+%add.1 = f32[8,128]{1,0:T(8,128)S(1)} add(%x, %y), metadata={op_name="jit(f)/add"}
 """
 
 import dataclasses

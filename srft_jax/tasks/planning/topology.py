@@ -96,7 +96,9 @@ def _cpus(name: str, number: int) -> tuple[Any, ...]:
     return tuple(found[:number])
 
 
-def seconds_to_send(topology: Topology, devices: tuple[Any, ...], group: Group, sent: float) -> float:
+def seconds_to_send(
+    topology: Topology, devices: tuple[Any, ...], group: Group, sent: float
+) -> float:
     """How long a device takes to send so many bytes to the others of its group.
 
     On a torus as rings do it, over all axes that the group extends over at once: both ways round
@@ -113,7 +115,9 @@ def seconds_to_send(topology: Topology, devices: tuple[Any, ...], group: Group, 
         return sent / chip.link_rate
     places = [devices[number].coords for number in group]
     extents = [len({place[axis] for place in places}) for axis in range(len(places[0]))]
-    links = sum(_links(chip, extent, size) for extent, size in zip(extents, _sizes(devices), strict=True))
+    links = sum(
+        _links(chip, extent, size) for extent, size in zip(extents, _sizes(devices), strict=True)
+    )
     return sent / (chip.link_rate * (links or 2 * len(topology.sizes)))
 
 
@@ -125,4 +129,6 @@ def _links(chip: Chip, extent: int, size: int) -> int:
 
 def _sizes(devices: tuple[Any, ...]) -> list[int]:
     """Of the whole slice along each axis."""
-    return [1 + max(of_axis) for of_axis in zip(*(device.coords for device in devices), strict=True)]
+    return [
+        1 + max(of_axis) for of_axis in zip(*(device.coords for device in devices), strict=True)
+    ]
