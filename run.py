@@ -12,6 +12,7 @@ def main(argv: Sequence[str]) -> int:
         verb, config = parse(argv)
         # After parsing, so that --help and a misspelled key need not wait for jax.
         from srft_jax.tasks import evaluate, export, generate, inspect, plan, replay, report, train
+        from srft_jax.tasks.jax_options import jax_options
 
         verbs = {
             "train": train.train,
@@ -23,7 +24,8 @@ def main(argv: Sequence[str]) -> int:
             "replay": replay.replay,
             "plan": plan.plan,
         }
-        return verbs[verb](config)
+        with jax_options(config):
+            return verbs[verb](config)
     except (UsageError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

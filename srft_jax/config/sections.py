@@ -28,6 +28,8 @@ class ModelSection:
         dtype: Of activations and matmul inputs. Parameters, log-probs and losses stay float32.
         remat: What of a block the backward pass computes again: nothing, all but the matmuls
             (dots), or the whole block. Less memory; on a CPU dots is also the fastest.
+        matmul_precision: Of products of float32 matrices, where the hardware has faster ones than
+            exact: as JAX has it, three bfloat16 passes (high), or full float32 (highest).
     """
 
     path: str | None = None
@@ -41,6 +43,7 @@ class ModelSection:
     rope_scaling: RopeScaling | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "block"] = "dots"
+    matmul_precision: Literal["default", "high", "highest"] = "default"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +176,7 @@ class TrainingConfig:
             and at this many the run stops.
         gradient_norms_every: Steps between measurements of each loss term's own gradient norm; 0
             never measures.
+        profile_steps: Steps whose traces are written to run_dir/profile; see docs/memory.md.
         optimizer: AdamW.
         demonstration_optimizer: Of steps on demonstrations alone: the first stage of sft_rl, the
             buffered ones of relift.
@@ -187,6 +191,7 @@ class TrainingConfig:
     logits_mib: int = 64
     max_skipped: int = 3
     gradient_norms_every: int = 0
+    profile_steps: list[int] = dataclasses.field(default_factory=list)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     demonstration_optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
 
@@ -311,6 +316,9 @@ class RunConfig:
     Args:
         run_dir: Directory of everything the run writes; a run in it is continued.
         seed: Of initial weights, data order and sampling.
+        compilation_cache: Directory of compiled programs, gs:// included, which a later start reads
+            instead of compiling; none has none. By default run_dir/compilations, or what the
+            environment variable JAX_COMPILATION_CACHE_DIR says.
         model: Weights and precision.
         mesh: Devices.
         data: Prompts and demonstrations.
@@ -328,6 +336,7 @@ class RunConfig:
 
     run_dir: str = "runs/default"
     seed: int = 0
+    compilation_cache: str = "auto"
     model: ModelSection = dataclasses.field(default_factory=ModelSection)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

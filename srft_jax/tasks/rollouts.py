@@ -1,6 +1,7 @@
 """One step's experience: prompts in, verified groups out, ready to be trained on."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -118,6 +119,7 @@ def describe_demonstrations(setup: Setup, scored: ScoredDemonstrations) -> list[
     return lines if scored else []
 
 
+@functools.partial(jax.profiler.annotate_function, name="rollout")
 def collect(
     setup: Setup,
     stage: Stage,

@@ -1,6 +1,7 @@
 """Optimizer steps on the mesh: the compiled functions of each stage, and their application."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,7 @@ def batch_shardings(batch: Batch, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: sharding(mesh, axes[x.ndim], x.shape), batch)
 
 
+@functools.partial(jax.profiler.annotate_function, name="train")
 def apply(
     programs: Mapping[Stage, Programs],
     state: TrainState,
