@@ -289,8 +289,7 @@ class PlanConfig:
     Args:
         topology: Devices to plan for: v4, v5e, v5p, v6e or tpu7x with the sizes of a slice, e.g.
             v5p:4x4x4, cpu:8, or of GPUs h100:8, h200:8, a100:8. `--topology` for short.
-        architecture: config.json or its directory in place of the model's own, which then need not
-            be there.
+        architecture: config.json or its directory, for a model.path that is not there to be read.
         mean_prompt: Tokens; by default data.max_prompt_tokens.
         mean_completion: Tokens; by default rollout.max_new_tokens.
         search: Find the fastest mesh, microbatch and remat that fit. `--search` for short.

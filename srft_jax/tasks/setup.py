@@ -71,6 +71,17 @@ class Outline:
         )
 
     @property
+    def rollout_sampling(self) -> SamplingConfig:
+        """Of the completions that are trained on."""
+        wanted = self.config.rollout
+        return self.sampling(
+            temperature=wanted.temperature,
+            max_new_tokens=wanted.max_new_tokens,
+            slots=wanted.slots,
+            truncation=Truncation(wanted.top_k, wanted.top_p, wanted.min_p),
+        )
+
+    @property
     def evaluation_sampling(self) -> SamplingConfig:
         """Greedy."""
         wanted = self.config.evaluation
@@ -210,13 +221,13 @@ def _tokenizer_path(config: RunConfig) -> str:
 def _architecture(config: RunConfig) -> ModelConfig:
     path, architecture = config.model.path, config.model.architecture
     if path is not None and architecture is None:
-        return _overridden(read_config(Path(path)), config.model)
+        return overridden(read_config(Path(path)), config.model)
     if architecture is not None and path is None:
-        return _overridden(architecture, config.model)
+        return overridden(architecture, config.model)
     raise UsageError("exactly one of model.path and model.architecture must be set")
 
 
-def _overridden(architecture: ModelConfig, section: ModelSection) -> ModelConfig:
+def overridden(architecture: ModelConfig, section: ModelSection) -> ModelConfig:
     """With what the run has in place of the model's own, and what it will export."""
     names = ("rope_theta", "max_positions", "rope_scaling")
     given = {name: value for name in names if (value := getattr(section, name)) is not None}
@@ -227,12 +238,18 @@ def _overridden(architecture: ModelConfig, section: ModelSection) -> ModelConfig
 
 def _check_model(setup: Setup) -> None:
     """Sizes of the architecture beside tokenizer, lengths and devices."""
-    config, model = setup.config, setup.model_config
+    model = setup.model_config
     if setup.tokenizer.vocab_size > model.vocab_size:
         raise UsageError(
             f"the tokenizer has {setup.tokenizer.vocab_size} tokens, "
             f"but the model's vocabulary only {model.vocab_size}"
         )
+    check_sizes(setup)
+
+
+def check_sizes(run: Outline) -> None:
+    """Lengths beside the architecture's, and rows beside the mesh."""
+    config, model = run.config, run.model_config
     longest = config.data.max_prompt_tokens + max(
         config.rollout.max_new_tokens, config.evaluation.max_new_tokens
     )
@@ -241,13 +258,13 @@ def _check_model(setup: Setup) -> None:
             f"prompt and completion of up to {longest} tokens exceed "
             f"the model's {model.max_positions}"
         )
-    ways = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+    ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
     if config.training.rows_per_microbatch % ways:
         raise UsageError(
             f"training.rows_per_microbatch = {config.training.rows_per_microbatch} does not split "
             f"over the {ways} data-parallel devices of the mesh"
         )
-    chunks = 2 * setup.mesh.shape["context"]
+    chunks = 2 * run.mesh.shape["context"]
     if chunks > 2 and config.training.row_length % chunks:
         raise UsageError(
             f"training.row_length = {config.training.row_length} does not split into the {chunks} "
@@ -278,7 +295,7 @@ def _check_reference(setup: Setup) -> None:
             f"objective.preset = {setup.config.objective.preset} needs a reference policy for its "
             f"KL (objective.kl = {setup.objective.kl}): set model.reference or model.path"
         )
-    reference_config = _overridden(read_config(Path(setup.reference_path)), setup.config.model)
+    reference_config = overridden(read_config(Path(setup.reference_path)), setup.config.model)
     policy, reference = vars(lora.base(setup.model_config)), vars(reference_config)
     different = [
         f"{name} = {reference[name]} (the policy has {policy[name]})"

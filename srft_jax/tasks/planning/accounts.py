@@ -27,6 +27,7 @@ class Account:
         arguments: Bytes that are there before.
         added: Bytes of results that do not take an argument's place.
         temp: Bytes in between.
+        code: Bytes of the program itself.
         count: What it computes, reads and exchanges.
     """
 
@@ -35,11 +36,12 @@ class Account:
     arguments: float
     added: float
     temp: float
+    code: float
     count: Count
 
     @property
     def needed(self) -> float:
-        return self.arguments + self.added + self.temp
+        return self.arguments + self.added + self.temp + self.code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,7 @@ def account(name: str, lowered: Any, trips: Trips, num_devices: int) -> Account 
         arguments=memory.argument_size_in_bytes,
         added=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temp=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
         count=count(parse(text), trips, num_devices),
     )
 

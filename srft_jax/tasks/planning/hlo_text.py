@@ -107,7 +107,8 @@ def parse(text: str) -> Module:
 
 def _blocks(text: str) -> Iterator[tuple[str, list[str]]]:
     """Header and lines of each computation."""
-    header, lines = None, []
+    header: str | None = None
+    lines: list[str] = []
     for line in text.splitlines():
         if header is None and line.endswith("{") and not line.startswith((" ", "HloModule")):
             header, lines = line, []

@@ -12,6 +12,7 @@ from srft_jax.mesh import row_shards, sharding
 from srft_jax.models.decoder import Params, Runtime
 from srft_jax.rollout.cache import CacheShape, Places, empty_cache, shard_axes
 from srft_jax.rollout.params import conversions, decode_shardings
+from srft_jax.rollout.requests import SamplingConfig
 from srft_jax.rollout.sampler import (
     PackedPrompts,
     Program,
@@ -20,7 +21,6 @@ from srft_jax.rollout.sampler import (
     decode,
     prefill,
 )
-from srft_jax.rollout.truncation import Truncation
 from srft_jax.tasks.states import placed
 
 Lowered = tuple[str, Any]  # a program's name, and what can be compiled
@@ -49,9 +49,9 @@ def abstract_sampler_state(
     return placed(shapes, where)
 
 
-def _packed_prompts(mesh: Mesh, shape: CacheShape, pass_tokens: int, forced: bool) -> PackedPrompts:
-    """One pass: so many tokens on each shard of rows, in rows as long as the longest prompt."""
-    rows = row_shards(mesh) * max(1, pass_tokens // shape.prompt_capacity)
+def _packed_prompts(mesh: Mesh, shape: CacheShape, pass_rows: int, forced: bool) -> PackedPrompts:
+    """One pass: so many rows on each shard, as long as the longest prompt."""
+    rows = row_shards(mesh) * pass_rows
     tokens = of_rows(mesh, rows, shape.prompt_capacity)
     places = Places(*4 * [of_rows(mesh, rows)])
     return PackedPrompts(tokens, tokens, tokens, places, tokens if forced else None)
@@ -93,9 +93,8 @@ def lowered_sampler(
     shape: CacheShape,
     *,
     runtime: Runtime,
-    temperature: float,
-    truncation: Truncation = Truncation(),
-    pass_tokens: int,
+    sampling: SamplingConfig,
+    pass_rows: int,
     forced: bool = False,
     only: Sequence[str] = ("convert_layer", "convert_rest", "prefill", "decode"),
 ) -> Iterator[Lowered]:
@@ -107,9 +106,8 @@ def lowered_sampler(
         decoding: The mesh as it is laid out for decoding.
         shape: Of the cache, over all devices.
         runtime: Precision and kernels.
-        temperature: Of sampling.
-        truncation: Likewise.
-        pass_tokens: Of a prefill on each shard of rows.
+        sampling: Temperature and truncation.
+        pass_rows: Of a prefill, on each shard of rows.
         forced: Some request forces tokens.
         only: Names of the programs.
     """
@@ -117,14 +115,14 @@ def lowered_sampler(
     of_decode = abstract_decode_params(params, config, decoding, dtype)
     state = abstract_sampler_state(config, shape, decoding, dtype)
     of_layer, of_rest = conversions(config, dtype, decoding)
-    program = Program(config, runtime, temperature, truncation)
+    program = Program(config, runtime, sampling.temperature, sampling.truncation)
     with jax.set_mesh(decoding):
         if "convert_layer" in only:
             yield "convert_layer", of_layer.lower(params["layers"], 0)
         if "convert_rest" in only:
             yield "convert_rest", of_rest.lower(_rest(params))
         if "prefill" in only:
-            packed = _packed_prompts(decoding, shape, pass_tokens, forced)
+            packed = _packed_prompts(decoding, shape, pass_rows, forced)
             of_prefill = of_decode | {"layers": params["layers"]}
             yield "prefill", prefill.lower(of_prefill, state.prompts, packed, program=program)
         if "decode" in only:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from srft_jax.config import UsageError
 from srft_jax.tasks.planning.chips import CHIPS, Chip
@@ -33,6 +34,10 @@ class Topology:
     @property
     def num_chips(self) -> int:
         return math.prod(self.sizes)
+
+    def ordered(self, mesh: Mesh) -> "Topology":
+        """With the devices in the mesh's order."""
+        return dataclasses.replace(self, devices=tuple(mesh.devices.flat))
 
 
 def split_name(name: str) -> tuple[str, tuple[int, ...]]:
@@ -96,28 +101,23 @@ def _cpus(name: str, number: int) -> tuple[Any, ...]:
     return tuple(found[:number])
 
 
-def seconds_to_send(
-    topology: Topology, devices: tuple[Any, ...], group: Group, sent: float
-) -> float:
+def seconds_to_send(topology: Topology, group: Group, sent: float) -> float:
     """How long a device takes to send so many bytes to the others of its group.
 
     On a torus as rings do it, over all axes that the group extends over at once: both ways round
     where an axis closes to a ring, one way along a line. The cores of one chip have all its links.
 
     Args:
-        topology: Whose links.
-        devices: Of the mesh, flat, as groups number them.
+        topology: Its devices in the order in which the group numbers them, as a mesh has them.
         group: Who exchanges.
         sent: By each.
     """
     chip = topology.chip
     if chip.kind != "tpu":
         return sent / chip.link_rate
-    places = [devices[number].coords for number in group]
-    extents = [len({place[axis] for place in places}) for axis in range(len(places[0]))]
-    links = sum(
-        _links(chip, extent, size) for extent, size in zip(extents, _sizes(devices), strict=True)
-    )
+    extents = _extents([topology.devices[number].coords for number in group])
+    sizes = _extents([device.coords for device in topology.devices])
+    links = sum(_links(chip, *of_axis) for of_axis in zip(extents, sizes, strict=True))
     return sent / (chip.link_rate * (links or 2 * len(topology.sizes)))
 
 
@@ -127,8 +127,6 @@ def _links(chip: Chip, extent: int, size: int) -> int:
     return 2 if extent == size and chip.wraps and size % chip.wraps == 0 else 1
 
 
-def _sizes(devices: tuple[Any, ...]) -> list[int]:
-    """Of the whole slice along each axis."""
-    return [
-        1 + max(of_axis) for of_axis in zip(*(device.coords for device in devices), strict=True)
-    ]
+def _extents(places: list[tuple[int, ...]]) -> list[int]:
+    """How many places there are along each axis."""
+    return [len(set(of_axis)) for of_axis in zip(*places, strict=True)]

@@ -33,7 +33,7 @@ def lowered_train_step(
     run = Outline(config, objective, model_config, mesh)
     stage = run.stage_at(config.training.num_steps)
     # A partial of a compiled function, which is what can be lowered.
-    step: Any = make_programs(run, stage, *_fixed_params(run)).train_step
+    step: Any = make_programs(run, stage, *fixed_params(run)).train_step
     # Made outside of the mesh: Optax makes small arrays on the way, for which it needs devices.
     state, batch = abstract_state(run), abstract_batch(run, stage)
     with jax.set_mesh(mesh):
@@ -49,7 +49,7 @@ def abstract_params(model_config: ModelConfig, mesh: Mesh, dtype: str = "float32
     return placed(families.by_path(shapes), families.param_shardings(mesh, model_config))
 
 
-def _fixed_params(run: Outline) -> tuple[Params, Params | None]:
+def fixed_params(run: Outline) -> tuple[Params, Params | None]:
     """What the step reads and does not change: frozen parameters, and those of the reference."""
     section, frozen = run.config.model, {}
     if section.lora is not None:
