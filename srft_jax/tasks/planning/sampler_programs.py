@@ -92,7 +92,6 @@ def lowered_sampler(
     decoding: Mesh,
     shape: CacheShape,
     *,
-    runtime: Runtime,
     sampling: SamplingConfig,
     pass_rows: int,
     forced: bool = False,
@@ -105,13 +104,12 @@ def lowered_sampler(
         config: Architecture.
         decoding: The mesh as it is laid out for decoding.
         shape: Of the cache, over all devices.
-        runtime: Precision and kernels.
-        sampling: Temperature and truncation.
+        sampling: Temperature, truncation, precision, kernel.
         pass_rows: Of a prefill, on each shard of rows.
         forced: Some request forces tokens.
         only: Names of the programs.
     """
-    dtype = runtime.dtype
+    dtype, runtime = sampling.dtype, Runtime(dtype=sampling.dtype, attention=sampling.attention)
     of_decode = abstract_decode_params(params, config, decoding, dtype)
     state = abstract_sampler_state(config, shape, decoding, dtype)
     of_layer, of_rest = conversions(config, dtype, decoding)
