@@ -11,7 +11,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         verb, config = parse(argv)
         # After parsing, so that --help and a misspelled key need not wait for jax.
-        from srft_jax.tasks import evaluate, export, generate, inspect, replay, report, train
+        from srft_jax.tasks import evaluate, export, generate, inspect, plan, replay, report, train
         from srft_jax.tasks.jax_options import jax_options
 
         verbs = {
@@ -22,6 +22,7 @@ def main(argv: Sequence[str]) -> int:
             "report": report.report,
             "inspect": inspect.inspect,
             "replay": replay.replay,
+            "plan": plan.plan,
         }
         with jax_options(config):
             return verbs[verb](config)

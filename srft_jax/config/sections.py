@@ -31,6 +31,8 @@ class ModelSection:
             the results of the matmuls wait in the host's memory.
         matmul_precision: Of products of float32 matrices, where the hardware has faster ones than
             exact: as JAX has it, three bfloat16 passes (high), or full float32 (highest).
+        attention: Kernel of attention over packed rows and prompts; auto takes the best that the
+            devices and the model allow. See docs/kernels.md.
     """
 
     path: str | None = None
@@ -45,21 +47,28 @@ class ModelSection:
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "block", "offload"] = "dots"
     matmul_precision: Literal["default", "high", "highest"] = "default"
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; their product is the number of devices.
+    """Devices along each mesh axis, see docs/scaling.md. Their product is the number of devices;
+    one of them may be -1, which takes what the others leave.
 
     Args:
-        data: Replicas of the parameters; -1 takes the devices that the other axes leave.
+        data: Replicas of the parameters.
         fsdp: Shards of parameters, optimizer state and batch rows.
+        context: Parts of each row in a train step; also replicas of the parameters.
         tensor: Shards of heads, MLP columns and vocabulary.
+        slices: TPU slices that a data-centre network joins, between which only `data` exchanges;
+            on other devices, processes.
     """
 
     data: int = -1
     fsdp: int = 1
+    context: int = 1
     tensor: int = 1
+    slices: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +293,32 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """The verb `plan`; see docs/plan.md.
+
+    Args:
+        topology: Devices to plan for: v4, v5e, v5p, v6e or tpu7x with the sizes of a slice, e.g.
+            v5p:4x4x4, cpu:8, or of GPUs h100:8, h200:8, a100:8. `--topology` for short.
+        architecture: config.json or its directory, for a model.path that is not there to be read.
+        mean_prompt: Tokens; by default data.max_prompt_tokens.
+        mean_completion: Tokens; by default rollout.max_new_tokens.
+        search: Find the fastest mesh, microbatch and remat that fit. `--search` for short.
+        search_seconds: After so many no further candidate is compiled.
+        scaling: Also plan for 8 to 256 chips of the kind, mesh.data taking what there is.
+        json: Print the figures as one line, last. `--json` for short.
+    """
+
+    topology: str | None = None
+    architecture: str | None = None
+    mean_prompt: int | None = None
+    mean_completion: int | None = None
+    search: bool = False
+    search_seconds: int = 600
+    scaling: bool = False
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One run.
 
@@ -304,6 +339,7 @@ class RunConfig:
         generate: The verb `generate`.
         inspect: The verb `inspect`.
         export: The verb `export`.
+        plan: The verb `plan`.
         report: What the run shows.
     """
 
@@ -321,4 +357,5 @@ class RunConfig:
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
     inspect: InspectConfig = dataclasses.field(default_factory=InspectConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
