@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from srft_jax.config.data import DataConfig
+from srft_jax.config.errors import UsageError
 from srft_jax.config.lora import LoraConfig
 from srft_jax.config.model import ModelConfig, RopeScaling
 from srft_jax.config.objective import ObjectiveConfig
@@ -178,7 +179,9 @@ class TrainingConfig:
         num_steps: Rollout steps.
         updates_per_rollout: Optimizer steps each rollout batch is split into, by prompts.
         row_length: Tokens of a packed row, T.
-        rows_per_microbatch: Rows of one forward and backward pass, B.
+        rows_per_microbatch: Rows of one forward and backward pass, B. With auto as many as fit the
+            memory, by compiling the step for more and more; the run keeps that number.
+        memory_mib: Of each device, for auto; by default what the device says it has left.
         checkpoint_every: Steps between checkpoints; the last step is always saved.
         keep_checkpoints: How many are kept.
         logits_mib: Memory for tiles of logits on each device; see ops/head.py.
@@ -195,7 +198,8 @@ class TrainingConfig:
     num_steps: int = 100
     updates_per_rollout: int = 1
     row_length: int = 128
-    rows_per_microbatch: int = 64
+    rows_per_microbatch: int | Literal["auto"] = 64
+    memory_mib: int | None = None
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
     logits_mib: int = 64
@@ -204,6 +208,15 @@ class TrainingConfig:
     profile_steps: list[int] = dataclasses.field(default_factory=list)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     demonstration_optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+
+    @property
+    def rows(self) -> int:
+        """`rows_per_microbatch`, once it is a number."""
+        if self.rows_per_microbatch == "auto":
+            raise UsageError(
+                "training.rows_per_microbatch = auto is chosen when a run starts: give a number"
+            )
+        return self.rows_per_microbatch
 
 
 @dataclasses.dataclass(frozen=True)

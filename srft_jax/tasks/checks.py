@@ -52,7 +52,6 @@ def _check_numbers(config: RunConfig) -> None:
         "training.num_steps",
         "training.updates_per_rollout",
         "training.row_length",
-        "training.rows_per_microbatch",
         "training.checkpoint_every",
         "training.keep_checkpoints",
         "training.logits_mib",
@@ -74,6 +73,9 @@ def _check_numbers(config: RunConfig) -> None:
         "training.gradient_norms_every",
         "generate.temperature",
     )
+    for key in ("training.rows_per_microbatch", "training.memory_mib"):
+        if _value(config, key) not in ("auto", None):
+            _at_least(config, 1, key)
     _above_zero(config, "rollout.temperature", "rewards.timeout_seconds")
     for optimizer in ("training.optimizer", "training.demonstration_optimizer"):
         _check_optimizer(config, optimizer)

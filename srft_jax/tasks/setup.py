@@ -270,9 +270,10 @@ def check_sizes(run: Outline) -> None:
             f"the model's {model.max_positions}"
         )
     ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
-    if config.training.rows_per_microbatch % ways:
+    rows = config.training.rows_per_microbatch
+    if rows != "auto" and rows % ways:
         raise UsageError(
-            f"training.rows_per_microbatch = {config.training.rows_per_microbatch} does not split "
+            f"training.rows_per_microbatch = {rows} does not split "
             f"over the {ways} data-parallel devices of the mesh"
         )
     chunks = 2 * run.mesh.shape["context"]
