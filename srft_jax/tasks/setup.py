@@ -18,7 +18,7 @@ from srft_jax.evaluation.verdicts import probes, row_problems
 from srft_jax.mesh import make_mesh
 from srft_jax.models import lora
 from srft_jax.models.config_hf import check_architecture, read_config
-from srft_jax.models.decoder import Runtime
+from srft_jax.models.decoder import HOST_MEMORY, Runtime
 from srft_jax.models.kernels import resolve_attention
 from srft_jax.models.tokenizer import Tokenizer, load_tokenizer
 from srft_jax.objectives.methods import expand
@@ -32,42 +32,30 @@ from srft_jax.tasks.stages import Stage, buffered_stage, policy_stage, sft_stage
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
-    """Everything about a run but its state.
+class Outline:
+    """A run without its data and its weights: what its programs are compiled from.
 
     Attributes:
         config: As asked for, the objective's preset expanded.
         objective: Coefficients of the loss.
-        tokenizer: Of the model.
-        sets: Problems as text.
-        encoded: The same problems as ids.
-        dropped: By set, what was too long for it.
         model_config: Architecture, with its adapters where `model.lora` is set.
         mesh: Devices.
-        attention: Kernel that they take.
     """
 
     config: RunConfig
     objective: Objective
-    tokenizer: Tokenizer
-    sets: ExampleSets
-    encoded: EncodedSets
-    dropped: Mapping[str, Dropped]
     model_config: ModelConfig
     mesh: Mesh
-    attention: Kernel
+
+    def attention(self) -> Kernel:
+        """That the devices and the model take; UsageError on one that they cannot."""
+        model, device = self.config.model, self.mesh.devices.flat[0]
+        return resolve_attention(model.attention, device.platform, self.model_config, model.dtype)
 
     @property
     def runtime(self) -> Runtime:
         model = self.config.model
-        return Runtime(dtype=model.dtype, remat=model.remat, attention=self.attention)
-
-    @property
-    def evaluation_sets(self) -> dict[str, tuple[Sequence[Example], Sequence[EncodedExample]]]:
-        return {
-            name: (examples, self.encoded.evaluation[name])
-            for name, examples in self.sets.evaluation.items()
-        }
+        return Runtime(dtype=model.dtype, remat=model.remat, attention=self.attention())
 
     def sampling(
         self,
@@ -87,8 +75,19 @@ class Setup:
             segment=rollout.segment,
             cache_mib=rollout.cache_mib,
             dtype=self.config.model.dtype,
-            attention=self.attention,
+            attention=self.attention(),
             tensor=rollout.tensor,
+        )
+
+    @property
+    def rollout_sampling(self) -> SamplingConfig:
+        """Of the completions that are trained on."""
+        wanted = self.config.rollout
+        return self.sampling(
+            temperature=wanted.temperature,
+            max_new_tokens=wanted.max_new_tokens,
+            slots=wanted.slots,
+            truncation=Truncation(wanted.top_k, wanted.top_p, wanted.min_p),
         )
 
     @property
@@ -139,19 +138,37 @@ class Setup:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Setup(Outline):
+    """Everything about a run but its state.
+
+    Attributes:
+        tokenizer: Of the model.
+        sets: Problems as text.
+        encoded: The same problems as ids.
+        dropped: By set, what was too long for it.
+    """
+
+    tokenizer: Tokenizer
+    sets: ExampleSets
+    encoded: EncodedSets
+    dropped: Mapping[str, Dropped]
+
+    @property
+    def evaluation_sets(self) -> dict[str, tuple[Sequence[Example], Sequence[EncodedExample]]]:
+        return {
+            name: (examples, self.encoded.evaluation[name])
+            for name, examples in self.sets.evaluation.items()
+        }
+
+
 def prepare(config: RunConfig) -> Setup:
     """Checks the configuration and reads data, tokenizer and architecture.
 
     Raises:
         UsageError: naming the key or the row that cannot be run.
     """
-    objective = expand(config.objective)
-    expanded = ObjectiveConfig(
-        preset=config.objective.preset,
-        expanded_from=config.objective.preset,
-        **dataclasses.asdict(objective),
-    )
-    config = dataclasses.replace(config, objective=expanded)
+    config, objective = expanded(config)
     check_config(config)
     tokenizer = load_tokenizer(_tokenizer_path(config), config.model.chat_template)
     data = config.data
@@ -163,17 +180,24 @@ def prepare(config: RunConfig) -> Setup:
     )
     architecture, mesh = _architecture(config), make_mesh(config.mesh)
     architecture = lora.adapted(architecture, config.model.lora)
-    attention = resolve_attention(
-        config.model.attention, mesh.devices.flat[0].platform, architecture, config.model.dtype
-    )
-    setup = Setup(
-        *(config, objective, tokenizer, sets, encoded, dropped, architecture, mesh, attention)
-    )
+    setup = Setup(config, objective, architecture, mesh, tokenizer, sets, encoded, dropped)
     _check_model(setup)
+    _check_offload(setup)
     check_export(config)
     _check_reference(setup)
     _check_data(setup)
     return setup
+
+
+def expanded(config: RunConfig) -> tuple[RunConfig, Objective]:
+    """The configuration with its preset's coefficients filled in, and these."""
+    objective = expand(config.objective)
+    of_preset = ObjectiveConfig(
+        preset=config.objective.preset,
+        expanded_from=config.objective.preset,
+        **dataclasses.asdict(objective),
+    )
+    return dataclasses.replace(config, objective=of_preset), objective
 
 
 def reward_pool(setup: Setup) -> RewardPool:
@@ -207,13 +231,13 @@ def _tokenizer_path(config: RunConfig) -> str:
 def _architecture(config: RunConfig) -> ModelConfig:
     path, architecture = config.model.path, config.model.architecture
     if path is not None and architecture is None:
-        return _overridden(read_config(Path(path)), config.model)
+        return overridden(read_config(Path(path)), config.model)
     if architecture is not None and path is None:
-        return _overridden(architecture, config.model)
+        return overridden(architecture, config.model)
     raise UsageError("exactly one of model.path and model.architecture must be set")
 
 
-def _overridden(architecture: ModelConfig, section: ModelSection) -> ModelConfig:
+def overridden(architecture: ModelConfig, section: ModelSection) -> ModelConfig:
     """With what the run has in place of the model's own, and what it will export."""
     names = ("rope_theta", "max_positions", "rope_scaling")
     given = {name: value for name in names if (value := getattr(section, name)) is not None}
@@ -224,12 +248,19 @@ def _overridden(architecture: ModelConfig, section: ModelSection) -> ModelConfig
 
 def _check_model(setup: Setup) -> None:
     """Sizes of the architecture beside tokenizer, lengths and devices."""
-    config, model = setup.config, setup.model_config
+    model = setup.model_config
     if setup.tokenizer.vocab_size > model.vocab_size:
         raise UsageError(
             f"the tokenizer has {setup.tokenizer.vocab_size} tokens, "
             f"but the model's vocabulary only {model.vocab_size}"
         )
+    check_sizes(setup)
+
+
+def check_sizes(run: Outline) -> None:
+    """Lengths beside the architecture's, rows beside the mesh, and the kernel beside both."""
+    config, model = run.config, run.model_config
+    run.attention()
     longest = config.data.max_prompt_tokens + max(
         config.rollout.max_new_tokens, config.evaluation.max_new_tokens
     )
@@ -238,17 +269,29 @@ def _check_model(setup: Setup) -> None:
             f"prompt and completion of up to {longest} tokens exceed "
             f"the model's {model.max_positions}"
         )
-    ways = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
-    if config.training.rows_per_microbatch % ways:
+    ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    rows = config.training.rows_per_microbatch
+    if rows != "auto" and rows % ways:
         raise UsageError(
-            f"training.rows_per_microbatch = {config.training.rows_per_microbatch} does not split "
+            f"training.rows_per_microbatch = {rows} does not split "
             f"over the {ways} data-parallel devices of the mesh"
         )
-    parts = setup.mesh.shape["context"]
+    parts = run.mesh.shape["context"]
     if parts > 1 and config.training.row_length % (2 * parts):
         raise UsageError(
             f"training.row_length = {config.training.row_length} is no multiple of {2 * parts}: "
             f"mesh.context = {parts} splits rows into two chunks for each device"
+        )
+
+
+def _check_offload(setup: Setup) -> None:
+    """Where activations would wait is there."""
+    device = setup.mesh.devices.flat[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if setup.config.model.remat == "offload" and HOST_MEMORY not in kinds:
+        raise UsageError(
+            f"model.remat = offload needs {HOST_MEMORY} memory, but a {device.platform} device has "
+            f"{', '.join(kinds)}; set model.remat to block"
         )
 
 
@@ -275,7 +318,7 @@ def _check_reference(setup: Setup) -> None:
             f"objective.preset = {setup.config.objective.preset} needs a reference policy for its "
             f"KL (objective.kl = {setup.objective.kl}): set model.reference or model.path"
         )
-    reference_config = _overridden(read_config(Path(setup.reference_path)), setup.config.model)
+    reference_config = overridden(read_config(Path(setup.reference_path)), setup.config.model)
     policy, reference = vars(lora.base(setup.model_config)), vars(reference_config)
     different = [
         f"{name} = {reference[name]} (the policy has {policy[name]})"

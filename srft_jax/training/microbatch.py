@@ -122,18 +122,21 @@ def make_loss_fn(
                 *hidden_and_head(reference_params, reference_config, rows, runtime)
             )
         policy_params = lora.whole(frozen_params, params)
-        loss, stats = token_loss(
-            *hidden_and_head(policy_params, model_config, rows, runtime),
-            flat,
-            _token_objective(context, term),
-            temperature=temperature,
-            softcap=model_config.logit_softcap,
-            elementwise=objective.is_elementwise,
-            reference=reference,
-            transposed=model_config.tie_embeddings,
-            frozen=bool(frozen_params),
-            logits_bytes=logits_mib * 2**20,
-        )
+        hidden, head = hidden_and_head(policy_params, model_config, rows, runtime)
+        with jax.named_scope("head"):
+            loss, stats = token_loss(
+                hidden,
+                head,
+                flat,
+                _token_objective(context, term),
+                temperature=temperature,
+                softcap=model_config.logit_softcap,
+                elementwise=objective.is_elementwise,
+                reference=reference,
+                transposed=model_config.tie_embeddings,
+                frozen=bool(frozen_params),
+                logits_bytes=logits_mib * 2**20,
+            )
         return loss, Tokens(stats, flat, context)
 
     return loss_fn

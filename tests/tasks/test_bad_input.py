@@ -13,6 +13,7 @@ from srft_jax.mesh import AXES
 from srft_jax.models.config_hf import to_hf_config
 from srft_jax.models.json_files import write_json
 from srft_jax.tasks import rollouts, setup
+from srft_jax.tasks.setup import prepare
 
 NO_EVALUATION = "--data.held_out=null", "--data.ood=null"
 JSONL = (
@@ -381,3 +382,11 @@ def test_a_bug_is_not_taken_for_a_mistake(directory, monkeypatch):
     with pytest.raises(ValueError, match="a bug") as caught:
         run.main(command_line(directory, "train", []))
     assert not isinstance(caught.value, UsageError)
+
+
+def test_activations_wait_only_where_the_platform_has_room_for_them(tmp_path, monkeypatch):
+    arguments = tiny_arguments(tmp_path / "run", "--model.remat=offload")
+    prepare(parse(arguments)[1])
+    monkeypatch.setattr(setup, "HOST_MEMORY", "shelf")
+    with pytest.raises(UsageError, match="model.remat = offload needs shelf memory, but a cpu dev"):
+        prepare(parse(arguments)[1])

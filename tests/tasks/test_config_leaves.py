@@ -6,12 +6,14 @@ import json
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dry_plan import dry_plan
 from dry_run import dry_divergence, dry_export, dry_generate, dry_inspect, dry_run
 from tiny_runs import ROOT, tiny_arguments
 
@@ -23,7 +25,8 @@ from srft_jax.data.sources import load_sets
 from srft_jax.models import forward, init_params, output_head
 from srft_jax.models.config_hf import to_hf_config
 from srft_jax.models.json_files import write_json
-from srft_jax.tasks import processes
+from srft_jax.tasks import microbatch_size, processes
+from srft_jax.tasks.jax_options import jax_options
 from srft_jax.tasks.setup import prepare
 from srft_jax.tasks.states import load_frozen
 from srft_jax.training.logprobs import make_old_logprobs
@@ -75,6 +78,12 @@ def place(config):
     return config.run_dir.rpartition("/")[2]
 
 
+def traces(config):
+    """Those that are written."""
+    dry_run(config)
+    return sorted(path.name for path in Path(config.run_dir).glob("profile/*"))
+
+
 def program(config):
     """Initial weights and forward pass as JAX sees them, constants included."""
     setup = prepare(config)
@@ -85,8 +94,32 @@ def program(config):
         hidden = forward(params, setup.model_config, *inputs, runtime=setup.runtime).hidden
         return hidden @ output_head(params, setup.model_config).astype(hidden.dtype)
 
-    closed = jax.make_jaxpr(logits)(jax.random.key(0))
+    with jax_options(config):
+        closed = jax.make_jaxpr(logits)(jax.random.key(0))
     return str(closed.jaxpr), [np.asarray(x).tolist() for x in closed.consts]
+
+
+def cached(config):
+    """Whether compiled programs are kept, and where."""
+    with jax_options(config):
+        names = ("jax_enable_compilation_cache", "jax_compilation_cache_dir")
+        return [jax.config.values[name] for name in names]
+
+
+def microbatch(config):
+    """Rows that are chosen, were each to need 4 MiB."""
+
+    def lowered(config, *_):
+        return config.training
+
+    def needed(name, training, *_):
+        return types.SimpleNamespace(needed=training.rows * 2**22)
+
+    with (
+        mock.patch.object(microbatch_size, "lowered_train_step", lowered),
+        mock.patch.object(microbatch_size, "account", needed),
+    ):
+        return microbatch_size.with_rows(prepare(config))[0].config.training.rows
 
 
 def kept(config):
@@ -168,6 +201,7 @@ def objective(**coefficients):
 OWN = objective(demo_policy=0, demo_source="own", demo_per_step=3)
 MIX = objective(mix="share", mix_start=0.9, mix_end=0.3, mix_steps=2)
 PREFIX = objective(prefix="all", prefix_steps=3, prefix_until=3, prefix_end=0.2, prefix_chunks=0)
+AUTO = ("--training.rows_per_microbatch=auto", "--training.memory_mib=16")
 LORA = ("--model.lora.rank=2",)
 KL = (*objective(kl=0.1), "--model.reference={dir}/reference")
 # Groups of one: where there is no demonstration, all rewards are equal.
@@ -183,6 +217,7 @@ TOGETHER = tuple(
     f"--distributed.{name}"
     for name in ("coordinator=localhost:1", "num_processes=3", "process_id=0")
 )
+PLAN = ("--plan.topology=cpu:1",)
 MIXTURE = ("--data.train=null", "--data.mixture=[{files: {dir}/a.jsonl}]")
 
 OVERLAP = (
@@ -285,6 +320,7 @@ def scalings(prefix):
 TABLE = {
     "run_dir": Change("elsewhere", place),
     "seed": Change("1"),
+    "compilation_cache": Change("none", cached),
     "model.path": Change("{dir}", Refused("exactly one of model.path and model.architecture")),
     "model.architecture.vocab_size": Change("264", program),
     "model.architecture.dim": Change("24", program),
@@ -324,6 +360,7 @@ TABLE = {
     **scalings("model.rope_scaling"),
     "model.dtype": Change("bfloat16", program),
     "model.remat": Change("block", gradient_program),
+    "model.matmul_precision": Change("highest", program),
     "model.attention": Change("splash", Refused("runs on devices of kind tpu")),
     "mesh.data": Change("3", Refused("mesh data=3 x fsdp=1 x context=1 x tensor=1 does not fit")),
     "mesh.fsdp": Change("3", Refused("fsdp=3 x context=1 x tensor=1 does not fit")),
@@ -412,11 +449,15 @@ TABLE = {
     "training.updates_per_rollout": Change("1"),
     "training.row_length": Change("40"),
     "training.rows_per_microbatch": Change("16"),
+    "training.memory_mib": Change("64", microbatch, base=AUTO),
     "training.checkpoint_every": Change("2"),
     "training.keep_checkpoints": Change("1"),
     "training.logits_mib": Change("32"),
     "training.max_skipped": Change("2", dry_divergence),
     "training.gradient_norms_every": Change("2"),
+    "training.profile_steps": Change("[1]", traces),
+    "training.optimizer.name": Change("adafactor"),
+    "training.optimizer.state_dtype": Change("bfloat16"),
     "training.optimizer.learning_rate": Change("0.02"),
     "training.optimizer.warmup_steps": Change("3"),
     "training.optimizer.schedule": Change("constant"),
@@ -425,6 +466,8 @@ TABLE = {
     "training.optimizer.b2": Change("0.9"),
     "training.optimizer.weight_decay": Change("0.2"),
     "training.optimizer.clip_norm": Change("0.5"),
+    "training.demonstration_optimizer.name": Change("adafactor", base=SFT),
+    "training.demonstration_optimizer.state_dtype": Change("bfloat16", base=SFT),
     "training.demonstration_optimizer.learning_rate": Change("0.02", base=SFT),
     "training.demonstration_optimizer.warmup_steps": Change("3", base=SFT),
     "training.demonstration_optimizer.schedule": Change("constant", base=SFT),
@@ -450,6 +493,14 @@ TABLE = {
     "export.path": Change("elsewhere", dry_export),
     "export.dtype": Change("bfloat16"),
     "export.lora": Change("adapter", Refused("export.lora = adapter needs model.path"), base=LORA),
+    "plan.topology": Change("h100:1", dry_plan, PLAN),
+    "plan.architecture": Change("{dir}/deeper", dry_plan, PLAN),
+    "plan.mean_prompt": Change("4", dry_plan, PLAN),
+    "plan.mean_completion": Change("4", dry_plan, PLAN),
+    "plan.search": Change("true", dry_plan, PLAN),
+    "plan.search_seconds": Change("50", dry_plan, (*PLAN, "--plan.search=true")),
+    "plan.scaling": Change("true", dry_plan, ("--plan.topology=v5e:1x1",)),
+    "plan.json": Change("true", dry_plan, PLAN),
     "report.samples_every": Change("1", printed),
     "report.samples_per_step": Change("1"),
 }
@@ -500,6 +551,8 @@ def directory(tmp_path_factory):
         (path / name).mkdir()
         architecture = to_hf_config(parse(tiny_arguments(path))[1].model.architecture)
         write_json(path / name / "config.json", architecture)
+    (path / "deeper").mkdir()
+    write_json(path / "deeper" / "config.json", architecture | {"num_hidden_layers": 3})
     (path / "own.jinja").write_text("{{ messages[-1].content }}=")
     (path / "tokenizer").mkdir()
     for file in (ROOT / "assets" / "tokenizer").iterdir():
