@@ -140,7 +140,7 @@ def test_recipes_of_a_model_or_a_method_agree(configs):
 
 
 def test_the_7b_recipe_is_the_papers(configs):
-    """128 prompts in two updates, 8 a group, 1e-6 constant, 500 steps, T = 1, 1024 + 8192 tokens."""
+    """128 prompts in two updates, 8 a group, 1e-6 constant, 500 steps, T = 1, 1024 + 8192."""
     config = configs[ROOT / "configs/recipes/srft_qwen2.5_math_7b_openr1_math_46k.yaml"]
     data, rollout, training = config.data, config.rollout, config.training
     optimizer = training.optimizer
