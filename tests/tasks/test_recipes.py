@@ -1,6 +1,7 @@
 """Every recipe loads, and its state and batches are laid out over each hardware's memory."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 import re
@@ -62,19 +63,14 @@ def configs():
 
 
 @pytest.fixture(scope="module")
-def on(configs):
-    """(recipe, hardware) -> the recipe's configuration with another --config at its end."""
-    keys = {name: yaml.safe_load(path.read_text()) for name, path in HARDWARE.items()}
+def on():
+    """(recipe, hardware) -> its configuration there, but for the data."""
 
-    def changed(path, hardware):
-        config = configs[path]
-        sections = {
-            section: dataclasses.replace(vars(config)[section], **values)
-            for section, values in keys[hardware].items()
-        }
-        return dataclasses.replace(config, **sections)
+    @functools.cache
+    def configuration(path, hardware):
+        return parse([f"--config={HARDWARE[hardware]}", f"--config={path}"])[1]
 
-    return changed
+    return configuration
 
 
 def test_there_is_every_method_for_every_model_on_every_hardware():
@@ -87,10 +83,10 @@ def test_there_is_every_method_for_every_model_on_every_hardware():
 def test_a_recipe_starts_with_command_hardware_time_and_result(path):
     first, second = path.read_text().splitlines()[:2]
     files = [
+        r"hardware/\w+.yaml",
         f"recipes/{path.name}",
         "data/openr1_math_46k.yaml",
         "data/benchmarks_math.yaml",
-        r"hardware/\w+.yaml",
     ]
     assert re.fullmatch("# python run.py" + "".join(f" --config configs/{x}" for x in files), first)
     assert re.fullmatch(r"# Hardware: \S.* Time: \S.* Result: not run here; \S.*", second)
@@ -100,7 +96,7 @@ def test_a_recipe_starts_with_command_hardware_time_and_result(path):
 def test_hardware_starts_with_how_it_is_added(path):
     first, second = path.read_text().splitlines()[:2]
     assert re.fullmatch(
-        rf"# python run.py --config RECIPE.yaml .*configs/hardware/{path.name}", first
+        rf"# python run.py --config configs/hardware/{path.name} --config RECIPE.yaml .*", first
     )
     assert re.match(r"# \w", second)
     assert yaml.safe_load(path.read_text()).keys() <= {
