@@ -203,4 +203,4 @@ def test_a_recipe_is_split_over_the_hardware(path, hardware, on):
     gib, whole = state_gib(config, mesh), state_gib(config, one_device(mesh))
     assert gib < hbm
     # 16 bytes a parameter, 24 with two optimizers, all split evenly; biases alone are left whole.
-    assert gib < 1.001 * whole / (mesh.size / mesh.shape["data"])
+    assert gib < 1.01 * whole / (mesh.size / mesh.shape["data"])
