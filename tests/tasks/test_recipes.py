@@ -13,9 +13,9 @@ from jax.sharding import AbstractMesh, AxisType
 from tiny_runs import ROOT
 
 from srft_jax.config import ObjectiveConfig, parse
-from srft_jax.mesh import RULES, split_axes
 from srft_jax.models import families
 from srft_jax.models.config_hf import read_config
+from srft_jax.models.tokenizer import load_tokenizer
 from srft_jax.objectives.methods import expand
 from srft_jax.tasks.checks import check_config
 from srft_jax.training.optimizer import make_optimizer
@@ -135,6 +135,19 @@ def test_recipes_of_a_model_or_a_method_agree(configs):
         )
 
 
+def test_the_template_of_models_that_have_none():
+    """One that bears a system turn, after which a demonstration's <think> comes whole."""
+    template = str(ROOT / "assets" / "chat_templates" / "plain.jinja")
+    tokenizer = load_tokenizer(ROOT / "assets" / "tokenizer", template)
+    turns = [("system", "S"), ("user", "1+1"), ("assistant", "2"), ("user", "2+2")]
+    (ids,) = tokenizer.encode_prompts([turns])
+    end = tokenizer.spell([tokenizer.eos_id])
+    assert tokenizer.spell(ids) == (
+        f"S\n\nUser: 1+1\n\nAssistant:\n2{end}\n\nUser: 2+2\n\nAssistant:\n"
+    )
+    assert tokenizer.think_prefix == ""
+
+
 def test_the_7b_recipe_is_the_papers(configs):
     """128 prompts in two updates, 8 a group, 1e-6 constant, 500 steps, T = 1, 1024 + 8192."""
     config = configs[ROOT / "configs/recipes/srft_qwen2.5_math_7b_openr1_math_46k.yaml"]
@@ -198,8 +211,8 @@ def test_a_recipe_is_split_over_the_hardware(path, hardware, on):
     config = on(path, hardware)
     mesh, (num_devices, hbm) = mesh_of(config), DEVICES[hardware]
     assert mesh.size == num_devices
-    rows = config.training.rows_per_microbatch
-    assert split_axes(mesh, "rows", rows) == tuple(a for a in RULES["rows"] if mesh.shape[a] > 1)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    assert config.training.rows_per_microbatch % ways == 0
     gib, whole = state_gib(config, mesh), state_gib(config, one_device(mesh))
     assert gib < hbm
     # 16 bytes a parameter, 24 with two optimizers, all split evenly; biases alone are left whole.
