@@ -30,6 +30,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from srft_jax.config import ModelConfig
 from srft_jax.mesh import RULES, decode_mesh, row_shards, sharding
 from srft_jax.models import families
+from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import Runtime
 from srft_jax.rollout.cache import CacheShape, Places, empty_cache, shard_axes
 from srft_jax.rollout.params import conversions, decode_shardings
@@ -43,10 +44,6 @@ from srft_jax.rollout.sampler import (
 )
 from srft_jax.rollout.truncation import Truncation
 
-SHAPES = {
-    "qwen2.5-7b": ModelConfig(152064, 3584, 28, 28, 4, 128, 18944, tie_embeddings=False),
-    "qwen2.5-1.5b": ModelConfig(151936, 1536, 28, 12, 2, 128, 8960),
-}
 # Of one chip: memory, of which libtpu keeps some, and how much of it a second can be read.
 HBM_GIB = {"v5e": 15.75, "v5p": 95.74}
 HBM_GB_PER_S = {"v5e": 819, "v5p": 2765}
@@ -251,7 +248,7 @@ def copies(hlo: Computations, name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--topology", default="v5e:2x4")
-    parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-7b")
+    parser.add_argument("--architecture", default="assets/architectures/Qwen2.5-Math-7B")
     for name, default in dict(
         layers=28, fsdp=1, train_tensor=4, tensor=4, rows=64, prompts=32, lanes=8,
         prompt_capacity=1024, capacity=2048, segment=32, pass_tokens=8192,
@@ -263,7 +260,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="programs to compile")
     parser.add_argument("--hlo", help="folder to write the compiled programs to")
     args = parser.parse_args()
-    model = dataclasses.replace(SHAPES[args.shape], num_layers=args.layers)
+    architecture = read_config(pathlib.Path(args.architecture))
+    model = dataclasses.replace(architecture, num_layers=args.layers)
     found: dict[str, Any] = {"floor_ms": floor_ms(args, model)}
     for name, program in lowered(args, model):
         if not args.only or name in args.only:

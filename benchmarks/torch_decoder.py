@@ -64,7 +64,9 @@ class Block(nn.Module):
         like = self.down.weight
         for name in ("keys", "values"):
             shape = (batch, self.kv_heads, length, self.size)
-            self.register_buffer(name, torch.zeros(shape, dtype=like.dtype, device=like.device))
+            zeros = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            torch._dynamo.mark_static_address(zeros)  # a CUDA graph may write to it
+            self.register_buffer(name, zeros)
 
 
 class Decoder(nn.Module):
