@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from srft_jax.config import RunError, UsageError, parse
+from srft_jax.config import RunError, UsageError, parse, show_error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -11,7 +11,16 @@ def main(argv: Sequence[str]) -> int:
     try:
         verb, config = parse(argv)
         # After parsing, so that --help and a misspelled key need not wait for jax.
-        from srft_jax.tasks import evaluate, export, generate, inspect, replay, report, train
+        from srft_jax.tasks import (
+            evaluate,
+            export,
+            generate,
+            inspect,
+            processes,
+            replay,
+            report,
+            train,
+        )
 
         verbs = {
             "train": train.train,
@@ -22,10 +31,10 @@ def main(argv: Sequence[str]) -> int:
             "inspect": inspect.inspect,
             "replay": replay.replay,
         }
-        return verbs[verb](config)
+        with processes.joined(verb, config) as config:
+            return verbs[verb](config)
     except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return show_error(error)
 
 
 if __name__ == "__main__":

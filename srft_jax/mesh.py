@@ -1,6 +1,7 @@
 """Meshes, and the one table from logical axes to mesh axes."""
 
 import math
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -108,7 +109,9 @@ def by_row_shard(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
-    """The same devices in the same order, `tensor` to a copy of the parameters, the rest replicas.
+    """The same devices, `tensor` to a copy of the parameters, the rest replicas.
+
+    In the same order, but those of a process side by side, whatever axis it was split along.
 
     Raises:
         UsageError: `tensor` does not divide the number of devices of a process, each of which has
@@ -120,7 +123,8 @@ def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
             f"rollout.tensor = {tensor} does not divide the {num_devices} devices of a process"
         )
     shape = (mesh.size // tensor, 1, tensor)
-    return Mesh(mesh.devices.reshape(shape), mesh.axis_names, axis_types=mesh.axis_types)
+    devices = sorted(mesh.devices.flat, key=lambda device: device.process_index)
+    return Mesh(np.reshape(devices, shape), mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -150,3 +154,37 @@ def largest_of_processes(*values: int) -> tuple[int, ...]:
         return values
     gathered = multihost_utils.process_allgather(np.asarray(values, np.int32))
     return tuple(int(value) for value in gathered.max(axis=0))
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """Host arrays that are the same in every process, each on its sharding."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+    return jax.tree.map(place, tree, shardings)
+
+
+# Bytes of a process that are exchanged at a time: the devices hold as many of every process.
+_LARGEST_BLOCK = 2**22
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values that all processes call this with, in their order; anything that pickle takes.
+
+    In blocks of few sizes, for each of which a program compiles.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = pickle.dumps(value)
+    (longest,) = largest_of_processes(len(data))
+    size = min(1 << (longest - 1).bit_length(), _LARGEST_BLOCK)
+    parts = [bytearray() for _ in range(jax.process_count())]
+    for start in range(0, longest, size):
+        block = data[start : start + size].ljust(size, b"\0")
+        received = multihost_utils.process_allgather(np.frombuffer(block, np.uint8))
+        for part, of_process in zip(parts, received, strict=True):
+            part += of_process.tobytes()
+    return [pickle.loads(part) for part in parts]  # which does not look at the zeros behind

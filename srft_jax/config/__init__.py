@@ -8,11 +8,12 @@ from srft_jax.config.data import (
     ProceduralConfig,
     SourceConfig,
 )
-from srft_jax.config.errors import RunError, UsageError
+from srft_jax.config.errors import RunError, UsageError, show_error
 from srft_jax.config.lora import LoraConfig
 from srft_jax.config.model import AdaptedModelConfig, ModelConfig, RopeScaling
 from srft_jax.config.objective import Aggregation, ObjectiveConfig
 from srft_jax.config.sections import (
+    DistributedConfig,
     EvaluationConfig,
     ExportConfig,
     GenerateConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "AdaptedModelConfig",
     "Aggregation",
     "DataConfig",
+    "DistributedConfig",
     "EvaluationConfig",
     "ExportConfig",
     "GenerateConfig",
@@ -58,5 +60,6 @@ __all__ = [
     "Verb",
     "parse",
     "read_yaml",
+    "show_error",
     "to_yaml",
 ]

@@ -59,6 +59,24 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """Processes that make one run together; see docs/several_processes.md.
+
+    By default what TPU pods, SLURM and Open MPI tell each process; elsewhere there is one. Not part
+    of a stored configuration: a run may be continued with other processes.
+
+    Args:
+        coordinator: HOST:PORT where process 0 is to be met; needs the next two.
+        num_processes: How many there are; 1 by itself is one process wherever it runs.
+        process_id: Which of them this one is, from 0.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class RolloutConfig:
     """How completions are sampled during training.
 
@@ -280,6 +298,7 @@ class RunConfig:
         seed: Of initial weights, data order and sampling.
         model: Weights and precision.
         mesh: Devices.
+        distributed: Processes.
         data: Prompts and demonstrations.
         rollout: Sampling during training.
         rewards: Verification.
@@ -296,6 +315,7 @@ class RunConfig:
     seed: int = 0
     model: ModelSection = dataclasses.field(default_factory=ModelSection)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
     rewards: RewardsConfig = dataclasses.field(default_factory=RewardsConfig)

@@ -6,7 +6,6 @@ whose state is restored continues as if it had never stopped.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import grain
@@ -43,8 +42,6 @@ def prompt_batches(
     *,
     demonstrated: bool = False,
     weights: Sequence[float] = (1.0,),
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> grain.DatasetIterator[PromptBatch]:
     """One batch a step, without end.
 
@@ -56,16 +53,14 @@ def prompt_batches(
 
     Args:
         examples: The training set, of all sources.
-        prompts_per_step: P, of all processes together.
+        prompts_per_step: P.
         seed: Of shuffles and draws, at least 0.
         demonstrated: Only of examples that have a demonstration; a source without any is left out.
         weights: Of each source, as `Example.source` numbers them; relative to each other.
-        process_index: Of this process.
-        process_count: Each gets an equal part of the same batch, in order.
 
     Raises:
-        UsageError: There are fewer than `prompts_per_step` such examples, they do not split evenly
-            over the processes, a weight is not above 0, or the seed is negative.
+        UsageError: There are fewer than `prompts_per_step` such examples, a weight is not above 0,
+            or the seed is negative.
     """
     sources = _by_source(examples, weights, demonstrated=demonstrated)
     total = sum(len(indices) for indices in sources.values())
@@ -74,11 +69,6 @@ def prompt_batches(
             f"a batch is between 1 and the {total} training examples"
             f"{' with a demonstration' if demonstrated else ''}, got {prompts_per_step}."
         )
-    if prompts_per_step % process_count:
-        raise UsageError(
-            f"data.prompts_per_step = {prompts_per_step} does not split over the "
-            f"{process_count} processes."
-        )
     if seed < 0:
         raise UsageError(f"seed is at least 0, got {seed}.")
 
@@ -86,8 +76,6 @@ def prompt_batches(
         count = len(examples[index].demonstrations)
         return index, int(rng.integers(count)) if count else NO_DEMONSTRATION
 
-    part = prompts_per_step // process_count
-    own = slice(process_index * part, (process_index + 1) * part)
     endless = [
         # A seed of its own each, or sources of one size would be shuffled alike.
         grain.MapDataset.source(indices).seed((seed + 2**24 * number) % 2**32).shuffle().repeat()
@@ -96,9 +84,7 @@ def prompt_batches(
     mixed = grain.MapDataset.mix(endless, [weights[number] for number in sources])
     drawn = mixed.seed(seed).random_map(draw)
     # Endless, so nothing is dropped; without it Grain's count of batches overflows at size 1.
-    steps = drawn.batch(
-        prompts_per_step, drop_remainder=True, batch_fn=functools.partial(_make_batch, own=own)
-    )
+    steps = drawn.batch(prompts_per_step, drop_remainder=True, batch_fn=_make_batch)
     # No threads: a batch costs milliseconds, as much as starting the sixteen that Grain would.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return iter(steps.to_iter_dataset(options))
@@ -119,6 +105,5 @@ def _by_source(
     return sources
 
 
-def _make_batch(pairs: Sequence[tuple[int, int]], own: slice) -> PromptBatch:
-    example, demonstration = np.asarray(pairs, np.int32).T
-    return PromptBatch(example[own], demonstration[own])
+def _make_batch(pairs: Sequence[tuple[int, int]]) -> PromptBatch:
+    return PromptBatch(*np.asarray(pairs, np.int32).T)

@@ -2,6 +2,8 @@
 
 The device decodes, a thread turns ids into text and waits for the pool, processes verify. The
 thread takes all that waits at once, so that the pool has work for every worker.
+
+Several processes share the requests; afterwards each has the completions and verdicts of all.
 """
 
 import dataclasses
@@ -17,6 +19,7 @@ import jax
 from srft_jax.config import ModelConfig, ShapingConfig
 from srft_jax.data.examples import Example
 from srft_jax.evaluation.verdicts import Decoder, Scored, completion_text, verify
+from srft_jax.mesh import gathered
 from srft_jax.models.decoder import Params
 from srft_jax.rewards import RewardPool
 from srft_jax.rollout.requests import Completion, Progress, Request, SamplingConfig
@@ -100,8 +103,8 @@ class Rollout:
 
     Attributes:
         groups: Completions with their verdicts, in the order of requests and of group members.
-        progress: Of the sampler, at its end.
-        reward_wait: Seconds from the last completion to the last verdict.
+        progress: Of the sampler, at its end; counts are of all processes, seconds of this one.
+        reward_wait: Seconds from the last completion to the last verdict, of this process.
     """
 
     groups: list[list[Verified]]
@@ -126,9 +129,9 @@ def sample_verified(
     Args:
         params: Of the policy.
         model_config: Architecture.
-        requests: Prompts.
+        requests: Prompts, the same in all processes.
         examples: As many.
-        key: PRNG key.
+        key: PRNG key, the same in all processes.
         sampling_config: Temperature, lengths, shapes.
         tokenizer: For the text.
         pool: Verifiers; nobody else may call it meanwhile.
@@ -143,23 +146,68 @@ def sample_verified(
         if observer is not None:
             observer(now)
 
+    own = own_requests(examples)
     pending: dict[tuple[int, int], tuple[Completion, Future[Scored]]] = {}
     with BackgroundVerifier(pool, tokenizer, shaping) as verifier:
         for one in sample_stream(
             params,
             model_config,
-            requests,
+            [dataclasses.replace(requests[number], number=number) for number in own],
             key,
             sampling_config,
             tokenizer=tokenizer,
             observer=observe,
         ):
-            verdict = verifier.submit(examples[one.request], one)
-            pending[one.request, one.member] = one, verdict
+            number = own[one.request]
+            verdict = verifier.submit(examples[number], one)
+            pending[number, one.member] = one, verdict
         sampled = time.monotonic()
-        done = {place: (one, verdict.result()) for place, (one, verdict) in pending.items()}
+        scored = {place: (one, verdict.result()) for place, (one, verdict) in pending.items()}
+        reward_wait = time.monotonic() - sampled
+    done = _of_all_processes(scored, examples)
     groups = [
-        [done[index, member] for member in range(request.group_size)]
-        for index, request in enumerate(requests)
+        [done[number, member] for member in range(request.group_size)]
+        for number, request in enumerate(requests)
     ]
-    return Rollout(groups, progress, time.monotonic() - sampled)
+    return Rollout(groups, _of_all(progress), reward_wait)
+
+
+def own_requests(examples: Sequence[Example]) -> list[int]:
+    """Numbers of the requests that this process completes: processes take turns, prompt by prompt.
+
+    Several requests in a row may be of one example, whose prompt is then prefilled once.
+    In: examples a a b c c, two processes.  Out: [0, 1, 3, 4] and [2].
+    """
+    turn, count = jax.process_index(), jax.process_count()
+    own, prompt = [], -1
+    for number, example in enumerate(examples):
+        prompt += number == 0 or example is not examples[number - 1]
+        if prompt % count == turn:
+            own.append(number)
+    return own
+
+
+def _of_all_processes(
+    own: dict[tuple[int, int], Verified], examples: Sequence[Example]
+) -> dict[tuple[int, int], Verified]:
+    """By number of the request and of the member. Examples are everywhere: they stay where they
+    are, with their demonstrations."""
+    sent = [
+        (place, one, (scored.text, scored.accuracy, scored.verdict, scored.shaping))
+        for place, (one, scored) in own.items()
+    ]
+    return {
+        place: (one, Scored(examples[place[0]], *verdict))
+        for of_process in gathered(sent)
+        for place, one, verdict in of_process
+    }
+
+
+def _of_all(progress: Progress) -> Progress:
+    everyone = gathered(progress)
+    return dataclasses.replace(
+        progress,
+        finished=sum(one.finished for one in everyone),
+        total=sum(one.total for one in everyone),
+        tokens=sum(one.tokens for one in everyone),
+    )

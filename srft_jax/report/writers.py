@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import jax
 from etils import epath
 from tensorboard.summary import Writer
 
@@ -19,12 +20,16 @@ METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
 class RunWriter:
-    """Appends to the files of one run directory, created if need be; for one process only.
+    """Appends to the files of one run directory, created if need be.
 
-    Every call is on disk when it returns, so a kill loses nothing.
+    Every call is on disk when it returns, so a kill loses nothing. Of several processes, the first
+    one writes; what the others give is the same.
     """
 
     def __init__(self, run_dir: str) -> None:
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
         self._run_dir = epath.Path(run_dir)
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._events = Writer(os.fspath(self._run_dir / "tensorboard"))
@@ -35,6 +40,8 @@ class RunWriter:
         A value that is not finite is null, as JSON has no word for it, and is no event.
         """
         scalars = {name: float(value) for name, value in values.items()}
+        if not self._writes:
+            return
         finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
         _append(self._run_dir / METRICS, [dict.fromkeys(scalars) | finite | {"step": int(step)}])
         for name, value in sorted(finite.items()):
@@ -43,10 +50,12 @@ class RunWriter:
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Appends one line a row; every row holds its integer `step`, which `cut_back` goes by."""
-        _append(self._run_dir / SAMPLES, rows)
+        if self._writes:
+            _append(self._run_dir / SAMPLES, rows)
 
     def close(self) -> None:
-        self._events.close()
+        if self._writes:
+            self._events.close()
 
     def __enter__(self) -> Self:
         return self

@@ -148,7 +148,7 @@ def row_inputs(slots: Slots, key: np.ndarray, num_stop_ids: int) -> RowInputs:
         live=zeros(dtype=bool),
     )
     for number, row in slots.numbered():
-        inputs.requests[number] = row.job.request
+        inputs.requests[number] = row.job.number
         inputs.members[number] = row.job.member
         inputs.counts[number] = row.count
         inputs.limits[number] = row.job.limit

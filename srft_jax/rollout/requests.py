@@ -56,6 +56,7 @@ class Request:
             config's.
         stop_ids: Token ids that end a completion; the token is kept.
         stop_strings: Texts that end a completion; needs a tokenizer.
+        number: What its completions draw by; None is its index.
     """
 
     prompt: Sequence[int] | np.ndarray
@@ -64,6 +65,7 @@ class Request:
     max_new_tokens: int | None = None
     stop_ids: Sequence[int] = ()
     stop_strings: Sequence[str] = ()
+    number: int | None = None
 
 
 def limit_of(request: Request, config: SamplingConfig) -> int:

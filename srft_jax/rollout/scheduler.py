@@ -88,8 +88,9 @@ def sample_stream(
     Args:
         params: Of the policy; the mesh in context says how they lie on devices.
         model_config: Architecture.
-        requests: Prompts; request r's member g draws from fold_in(fold_in(key, r), g) whatever else
-            is asked for. Several processes each bring their own, and a key of their own.
+        requests: Prompts; member g of request number r draws from fold_in(fold_in(key, r), g)
+            whatever else is asked for. Several processes each bring their own, and keys or numbers
+            of their own.
         key: PRNG key.
         sampling_config: Temperature, lengths, memory.
         tokenizer: Needed where a request has stop strings.

@@ -23,12 +23,14 @@ class Job:
         member: Its number within the group.
         limit: Tokens it may have, forced ones included.
         stop_ids: Tokens that end it.
+        number: Of its request, to draw by.
     """
 
     request: int
     member: int
     limit: int
     stop_ids: Sequence[int]
+    number: int
 
 
 @dataclasses.dataclass
@@ -88,8 +90,10 @@ def distinct_prompts(requests: Sequence[Request], config: SamplingConfig) -> lis
             (tokens, len(request.forced)), Prompt(tokens, len(request.forced), deque())
         )
         limit = limit_of(request, config)
+        number = index if request.number is None else request.number
         prompt.waiting.extend(
-            Job(index, member, limit, request.stop_ids) for member in range(request.group_size)
+            Job(index, member, limit, request.stop_ids, number)
+            for member in range(request.group_size)
         )
     wanted = [prompt for prompt in prompts.values() if prompt.waiting]
     return sorted(wanted, key=lambda prompt: -max(job.limit for job in prompt.waiting))

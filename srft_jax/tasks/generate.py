@@ -20,6 +20,8 @@ def generate(config: RunConfig) -> int:
         examples = (Example(wanted.prompt, answer=""),)
     if not examples:
         raise UsageError("there is no held-out set to take prompts from; set generate.prompt")
+    if jax.process_index() != 0:
+        examples = ()  # the others decode along
     params = policy_params(setup)
     sampling = setup.sampling(
         temperature=wanted.temperature,

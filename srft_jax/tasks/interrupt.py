@@ -5,10 +5,15 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from srft_jax.mesh import largest_of_processes
+
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGINT or SIGTERM came; a second signal acts at once."""
+    """Yields a function that tells whether SIGINT or SIGTERM came; a second signal acts at once.
+
+    All processes call it, and it tells all of them whether one of them got a signal.
+    """
     requested = False
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -24,6 +29,6 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
     try:
-        yield lambda: requested
+        yield lambda: bool(largest_of_processes(requested)[0])
     finally:
         restore()

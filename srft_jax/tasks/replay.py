@@ -1,11 +1,13 @@
 """Verb `replay`: the batch of a skipped update once more, term by term and sequence by sequence."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from srft_jax.batch import Batch, Role, Rows, TrainState
@@ -99,7 +101,9 @@ def _compute(setup: Setup, stage: Stage, inputs: Inputs) -> list[_Microbatch]:
         logits_mib=training.logits_mib,
     )
 
-    @jax.jit
+    everywhere = NamedSharding(setup.mesh, PartitionSpec())  # all processes look at all of it
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
     def compute(inputs: Inputs, i: Array) -> _Microbatch:
         tokens = loss_fn(inputs.state.params, inputs, i, None)[1]
         return _Microbatch(tokens.rows, tokens.stats.logprob, losses.loss_terms(*tokens))

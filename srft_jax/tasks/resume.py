@@ -1,9 +1,12 @@
 """How a run goes on from its newest checkpoint, and what keeps it from being another run."""
 
+import jax
 from etils import epath
+from jax.experimental import multihost_utils
 
 from srft_jax.batch import TrainState
 from srft_jax.config import RunConfig, UsageError, to_yaml
+from srft_jax.mesh import gathered
 from srft_jax.report.writers import cut_back
 from srft_jax.tasks.setup import Setup
 from srft_jax.tasks.states import abstract_state, fresh_state
@@ -12,7 +15,7 @@ from srft_jax.tasks.streams import Streams
 from srft_jax.training.checkpoint import Checkpoints
 
 # Sections that may differ when a run is continued; anything else would make it another run.
-MAY_CHANGE = ("run_dir", "evaluation", "generate", "inspect", "export", "report")
+MAY_CHANGE = ("run_dir", "mesh", "evaluation", "generate", "inspect", "export", "report")
 
 
 def check_same_run(config: RunConfig) -> None:
@@ -56,8 +59,20 @@ def fresh_or_resumed(
 
 
 def open_run_dir(config: RunConfig, start: int) -> None:
-    """Records of steps after the checkpoint are dropped: those steps are done again."""
-    run_dir = epath.Path(config.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    cut_back(config.run_dir, start if start else -1)
-    (run_dir / "config.yaml").write_text(to_yaml(config))
+    """Records of steps after the checkpoint are dropped: those steps are done again.
+
+    Raises:
+        UsageError: some process does not see what process 0 has written there.
+    """
+    file, text = epath.Path(config.run_dir) / "config.yaml", to_yaml(config)
+    if jax.process_index() == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cut_back(config.run_dir, start if start else -1)
+        file.write_text(text)
+    multihost_utils.sync_global_devices("config.yaml is written")
+    sees = gathered(file.exists() and file.read_text() == text)
+    if not all(sees):
+        raise UsageError(
+            f"process {sees.index(False)} does not see the {file} of process 0: run_dir must be a "
+            "directory that all processes share"
+        )

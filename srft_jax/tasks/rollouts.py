@@ -1,6 +1,7 @@
 """One step's experience: prompts in, verified groups out, ready to be trained on."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -10,6 +11,7 @@ from srft_jax.data.examples import place
 from srft_jax.data.pipeline import NO_DEMONSTRATION, PromptBatch
 from srft_jax.evaluation.verdicts import Scored, completion_text, verify
 from srft_jax.evaluation.verified import NO_PROGRESS, Rollout, Verified, sample_verified
+from srft_jax.mesh import gathered
 from srft_jax.models.decoder import Params
 from srft_jax.objectives.advantages import overlong_penalty
 from srft_jax.objectives.objective import Objective
@@ -83,23 +85,25 @@ ScoredDemonstrations = dict[tuple[int, int], Scored]  # by example and number wi
 def verify_demonstrations(setup: Setup, pool: RewardPool) -> ScoredDemonstrations:
     """The verdict on every demonstration.
 
-    What is verified is what is trained on, decoded like a completion. Empty for an objective
-    without rollouts, where no reward is used.
+    What is verified is what is trained on, decoded like a completion; each process verifies its
+    share. Empty for an objective without rollouts, where no reward is used.
     """
     if not (setup.objective.uses_rollouts and setup.objective.uses_demonstrations):
         return {}
     keys = [
         (i, n) for i, one in enumerate(setup.encoded.train) for n in range(len(one.demonstrations))
     ]
-    tokens = [setup.encoded.train[index].demonstrations[number].tolist() for index, number in keys]
+    own = keys[jax.process_index() :: jax.process_count()]
+    tokens = [setup.encoded.train[index].demonstrations[number].tolist() for index, number in own]
     scored = verify(
         pool,
-        [setup.sets.train[index] for index, _ in keys],
+        [setup.sets.train[index] for index, _ in own],
         [completion_text(setup.tokenizer, ids) for ids in tokens],
         [len(ids) for ids in tokens],
         setup.config.rewards.shaping,
     )
-    return dict(zip(keys, scored, strict=True))
+    verdicts = dict(itertools.chain(*gathered(list(zip(own, scored, strict=True)))))
+    return {key: verdicts[key] for key in keys}
 
 
 def describe_demonstrations(setup: Setup, scored: ScoredDemonstrations) -> list[str]:

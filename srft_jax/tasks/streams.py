@@ -11,6 +11,7 @@ import grain
 from srft_jax.config import UsageError
 from srft_jax.data.examples import Example
 from srft_jax.data.pipeline import PromptBatch, prompt_batches
+from srft_jax.mesh import gathered
 from srft_jax.objectives.objective import Objective
 from srft_jax.tasks.setup import Setup
 
@@ -25,8 +26,25 @@ def _digest(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
+def _check_same_everywhere(digest: str) -> None:
+    """Raises UsageError where processes have read different training sets."""
+    first, *others = gathered(digest)
+    for number, other in enumerate(others, start=1):
+        if other != first:
+            raise UsageError(
+                f"process {number} reads another training set than process 0 under the same "
+                "configuration"
+            )
+
+
 class Streams:
-    """Endless iterators over prompts and demonstrations, and the demonstrations that wait."""
+    """Endless iterators over prompts and demonstrations, and the demonstrations that wait.
+
+    They are the same in all processes, so that a checkpoint serves any number of them.
+
+    Raises:
+        UsageError: the processes have read different training sets.
+    """
 
     def __init__(self, setup: Setup) -> None:
         objective, train = setup.objective, setup.sets.train
@@ -35,6 +53,7 @@ class Streams:
         weights = [source.weight for source in data.mixture] or [1.0]
         batches = functools.partial(prompt_batches, train, weights=weights)
         self._examples = _digest(train)
+        _check_same_everywhere(self._examples)
         self._iterators: dict[str, grain.DatasetIterator[PromptBatch]] = {}
         if objective.uses_rollouts:
             self._iterators["prompts"] = batches(prompts, seed)

@@ -106,6 +106,7 @@ def train(config: RunConfig) -> int:
                 recorder.add(step, metrics, host, sample_rows(experience.groups), batches)
             except Diverged:  # the state is the last sound one
                 checkpoints.save(step, state, streams.state())
+                checkpoints.wait()
                 raise
 
             last, stopping = step == config.training.num_steps, stop_requested()
@@ -176,6 +177,8 @@ def _finish(setup: Setup, params: Params) -> None:
     """Exports, writes the report, and says where everything is."""
     run_dir = setup.config.run_dir
     export = write_export(setup.config, params)
+    if jax.process_index() != 0:
+        return
     report = write_report(run_dir)
     print(summary.before_after(run_dir))
     print(f"model    {export}\nreport   {report}\nmetrics  {run_dir}/metrics.jsonl")

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from srft_jax.batch import Batch, Metrics, TrainState
-from srft_jax.mesh import sharding
+from srft_jax.mesh import placed, sharding
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params
 from srft_jax.tasks.batches import Update
@@ -78,10 +78,11 @@ def make_programs(
 
 
 def put(batch: Batch, mesh: Mesh) -> Batch:
-    """Rows split over the data-parallel devices, counts on all of them."""
+    """Rows split over the data-parallel devices, counts on all of them; all processes have all of
+    the batch."""
     axes = {3: (None, "rows", None), 0: ()}
     shardings = jax.tree.map(lambda x: sharding(mesh, axes[x.ndim], x.shape), batch)
-    return jax.device_put(batch, shardings)
+    return placed(batch, shardings)
 
 
 def apply(

@@ -12,7 +12,10 @@ from srft_jax.models.decoder import Params
 
 
 class Checkpoints:
-    """The checkpoints of one run directory, by step; leaving the context waits for the last."""
+    """The checkpoints of one run directory, by step; leaving the context waits for the last.
+
+    All processes call every method. One that fails does not wait: the others may never come.
+    """
 
     def __init__(self, run_dir: str, keep: int) -> None:
         path = epath.Path(run_dir).resolve() / "checkpoints"
@@ -97,6 +100,8 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None and jax.process_count() > 1:
+            return
         self.wait()
         self._manager.close()

@@ -13,12 +13,17 @@ from srft_jax.batch import Batch, Normalisers, Rows
 
 
 def save_batch(run_dir: str, step: int, batch: Batch) -> str:
-    """Writes run_dir/replay/step_N.npz in place of an earlier one, and returns its path."""
+    """Writes run_dir/replay/step_N.npz in place of an earlier one, and returns its path.
+
+    Of several processes, the first one writes.
+    """
+    path = _folder(run_dir) / f"step_{step}.npz"
+    if jax.process_index() != 0:
+        return os.fspath(path)
     batch = jax.device_get(batch)
     arrays = vars(batch.rows) | vars(batch.normalisers)
     file = io.BytesIO()
     np.savez_compressed(file, num_microbatches=batch.num_microbatches, **arrays)
-    path = _folder(run_dir) / f"step_{step}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     for earlier in path.parent.glob("step_*.npz"):
         earlier.unlink()

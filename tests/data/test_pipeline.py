@@ -161,23 +161,6 @@ def test_weights_are_above_zero(weights):
         prompt_batches(MIXED, 4, 0, weights=weights)
 
 
-def test_processes_share_a_batch():
-    """Together they have what one process has, whatever their number; so has a restored one."""
-    whole = take(prompt_batches(MIXED, 12, 5, weights=(2, 1)), 5)
-    for count in (2, 3):
-        iterators = [
-            prompt_batches(MIXED, 12, 5, weights=(2, 1), process_index=index, process_count=count)
-            for index in range(count)
-        ]
-        parts = [take(iterator, 3) for iterator in iterators]
-        assert np.array_equal(np.concatenate(parts, axis=-1), whole[:3])
-        alone = prompt_batches(MIXED, 12, 5, weights=(2, 1))
-        alone.set_state(json.loads(json.dumps(iterators[-1].get_state())))
-        assert np.array_equal(take(alone, 2), whole[3:])
-    with pytest.raises(UsageError, match="prompts_per_step = 12 does not split over the 5 process"):
-        prompt_batches(MIXED, 12, 5, weights=(2, 1), process_count=5)
-
-
 @pytest.mark.parametrize("offset", [0, 1, 5, 7])
 def test_a_restored_mixture_continues_bit_exactly(offset):
     """Epochs of 8 and 12 end within batches of 5, or with them."""
