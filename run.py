@@ -16,11 +16,13 @@ def main(argv: Sequence[str]) -> int:
             export,
             generate,
             inspect,
+            plan,
             processes,
             replay,
             report,
             train,
         )
+        from srft_jax.tasks.jax_options import jax_options
 
         verbs = {
             "train": train.train,
@@ -30,8 +32,9 @@ def main(argv: Sequence[str]) -> int:
             "report": report.report,
             "inspect": inspect.inspect,
             "replay": replay.replay,
+            "plan": plan.plan,
         }
-        with processes.joined(verb, config) as config:
+        with processes.joined(verb, config) as config, jax_options(config):
             return verbs[verb](config)
     except (UsageError, RunError) as error:
         return show_error(error)

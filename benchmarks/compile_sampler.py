@@ -25,10 +25,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from srft_jax.config import ModelConfig
-from srft_jax.mesh import RULES, decode_mesh, row_shards, sharding
+from srft_jax.config import MeshConfig, ModelConfig
+from srft_jax.mesh import RULES, decode_mesh, make_mesh, row_shards, sharding
 from srft_jax.models import families
 from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import Runtime
@@ -126,13 +126,7 @@ def row_inputs(args: argparse.Namespace, mesh: Mesh) -> RowInputs:
 def lowered(args: argparse.Namespace, model: ModelConfig) -> Iterator[tuple[str, Any]]:
     """Each program, ready to be compiled."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices
-    data = len(devices) // (args.fsdp * args.train_tensor)
-    mesh = jax.make_mesh(
-        (data, args.fsdp, args.train_tensor),
-        ("data", "fsdp", "tensor"),
-        axis_types=(AxisType.Auto,) * 3,
-        devices=devices,
-    )
+    mesh = make_mesh(MeshConfig(fsdp=args.fsdp, tensor=args.train_tensor), devices)
     decoding = decode_mesh(mesh, args.tensor)
     params, state = training_params(model, mesh), sampler_state(args, model, decoding)
     of_layer, of_rest = conversions(model, "bfloat16", decoding)

@@ -28,7 +28,7 @@ def plan(recipe: str, hardware: str) -> dict[str, Any]:
     """What the verb says of the recipe there, or why it says nothing."""
     files = [f"configs/hardware/{hardware}.yaml", f"configs/recipes/{recipe}.yaml"]
     flags = [f"--config={file}" for file in (*files, "configs/data/openr1_math_46k.yaml")]
-    command = [sys.executable, "run.py", "plan", *flags, "--plan.json", "true"]
+    command = [sys.executable, "run.py", "plan", *flags, "--json"]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     lines = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()
@@ -40,17 +40,18 @@ def row(recipe: str, hardware: str, found: dict[str, Any]) -> str:
     name = recipe.removesuffix("_openr1_math_46k")
     if "error" in found:
         return f"| `{name}` | {hardware} | {found['error']} | | | | | |"
-    purposes = sorted(found["hbm_by_purpose"].items(), key=lambda item: -item[1])
-    largest = ", ".join(f"{purpose} {size / GIB:.1f}" for purpose, size in purposes[:3])
+    phase, sizes = max(found["hbm_by_purpose"].items(), key=lambda item: sum(item[1].values()))
+    purposes = sorted(sizes.items(), key=lambda item: -item[1])[:3]
+    largest = ", ".join(f"{purpose} {size / GIB:.1f}" for purpose, size in purposes)
     cells = [
         f"`{name}`",
         hardware,
         "yes" if found["fits"] else "no",
         f"{found['hbm_bytes_per_device'] / GIB:.1f}",
-        largest,
-        f"{found['step_seconds']:.0f}",
-        f"{found['mfu']:.0%}",
-        f"{found['tokens_per_second']:,.0f}",
+        f"{phase}: {largest}",
+        f"{found['step_seconds']:.0f}" if found["step_seconds"] else "",
+        f"{found['mfu']:.0%}" if found["mfu"] else "",
+        f"{found['tokens_per_second']:,.0f}" if found["tokens_per_second"] else "",
     ]
     return "| " + " | ".join(cells) + " |"
 

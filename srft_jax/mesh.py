@@ -1,5 +1,6 @@
 """Meshes, and the one table from logical axes to mesh axes."""
 
+import itertools
 import math
 import pickle
 from collections.abc import Callable, Sequence
@@ -7,14 +8,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from srft_jax.config import MeshConfig, UsageError
 
+# In the order of how much devices along them exchange, least first: neighbours on the last axis are
+# neighbours in the machine.
+AXES = ("data", "fsdp", "context", "tensor")
+
 # Logical axis -> mesh axes it is split over. What is not named is replicated.
 RULES: dict[str, tuple[str, ...]] = {
-    "rows": ("data", "fsdp"),
+    "rows": ("context", "data", "fsdp"),
+    "batch": ("data", "fsdp"),  # rows of a batch, before `context` splits each into parts
     "vocab": ("tensor",),
     "model": ("fsdp",),
     "heads": ("tensor",),
@@ -22,32 +28,95 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
 }
 
+_MOST_LISTED = 4
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Mesh of all devices with axes data, fsdp, tensor.
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh of all devices, or of these, with the axes of `AXES`; `data` spans slices.
 
     Raises:
-        UsageError: an axis is below 1, or they do not multiply to the number of devices.
+        UsageError: an axis is below 1, the axes do not multiply to the number of devices, or these
+            are of another number of slices.
     """
-    for axis, size in vars(config).items():
-        if size < 1 and (axis, size) != ("data", -1):
-            raise UsageError(f"mesh.{axis} = {size} is below 1")
-    num_devices = jax.device_count()
-    rest = config.fsdp * config.tensor
-    data = num_devices // rest if config.data == -1 else config.data
-    if data * rest != num_devices:
-        raise UsageError(
-            f"mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} "
-            f"does not fit {num_devices} devices"
+    devices = jax.devices() if devices is None else devices
+    by_process = _check_slices(config, devices)
+    shape = mesh_shape(config, len(devices))
+    if config.slices == 1:
+        # Else libtpu's 2D tori refuse axes that are no product of whole physical ones.
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        placed = mesh_utils.create_hybrid_device_mesh(
+            (shape[0] // config.slices, *shape[1:]),
+            (config.slices, 1, 1, 1),
+            devices,
+            process_is_granule=by_process,
+            allow_split_physical_axes=True,
         )
-    shape = (data, config.fsdp, config.tensor)
-    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _check_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> bool:
+    """Whether a process counts as a slice: where devices do not say what slice they are of."""
+    if config.slices < 1:
+        raise UsageError(f"mesh.slices = {config.slices} is below 1")
+    by_process = not hasattr(devices[0], "slice_index")
+    if by_process and config.slices == 1:
+        return by_process
+    found = len({one.process_index if by_process else one.slice_index for one in devices})
+    if found != config.slices:
+        what = "processes, which count here," if by_process else "slices of the devices"
+        raise UsageError(f"mesh.slices = {config.slices}, but the number of {what} is {found}")
+    return by_process
+
+
+def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
+    """Sizes of `AXES` on so many devices.
+
+    In: data -1, fsdp 4, context 1, tensor 2, 16 devices.  Out: (2, 4, 1, 2).
+    """
+    wanted = tuple(vars(config)[axis] for axis in AXES)
+    for axis, size in zip(AXES, wanted, strict=True):
+        if size < 1 and size != -1:
+            raise UsageError(f"mesh.{axis} = {size} is below 1")
+    if wanted.count(-1) > 1:
+        filled = " and ".join(f"mesh.{a}" for a, n in zip(AXES, wanted, strict=True) if n == -1)
+        raise UsageError(f"{filled} are -1, which one axis alone can be")
+    rest = math.prod(size for size in wanted if size != -1)
+    shape = tuple(num_devices // rest if size == -1 else size for size in wanted)
+    if math.prod(shape) == num_devices and shape[0] % config.slices == 0:
+        return shape
+    of_slices = f" of {config.slices} slices, which data spans" if config.slices > 1 else ""
+    nearest = sorted(
+        _valid_shapes(num_devices, config.slices), key=lambda valid: _distance(wanted, valid)
+    )
+    listed = "; ".join(map(_written, nearest[:_MOST_LISTED]))
+    raise UsageError(
+        f"mesh {_written(wanted)} does not fit {num_devices} devices{of_slices}; the nearest of "
+        f"the {len(nearest)} that do: {listed}"
+    )
+
+
+def _written(shape: Sequence[int]) -> str:
+    """In: (2, 4, 1, 1).  Out: "data=2 x fsdp=4 x context=1 x tensor=1"."""
+    return " x ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+
+
+def _valid_shapes(num_devices: int, slices: int) -> list[tuple[int, ...]]:
+    divisors = [size for size in range(1, num_devices + 1) if num_devices % size == 0]
+    shapes = itertools.product(divisors, repeat=len(AXES))
+    return [shape for shape in shapes if math.prod(shape) == num_devices and shape[0] % slices == 0]
+
+
+def _distance(wanted: Sequence[int], valid: Sequence[int]) -> float:
+    """In factors, over the axes that were asked for."""
+    pairs = zip(wanted, valid, strict=True)
+    return sum(abs(math.log(size / asked)) for asked, size in pairs if asked != -1)
 
 
 def split_axes(mesh: Mesh | AbstractMesh, logical: str | None, size: int) -> tuple[str, ...]:
     """Mesh axes that a dimension of `size` is split over; none where they do not divide it.
 
-    In: "rows", 64 on data=2, fsdp=4, tensor=2.  Out: ("data", "fsdp").
+    In: "rows", 64 on data=2, fsdp=4, context=1, tensor=2.  Out: ("data", "fsdp").
     """
     axes = tuple(name for name in RULES.get(logical or "", ()) if mesh.shape.get(name, 1) > 1)
     return axes if size % math.prod(mesh.shape[name] for name in axes) == 0 else ()
@@ -70,12 +139,38 @@ def sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int
     return NamedSharding(mesh, spec(mesh, logical_axes, shape))
 
 
-def constrained(x: jax.Array, logical_axes: Sequence[str | None]) -> jax.Array:
-    """Inside jit: `x` where `spec` says on the mesh in context; without a mesh, `x` as it is."""
+def constrained(
+    x: jax.Array, logical_axes: Sequence[str | None], counted: Sequence[int] | None = None
+) -> jax.Array:
+    """Inside jit: `x` where `spec` says on the mesh in context; without a mesh, `x` as it is.
+
+    `counted` is its shape by what must divide, e.g. heads, where that is not its own.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(mesh, logical_axes, x.shape))
+    shape = x.shape if counted is None else counted
+    return jax.lax.with_sharding_constraint(x, spec(mesh, logical_axes, shape))
+
+
+def split_heads(
+    mesh: Mesh | AbstractMesh, num_heads: int, num_kv_heads: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Mesh axes that attention splits query heads over, and kv heads.
+
+    A device needs the kv head of each of its query heads. Where kv heads are too few to be split,
+    every device has them all and reads one; where that does not come out even, none are split.
+    In: 32 and 8 heads on tensor=4, =16, =3.  Out: both split, query heads only, neither.
+    """
+    heads = split_axes(mesh, "heads", num_heads)
+    kv_heads = split_axes(mesh, "kv_heads", num_kv_heads)
+    ways = math.prod(mesh.shape[axis] for axis in heads)
+    return (heads, kv_heads) if kv_heads or ways % num_kv_heads == 0 else ((), ())
+
+
+def context_parts() -> int:
+    """Into how many parts the mesh in context splits each row of a batch, see ops/context.py."""
+    return jax.sharding.get_abstract_mesh().shape.get("context", 1)
 
 
 def by_row_shard(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,7 +217,7 @@ def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
         raise UsageError(
             f"rollout.tensor = {tensor} does not divide the {num_devices} devices of a process"
         )
-    shape = (mesh.size // tensor, 1, tensor)
+    shape = (mesh.size // tensor, 1, 1, tensor)
     devices = sorted(mesh.devices.flat, key=lambda device: device.process_index)
     return Mesh(np.reshape(devices, shape), mesh.axis_names, axis_types=mesh.axis_types)
 

@@ -78,7 +78,9 @@ def test_pytorch_computes_what_we_compute(tie, monkeypatch):
     assert np.abs(ours).max() > 1
     np.testing.assert_allclose(at_once, ours, atol=1e-4)
     np.testing.assert_allclose(torch.cat(parts, dim=1), ours, atol=1e-4)
-    assert sum(x.numel() for x in theirs.parameters()) == sum(x.size for x in jax.tree.leaves(params))
+    assert sum(x.numel() for x in theirs.parameters()) == sum(
+        x.size for x in jax.tree.leaves(params)
+    )
 
 
 def state_dict(params, tie):

@@ -18,7 +18,7 @@ from srft_jax.config.data import WAYS
 from srft_jax.config.errors import UsageError
 from srft_jax.config.sections import RunConfig
 
-Verb = Literal["train", "evaluate", "generate", "export", "report", "inspect", "replay"]
+Verb = Literal["train", "evaluate", "generate", "export", "report", "inspect", "replay", "plan"]
 
 
 def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
@@ -34,12 +34,27 @@ def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
     verb, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("train", argv)
     if verb not in verbs:
         raise UsageError(f"unknown verb {verb!r}; the verbs are {', '.join(verbs)}")
+    if verb == "plan":
+        flags = [_whole(flag) for flag in flags]
     try:
         values = _parser().instantiate(_parser().parse_args(list(flags)))
     except jsonargparse.ArgumentError as error:
         raise UsageError(_in_one_line(str(error))) from None
     fields = {field.name: values[field.name] for field in dataclasses.fields(RunConfig)}
     return cast(Verb, verb), RunConfig(**fields)
+
+
+_SHORT = {
+    "--topology": "--plan.topology",
+    "--search": "--plan.search=true",
+    "--json": "--plan.json=true",
+}
+
+
+def _whole(flag: str) -> str:
+    """Of the verb plan's short ones.  In: "--topology=v5e:8x8".  Out: "--plan.topology=v5e:8x8"."""
+    name, equals, value = flag.partition("=")
+    return _SHORT.get(name, name) + equals + value
 
 
 # What jsonargparse says around a mistake inside a section that may be null.

@@ -28,6 +28,8 @@ class ModelSection:
         dtype: Of activations and matmul inputs. Parameters, log-probs and losses stay float32.
         remat: What of a block the backward pass computes again: nothing, all but the matmuls
             (dots), or the whole block. Less memory; on a CPU dots is also the fastest.
+        matmul_precision: Of products of float32 matrices, where the hardware has faster ones than
+            exact: as JAX has it, three bfloat16 passes (high), or full float32 (highest).
     """
 
     path: str | None = None
@@ -41,21 +43,28 @@ class ModelSection:
     rope_scaling: RopeScaling | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "block"] = "dots"
+    matmul_precision: Literal["default", "high", "highest"] = "default"
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; their product is the number of devices.
+    """Devices along each mesh axis, see docs/scaling.md. Their product is the number of devices;
+    one of them may be -1, which takes what the others leave.
 
     Args:
-        data: Replicas of the parameters; -1 takes the devices that the other axes leave.
+        data: Replicas of the parameters.
         fsdp: Shards of parameters, optimizer state and batch rows.
+        context: Parts of each row in a train step; also replicas of the parameters.
         tensor: Shards of heads, MLP columns and vocabulary.
+        slices: TPU slices that a data-centre network joins, between which only `data` exchanges;
+            on other devices, processes.
     """
 
     data: int = -1
     fsdp: int = 1
+    context: int = 1
     tensor: int = 1
+    slices: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +194,7 @@ class TrainingConfig:
             and at this many the run stops.
         gradient_norms_every: Steps between measurements of each loss term's own gradient norm; 0
             never measures.
+        profile_steps: Steps whose traces are written to run_dir/profile; see docs/memory.md.
         optimizer: AdamW.
         demonstration_optimizer: Of steps on demonstrations alone: the first stage of sft_rl, the
             buffered ones of relift.
@@ -199,6 +209,7 @@ class TrainingConfig:
     logits_mib: int = 64
     max_skipped: int = 3
     gradient_norms_every: int = 0
+    profile_steps: list[int] = dataclasses.field(default_factory=list)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     demonstration_optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
 
@@ -290,12 +301,41 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """The verb `plan`; see docs/plan.md.
+
+    Args:
+        topology: Devices to plan for: v4, v5e, v5p, v6e or tpu7x with the sizes of a slice, e.g.
+            v5p:4x4x4, cpu:8, or of GPUs h100:8, h200:8, a100:8. `--topology` for short.
+        architecture: config.json or its directory, for a model.path that is not there to be read.
+        mean_prompt: Tokens; by default data.max_prompt_tokens.
+        mean_completion: Tokens; by default rollout.max_new_tokens.
+        search: Find the fastest mesh, microbatch and remat that fit. `--search` for short.
+        search_seconds: After so many no further candidate is compiled.
+        scaling: Also plan for 8 to 256 chips of the kind, mesh.data taking what there is.
+        json: Print the figures as one line, last. `--json` for short.
+    """
+
+    topology: str | None = None
+    architecture: str | None = None
+    mean_prompt: int | None = None
+    mean_completion: int | None = None
+    search: bool = False
+    search_seconds: int = 600
+    scaling: bool = False
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One run.
 
     Args:
         run_dir: Directory of everything the run writes; a run in it is continued.
         seed: Of initial weights, data order and sampling.
+        compilation_cache: Directory of compiled programs, gs:// included, which a later start reads
+            instead of compiling; none has none. By default run_dir/compilations, or what the
+            environment variable JAX_COMPILATION_CACHE_DIR says.
         model: Weights and precision.
         mesh: Devices.
         distributed: Processes.
@@ -308,11 +348,13 @@ class RunConfig:
         generate: The verb `generate`.
         inspect: The verb `inspect`.
         export: The verb `export`.
+        plan: The verb `plan`.
         report: What the run shows.
     """
 
     run_dir: str = "runs/default"
     seed: int = 0
+    compilation_cache: str = "auto"
     model: ModelSection = dataclasses.field(default_factory=ModelSection)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
@@ -325,4 +367,5 @@ class RunConfig:
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
     inspect: InspectConfig = dataclasses.field(default_factory=InspectConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)

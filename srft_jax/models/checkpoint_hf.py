@@ -125,10 +125,11 @@ def _read_parameter(
 ) -> jax.Array:
     """Made once on its shards, then filled in place: layers are never gathered on the host."""
     shape = families.stacked_shape(row, config)
-    where = _where(mesh, row.stacked_axes, shape)
+    counted = families.counting_heads(config)
+    where = _where(mesh, row.stacked_axes, families.stacked_shape(row, counted))
     zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=where)
     fill = jax.jit(_with_tensor, static_argnums=3, donate_argnums=0, out_shardings=where)
-    of_tensor = _where(mesh, families.hf_axes(row), families.hf_shape(row, config))
+    of_tensor = _where(mesh, families.hf_axes(row), families.hf_shape(row, counted))
     whole = zeros(shape, dtype)
     for name, place in families.hf_names(row, config).items():
         tensor = _put(tensors[name], of_tensor)

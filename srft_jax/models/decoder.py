@@ -21,8 +21,9 @@ from srft_jax.config import ModelConfig
 from srft_jax.mesh import split_axes
 from srft_jax.models import families
 from srft_jax.models.block import Block, normed
-from srft_jax.ops.attention import ScoreOptions, packed_attention
+from srft_jax.ops.attention import Kernel, ScoreOptions
 from srft_jax.ops.decode_attention import decode_attention
+from srft_jax.ops.mesh_attention import mesh_attention
 from srft_jax.ops.rope import rope_tables
 
 Params = dict[str, Any]
@@ -43,10 +44,12 @@ class Runtime:
         dtype: Of activations and matmul inputs.
         remat: What of a block the backward pass computes again: none of it, all but the matmuls
             (dots), or the whole block.
+        attention: Kernel of attention over packed rows.
     """
 
     dtype: str = "float32"
     remat: Literal["none", "dots", "block"] = "none"
+    attention: Kernel = "xla"
 
 
 @jax.tree_util.register_dataclass
@@ -90,6 +93,7 @@ def forward(
     *,
     cache: KVCache | None = None,
     runtime: Runtime = Runtime(),
+    parts: int = 1,
 ) -> ForwardOutput:
     """Hidden states after the final norm.
 
@@ -104,13 +108,14 @@ def forward(
         segment_ids: 0 for padding; equal ids within a row see each other. Not read with a cache.
         cache: Of earlier tokens, with room for one more in its recent part; T is 1.
         runtime: Precision and rematerialisation.
+        parts: That each row is split into, which are then the rows; see ops/context.py.
     """
     rotary = rotary_of(model_config, positions)
     if cache is not None:
         hidden, cache = forward_one(params, model_config, tokens[:, 0], rotary, cache, runtime)
         return ForwardOutput(hidden=hidden[:, None], cache=cache, aux={})
     x = _looked_up(params, model_config, tokens, runtime)
-    x, _ = _forward_scanned(params, model_config, x, rotary, segment_ids, runtime, False)
+    x, _ = _forward_scanned(params, model_config, x, rotary, segment_ids, runtime, parts=parts)
     return ForwardOutput(hidden=_hidden(params, model_config, x, tokens), cache=None, aux={})
 
 
@@ -126,7 +131,9 @@ def forward_with_keys(
     """`forward` without a cache, and the keys and values of all layers: what a prefill is."""
     rotary = rotary_of(model_config, positions)
     x = _looked_up(params, model_config, tokens, runtime)
-    x, kept = _forward_scanned(params, model_config, x, rotary, segment_ids, runtime, True)
+    x, kept = _forward_scanned(
+        params, model_config, x, rotary, segment_ids, runtime, keep_keys=True
+    )
     keys, values = kept
     return _hidden(params, model_config, x, tokens), keys, values
 
@@ -190,7 +197,9 @@ def _forward_scanned(
     rotary: Rotary,
     segment_ids: Array,
     runtime: Runtime,
-    keep_keys: bool,
+    *,
+    keep_keys: bool = False,
+    parts: int = 1,
 ) -> tuple[Array, tuple[Array, ...]]:
     """x after all blocks; keys and values of all layers, [L, B, K, T, H] each, where asked for."""
     block: Any = Block(config)
@@ -198,12 +207,19 @@ def _forward_scanned(
 
     def layer(x: Array, weights: Params, slides: bool | Array) -> tuple[Array, tuple[Array, ...]]:
         kept: tuple[Array, ...] = ()
-        window = _window(config, slides, segment_ids.shape[1])
+        # In a scan over layers of both kinds, the device knows which one this is.
+        traced = None if isinstance(slides, bool) else slides
+        window = config.sliding_window if slides is not False else None
 
         def attend(query: Array, key: Array, value: Array) -> Array:
             nonlocal kept
             kept = (key, value) if keep_keys else ()
-            return packed_attention(query, key, value, segment_ids, options, window)
+            return mesh_attention(
+                *(query, key, value, segment_ids, options, window),
+                slides=traced,
+                parts=parts,
+                kernel=runtime.attention,
+            )
 
         x = block.apply({"params": weights}, x, _rotary_of_layer(rotary, slides), attend)
         return x, kept
@@ -225,14 +241,6 @@ def _forward_scanned(
 
 def _score_options(config: ModelConfig) -> ScoreOptions:
     return ScoreOptions(config.attention_scale, config.attention_softcap)
-
-
-def _window(config: ModelConfig, slides: bool | Array, length: int) -> int | Array | None:
-    """Of a layer; in a scan over layers of both kinds, `length` where it sees everything."""
-    window = config.sliding_window
-    if isinstance(slides, bool) or window is None:
-        return window if slides else None
-    return jnp.where(slides, window, length)
 
 
 def _rotary_of_layer(rotary: Rotary, slides: bool | Array) -> tuple[Array, Array]:

@@ -294,11 +294,18 @@ def by_path(values: dict[str, Any]) -> dict[str, Any]:
     return flax.traverse_util.unflatten_dict(values, sep="/")
 
 
+def counting_heads(config: ModelConfig) -> ModelConfig:
+    """In shapes of this one a head counts as 1. It is what mesh axes have to divide: half a head
+    on a device would have to be exchanged with the other half at every use."""
+    return dataclasses.replace(config, head_dim=1)
+
+
 def param_shardings(mesh: Mesh, config: ModelConfig) -> dict[str, Any]:
-    """Of each parameter, by its logical axes; layers are never split."""
+    """Of each parameter, by its logical axes; layers are never split, nor are heads in two."""
+    counted = counting_heads(config)
     return by_path(
         {
-            row.path: sharding(mesh, row.stacked_axes, stacked_shape(row, config))
+            row.path: sharding(mesh, row.stacked_axes, stacked_shape(row, counted))
             for row in parameters(config)
         }
     )

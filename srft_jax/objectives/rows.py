@@ -138,7 +138,8 @@ def normalisers(
     )
 
 
-def _empty_rows(shape: tuple[int, ...]) -> Rows:
+def empty_rows(shape: tuple[int, ...]) -> Rows:
+    """Padding."""
     zeros: Callable[[Any], Any] = functools.partial(np.zeros, shape)
     return Rows(
         tokens=zeros(np.int32),
@@ -218,7 +219,7 @@ def make_batch(
         raise ValueError(
             f"{len(packed)} rows need {used} microbatches of {num_microbatches} there are"
         )
-    rows = _empty_rows((num_microbatches, training.rows_per_microbatch, training.row_length))
+    rows = empty_rows((num_microbatches, training.rows_per_microbatch, training.row_length))
     sequences_in = [0] * num_microbatches
     for number, indices in enumerate(packed):
         microbatch, row = divmod(number, training.rows_per_microbatch)

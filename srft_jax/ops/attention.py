@@ -1,10 +1,11 @@
 """Grouped-query attention over packed rows: of training, and of prompts before decoding."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
@@ -26,24 +27,72 @@ class ScoreOptions(NamedTuple):
     softcap: float | None = None
 
 
+class Part(NamedTuple):
+    """Which queries of split rows are here; the keys are those of whole rows, in order.
+
+    Attributes:
+        slots: Of each part, where in the row its queries stand, [parts, T]; known before tracing.
+        number: Of the part that is here.
+        key_segment_ids: Of whole rows.
+    """
+
+    slots: np.ndarray
+    number: Int[Array, ""]
+    key_segment_ids: Int[Array, "B S"]
+
+
+Kernel = Literal["xla", "splash", "cudnn"]
+
+
 def packed_attention(
     query: Float[Array, "B T N H"],
-    key: Float[Array, "B K T H"],
-    value: Float[Array, "B K T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S H"],
     segment_ids: Int[Array, "B T"],
     options: ScoreOptions,
-    window: int | Int[Array, ""] | None = None,
+    window: int | None = None,
+    *,
+    slides: Bool[Array, ""] | None = None,
+    part: Part | None = None,
+    kernel: Kernel = "xla",
 ) -> Float[Array, "B T N H"]:
     """softmax(score) v, where query t sees key s if s <= t and both are of one segment.
 
     Scores and softmax are float32; query head n reads kv head n // (N / K). No score is kept for
     the backward pass, which computes them again from the output and each query's log-sum-exp.
-    With a window a query sees t - s < window only, of tokens that stand side by side.
     In: segment_ids [1, 1, 2].  Out: queries see keys [1, 0, 0], [1, 1, 0], [0, 0, 1].
+
+    Args:
+        query: Of the tokens here.
+        key: Of whole rows.
+        value: Of whole rows.
+        segment_ids: Of the queries.
+        options: Scale and cap of the scores.
+        window: With it a query sees t - s < window only, of tokens that stand side by side.
+        slides: Whether the window holds, where that is known on the device only; by default it
+            does.
+        part: Of split rows, which part the queries are; by default S = T and rows are whole.
+        kernel: How it is computed.
     """
     grouped = _grouped(query, key.shape[1])
-    mixed = _packed(options, grouped, key, value, segment_ids, window)
+    seen = _Seen(segment_ids, segment_ids, jnp.arange(segment_ids.shape[1]), None)
+    if part is not None:
+        slots = jnp.asarray(part.slots, jnp.int32)[part.number]
+        seen = _Seen(segment_ids, part.key_segment_ids, slots, None)
+    if window is not None:
+        reach = window if slides is None else jnp.where(slides, window, key.shape[2])
+        seen = seen._replace(window=reach)
+    mixed = _packed(options, part is None, grouped, key, value, seen)
     return _ungrouped(mixed, query.shape[1])
+
+
+class _Seen(NamedTuple):
+    """What decides which key a query sees."""
+
+    segment_ids: Int[Array, "B T"]
+    key_segment_ids: Int[Array, "B S"]
+    slots: Int[Array, " T"]
+    window: int | Int[Array, ""] | None
 
 
 def _grouped(query: Float[Array, "B T N H"], num_kv_heads: int) -> Float[Array, "B K GT H"]:
@@ -115,20 +164,19 @@ def _chunk_backward(
     return d_query, _matmul("bkqs,bkqh->bksh", d_scores, query), d_value
 
 
-def _chunks(
-    segment_ids: Int[Array, "B T"], window: int | Int[Array, ""] | None
-) -> list[tuple[slice, Bool[Array, "B C S"]]]:
-    """Queries [start, end) and which of the keys [0, end) each of them sees."""
-    length = segment_ids.shape[1]
+def _chunks(seen: _Seen, whole: bool) -> list[tuple[slice, Bool[Array, "B C S"]]]:
+    """Queries [start, end) and which of the keys each of them sees: of whole rows, of [0, end)."""
+    length, num_keys = seen.segment_ids.shape[1], seen.key_segment_ids.shape[1]
     size = max(_LEAST_QUERIES, -(-length // _MOST_CHUNKS))
     chunks = []
     for start in range(0, length, size):
         end = min(start + size, length)
-        queries, keys = jnp.arange(start, end)[:, None], jnp.arange(end)
+        queries, keys = seen.slots[start:end, None], jnp.arange(end if whole else num_keys)
         causal = keys <= queries
-        if window is not None:
-            causal &= queries - keys < window
-        same = segment_ids[:, start:end, None] == segment_ids[:, None, :end]
+        if seen.window is not None:
+            causal &= queries - keys < seen.window
+        of_keys = seen.key_segment_ids[:, None, : keys.size]
+        same = seen.segment_ids[:, start:end, None] == of_keys
         chunks.append((slice(start, end), causal & same))
     return chunks
 
@@ -150,32 +198,27 @@ def _over_queries(parts: list[Array], chunks: list[tuple[slice, Array]]) -> Arra
     return joined.reshape(*joined.shape[:2], -1, *joined.shape[4:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _packed(
     options: ScoreOptions,
+    whole: bool,
     query: Float[Array, "B K GT H"],
-    key: Float[Array, "B K T H"],
-    value: Float[Array, "B K T H"],
-    segment_ids: Int[Array, "B T"],
-    window: int | Int[Array, ""] | None,
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S H"],
+    seen: _Seen,
 ) -> Float[Array, "B K GT H"]:
-    return _packed_forward(options, query, key, value, segment_ids, window)[0]
+    return _packed_forward(options, whole, query, key, value, seen)[0]
 
 
 def _packed_forward(
-    options: ScoreOptions,
-    query: Array,
-    key: Array,
-    value: Array,
-    segment_ids: Array,
-    window: int | Array | None,
+    options: ScoreOptions, whole: bool, query: Array, key: Array, value: Array, seen: _Seen
 ) -> tuple[Array, tuple[Any, ...]]:
-    length, chunks = segment_ids.shape[1], _chunks(segment_ids, window)
+    length, chunks = seen.segment_ids.shape[1], _chunks(seen, whole)
     results = [
         _chunk_forward(
             _of_queries(query, length, queries),
-            key[:, :, : queries.stop],
-            value[:, :, : queries.stop],
+            key[:, :, : mask.shape[2]],
+            value[:, :, : mask.shape[2]],
             mask,
             options,
         )
@@ -184,19 +227,19 @@ def _packed_forward(
     outs, lses = ([result[i] for result in results] for i in (0, 1))
     out = checkpoint_name(_over_queries(outs, chunks), "attention")
     lse = checkpoint_name(_over_queries(lses, chunks), "attention_lse")
-    return out, (query, key, value, segment_ids, window, out, lse)
+    return out, (query, key, value, seen, out, lse)
 
 
 def _packed_backward(
-    options: ScoreOptions, saved: tuple[Any, ...], d_out: Array
+    options: ScoreOptions, whole: bool, saved: tuple[Any, ...], d_out: Array
 ) -> tuple[Array | None, ...]:
-    query, key, value, segment_ids, window, out, lse = saved
-    length, chunks = segment_ids.shape[1], _chunks(segment_ids, window)
+    query, key, value, seen, out, lse = saved
+    length, chunks = seen.segment_ids.shape[1], _chunks(seen, whole)
     of = functools.partial(_of_queries, length=length)
     d_queries = []
     d_key, d_value = (jnp.zeros(x.shape, jnp.float32) for x in (key, value))
     for queries, mask in chunks:
-        keys = slice(queries.stop)
+        keys = slice(mask.shape[2])
         d_query, more_key, more_value = _chunk_backward(
             of(query, queries=queries),
             key[:, :, keys],
@@ -215,7 +258,6 @@ def _packed_backward(
         d_query.astype(query.dtype),
         d_key.astype(key.dtype),
         d_value.astype(value.dtype),
-        None,
         None,
     )
 

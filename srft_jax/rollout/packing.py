@@ -18,7 +18,7 @@ from srft_jax.rollout.sampler import PackedPrompts
 from srft_jax.rollout.slots import Placement
 
 # Of one forward pass and shard: enough to keep a device busy, little enough for its memory.
-_TOKENS_PER_PASS = 8192
+TOKENS_PER_PASS = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def pack_prompts(
 
     (deepest,) = largest_of_processes(max(len(rows) for rows in rows_of_shard))
     start = 0
-    for num_rows in _passes(deepest, max(1, _TOKENS_PER_PASS // max(1, width))):
+    for num_rows in _passes(deepest, max(1, TOKENS_PER_PASS // max(1, width))):
         of_pass = [rows[start : start + num_rows] for rows in rows_of_shard]
         yield _packed(of_pass, (num_rows, width), num_slots, with_forced)
         start += num_rows

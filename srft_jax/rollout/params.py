@@ -3,7 +3,6 @@
 A prefill reads the trainer's layers as they are, as the trainer's forward pass does.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -34,11 +33,12 @@ def decode_params(params: Params, config: ModelConfig, dtype: str, mesh: Mesh | 
 @functools.cache
 def conversions(config: ModelConfig, dtype: str, mesh: Mesh | None) -> tuple[Any, Any]:
     """Programs: (stacked layers, number) -> that layer; all other parameters -> the same."""
-    rows = _rows(config)
+    rows, counted = _rows(config), families.counting_heads(config)
 
     def convert(leaf: jax.Array, row: families.Parameter) -> jax.Array:
         # Rounded where the trainer has it, so that devices do not exchange float32.
-        return constrained(leaf if row.is_scale else leaf.astype(dtype), row.axes)
+        rounded = leaf if row.is_scale else leaf.astype(dtype)
+        return constrained(rounded, row.axes, families.shape(row, counted))
 
     def of_layer(layers: Params, number: jax.Array) -> Params:
         layer = jax.tree.map(lambda stacked: stacked[number], layers)
@@ -56,15 +56,12 @@ def conversions(config: ModelConfig, dtype: str, mesh: Mesh | None) -> tuple[Any
 
 
 def decode_shardings(mesh: Mesh, config: ModelConfig) -> Params:
-    """Of each parameter of `decode_params`.
-
-    Heads stay whole: where they do not divide, their projections are replicated as the cache is,
-    or every step would exchange halves of heads.
-    """
-    heads = dataclasses.replace(config, head_dim=1)  # counts them as what is to be divided
+    """Of each parameter of `decode_params`; heads that do not divide are replicated, as the cache
+    is."""
+    counted = families.counting_heads(config)
 
     def of(row: families.Parameter) -> NamedSharding:
-        return sharding(mesh, row.axes, families.shape(row, heads))
+        return sharding(mesh, row.axes, families.shape(row, counted))
 
     where = jax.tree.map(of, _rows(config))
     if not _splits_columns(mesh):

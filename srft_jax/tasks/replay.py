@@ -19,14 +19,14 @@ from srft_jax.tasks.stages import Stage
 from srft_jax.tasks.states import abstract_state, load_frozen, load_reference
 from srft_jax.tasks.updates import make_programs, put
 from srft_jax.training.checkpoint import Checkpoints
-from srft_jax.training.microbatch import Inputs, make_loss_fn
+from srft_jax.training.microbatch import Inputs, in_batch_order, make_loss_fn
 from srft_jax.training.saved_batch import saved_batch
 
 MOST_SHOWN, LARGEST_SHOWN = 20, 5  # sequences: broken ones, or else of the largest loss
 
 
 class _Microbatch(NamedTuple):
-    """Flat tokens [N]."""
+    """Of tokens [B, T]."""
 
     rows: Rows
     logprob: Array
@@ -106,7 +106,8 @@ def _compute(setup: Setup, stage: Stage, inputs: Inputs) -> list[_Microbatch]:
     @functools.partial(jax.jit, out_shardings=everywhere)
     def compute(inputs: Inputs, i: Array) -> _Microbatch:
         tokens = loss_fn(inputs.state.params, inputs, i, None)[1]
-        return _Microbatch(tokens.rows, tokens.stats.logprob, losses.loss_terms(*tokens))
+        found = _Microbatch(tokens.rows, tokens.stats.logprob, losses.loss_terms(*tokens))
+        return in_batch_order(found, inputs.batch)
 
     used = range(int(inputs.batch.num_microbatches))
     return [jax.device_get(compute(inputs, np.int32(i))) for i in used]

@@ -14,8 +14,11 @@ from srft_jax.tasks.stored_config import changes, stored_config
 from srft_jax.tasks.streams import Streams
 from srft_jax.training.checkpoint import Checkpoints
 
-# Sections that may differ when a run is continued; anything else would make it another run.
-MAY_CHANGE = ("run_dir", "mesh", "evaluation", "generate", "inspect", "export", "report")
+# What may differ when a run is continued; anything else would make it another run.
+MAY_CHANGE = (
+    *("run_dir", "mesh", "compilation_cache", "training.profile_steps"),
+    *("evaluation", "generate", "inspect", "export", "report"),
+)
 
 
 def check_same_run(config: RunConfig) -> None:
@@ -38,7 +41,7 @@ def _may_change(key: str, config: RunConfig) -> bool:
         training = config.training
         schedules = {training.optimizer.schedule, training.demonstration_optimizer.schedule}
         return schedules == {"constant"}
-    return key.split(".")[0] in MAY_CHANGE
+    return key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE
 
 
 def fresh_or_resumed(

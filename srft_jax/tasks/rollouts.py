@@ -1,6 +1,7 @@
 """One step's experience: prompts in, verified groups out, ready to be trained on."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from srft_jax.objectives.advantages import overlong_penalty
 from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.schedules import prefix_length
 from srft_jax.rewards import RewardPool
-from srft_jax.rollout import Completion, Observer, Request, Truncation
+from srft_jax.rollout import Completion, Observer, Request
 from srft_jax.tasks.setup import Setup
 from srft_jax.tasks.stages import Stage
 from srft_jax.tasks.streams import Streams
@@ -122,6 +123,7 @@ def describe_demonstrations(setup: Setup, scored: ScoredDemonstrations) -> list[
     return lines if scored else []
 
 
+@functools.partial(jax.profiler.annotate_function, name="rollout")
 def collect(
     setup: Setup,
     stage: Stage,
@@ -208,13 +210,6 @@ def _sample(
     """A group for each prompt; empty ones for an objective without rollouts."""
     if not stage.objective.uses_rollouts:
         return Rollout([[] for _ in prompts.example], NO_PROGRESS, 0.0)
-    config = setup.config.rollout
-    sampling = setup.sampling(
-        temperature=config.temperature,
-        truncation=Truncation(config.top_k, config.top_p, config.min_p),
-        max_new_tokens=config.max_new_tokens,
-        slots=config.slots,
-    )
     of_prompts = [_requests(setup, stage, step, *pair) for pair in prompts.pairs()]
     owners = zip(prompts.example, of_prompts, strict=True)
     rollout = sample_verified(
@@ -223,7 +218,7 @@ def _sample(
         [request for one in of_prompts for request in one],
         [setup.sets.train[index] for index, one in owners for _ in one],
         key,
-        sampling,
+        setup.rollout_sampling,
         setup.tokenizer,
         pool,
         observer,

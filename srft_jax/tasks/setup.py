@@ -30,39 +30,24 @@ from srft_jax.tasks.stages import Stage, buffered_stage, policy_stage, sft_stage
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
-    """Everything about a run but its state.
+class Outline:
+    """A run without its data and its weights: what its programs are compiled from.
 
     Attributes:
         config: As asked for, the objective's preset expanded.
         objective: Coefficients of the loss.
-        tokenizer: Of the model.
-        sets: Problems as text.
-        encoded: The same problems as ids.
-        dropped: By set, what was too long for it.
         model_config: Architecture, with its adapters where `model.lora` is set.
         mesh: Devices.
     """
 
     config: RunConfig
     objective: Objective
-    tokenizer: Tokenizer
-    sets: ExampleSets
-    encoded: EncodedSets
-    dropped: Mapping[str, Dropped]
     model_config: ModelConfig
     mesh: Mesh
 
     @property
     def runtime(self) -> Runtime:
         return Runtime(dtype=self.config.model.dtype, remat=self.config.model.remat)
-
-    @property
-    def evaluation_sets(self) -> dict[str, tuple[Sequence[Example], Sequence[EncodedExample]]]:
-        return {
-            name: (examples, self.encoded.evaluation[name])
-            for name, examples in self.sets.evaluation.items()
-        }
 
     def sampling(
         self,
@@ -83,6 +68,17 @@ class Setup:
             cache_mib=rollout.cache_mib,
             dtype=self.config.model.dtype,
             tensor=rollout.tensor,
+        )
+
+    @property
+    def rollout_sampling(self) -> SamplingConfig:
+        """Of the completions that are trained on."""
+        wanted = self.config.rollout
+        return self.sampling(
+            temperature=wanted.temperature,
+            max_new_tokens=wanted.max_new_tokens,
+            slots=wanted.slots,
+            truncation=Truncation(wanted.top_k, wanted.top_p, wanted.min_p),
         )
 
     @property
@@ -133,19 +129,37 @@ class Setup:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Setup(Outline):
+    """Everything about a run but its state.
+
+    Attributes:
+        tokenizer: Of the model.
+        sets: Problems as text.
+        encoded: The same problems as ids.
+        dropped: By set, what was too long for it.
+    """
+
+    tokenizer: Tokenizer
+    sets: ExampleSets
+    encoded: EncodedSets
+    dropped: Mapping[str, Dropped]
+
+    @property
+    def evaluation_sets(self) -> dict[str, tuple[Sequence[Example], Sequence[EncodedExample]]]:
+        return {
+            name: (examples, self.encoded.evaluation[name])
+            for name, examples in self.sets.evaluation.items()
+        }
+
+
 def prepare(config: RunConfig) -> Setup:
     """Checks the configuration and reads data, tokenizer and architecture.
 
     Raises:
         UsageError: naming the key or the row that cannot be run.
     """
-    objective = expand(config.objective)
-    expanded = ObjectiveConfig(
-        preset=config.objective.preset,
-        expanded_from=config.objective.preset,
-        **dataclasses.asdict(objective),
-    )
-    config = dataclasses.replace(config, objective=expanded)
+    config, objective = expanded(config)
     check_config(config)
     tokenizer = load_tokenizer(_tokenizer_path(config), config.model.chat_template)
     data = config.data
@@ -157,12 +171,23 @@ def prepare(config: RunConfig) -> Setup:
     )
     architecture, mesh = _architecture(config), make_mesh(config.mesh)
     architecture = lora.adapted(architecture, config.model.lora)
-    setup = Setup(config, objective, tokenizer, sets, encoded, dropped, architecture, mesh)
+    setup = Setup(config, objective, architecture, mesh, tokenizer, sets, encoded, dropped)
     _check_model(setup)
     check_export(config)
     _check_reference(setup)
     _check_data(setup)
     return setup
+
+
+def expanded(config: RunConfig) -> tuple[RunConfig, Objective]:
+    """The configuration with its preset's coefficients filled in, and these."""
+    objective = expand(config.objective)
+    of_preset = ObjectiveConfig(
+        preset=config.objective.preset,
+        expanded_from=config.objective.preset,
+        **dataclasses.asdict(objective),
+    )
+    return dataclasses.replace(config, objective=of_preset), objective
 
 
 def reward_pool(setup: Setup) -> RewardPool:
@@ -196,13 +221,13 @@ def _tokenizer_path(config: RunConfig) -> str:
 def _architecture(config: RunConfig) -> ModelConfig:
     path, architecture = config.model.path, config.model.architecture
     if path is not None and architecture is None:
-        return _overridden(read_config(Path(path)), config.model)
+        return overridden(read_config(Path(path)), config.model)
     if architecture is not None and path is None:
-        return _overridden(architecture, config.model)
+        return overridden(architecture, config.model)
     raise UsageError("exactly one of model.path and model.architecture must be set")
 
 
-def _overridden(architecture: ModelConfig, section: ModelSection) -> ModelConfig:
+def overridden(architecture: ModelConfig, section: ModelSection) -> ModelConfig:
     """With what the run has in place of the model's own, and what it will export."""
     names = ("rope_theta", "max_positions", "rope_scaling")
     given = {name: value for name in names if (value := getattr(section, name)) is not None}
@@ -213,12 +238,18 @@ def _overridden(architecture: ModelConfig, section: ModelSection) -> ModelConfig
 
 def _check_model(setup: Setup) -> None:
     """Sizes of the architecture beside tokenizer, lengths and devices."""
-    config, model = setup.config, setup.model_config
+    model = setup.model_config
     if setup.tokenizer.vocab_size > model.vocab_size:
         raise UsageError(
             f"the tokenizer has {setup.tokenizer.vocab_size} tokens, "
             f"but the model's vocabulary only {model.vocab_size}"
         )
+    check_sizes(setup)
+
+
+def check_sizes(run: Outline) -> None:
+    """Lengths beside the architecture's, and rows beside the mesh."""
+    config, model = run.config, run.model_config
     longest = config.data.max_prompt_tokens + max(
         config.rollout.max_new_tokens, config.evaluation.max_new_tokens
     )
@@ -227,11 +258,17 @@ def _check_model(setup: Setup) -> None:
             f"prompt and completion of up to {longest} tokens exceed "
             f"the model's {model.max_positions}"
         )
-    ways = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+    ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
     if config.training.rows_per_microbatch % ways:
         raise UsageError(
             f"training.rows_per_microbatch = {config.training.rows_per_microbatch} does not split "
             f"over the {ways} data-parallel devices of the mesh"
+        )
+    chunks = 2 * run.mesh.shape["context"]
+    if chunks > 2 and config.training.row_length % chunks:
+        raise UsageError(
+            f"training.row_length = {config.training.row_length} does not split into the {chunks} "
+            f"chunks that mesh.context = {chunks // 2} takes, two for each device"
         )
 
 
@@ -258,7 +295,7 @@ def _check_reference(setup: Setup) -> None:
             f"objective.preset = {setup.config.objective.preset} needs a reference policy for its "
             f"KL (objective.kl = {setup.objective.kl}): set model.reference or model.path"
         )
-    reference_config = _overridden(read_config(Path(setup.reference_path)), setup.config.model)
+    reference_config = overridden(read_config(Path(setup.reference_path)), setup.config.model)
     policy, reference = vars(lora.base(setup.model_config)), vars(reference_config)
     different = [
         f"{name} = {reference[name]} (the policy has {policy[name]})"

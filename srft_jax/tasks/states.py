@@ -12,14 +12,14 @@ from srft_jax.config import ModelConfig, OptimizerConfig, RunConfig, UsageError
 from srft_jax.models import families, lora
 from srft_jax.models.checkpoint_hf import load_hf
 from srft_jax.models.decoder import Params, init_params
-from srft_jax.tasks.setup import Setup
+from srft_jax.tasks.setup import Outline, Setup
 from srft_jax.tasks.stored_config import check_same_adapters
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.optimizer import learning_rate, make_optimizer
 from srft_jax.training.state import new_state, param_shardings, state_shardings
 
 
-def _optimizer_configs(setup: Setup) -> dict[str, tuple[OptimizerConfig, int]]:
+def _optimizer_configs(setup: Outline) -> dict[str, tuple[OptimizerConfig, int]]:
     """Of each optimizer of the run, and how many updates it makes at most, for its schedule."""
     config, objective = setup.config, setup.objective
     training, per_step = config.training, config.training.updates_per_rollout
@@ -33,12 +33,12 @@ def _optimizer_configs(setup: Setup) -> dict[str, tuple[OptimizerConfig, int]]:
     return configs
 
 
-def learning_rate_of(setup: Setup, optimizer: str) -> optax.Schedule:
+def learning_rate_of(setup: Outline, optimizer: str) -> optax.Schedule:
     """Of the optimizer of that name, by its own updates."""
     return learning_rate(*_optimizer_configs(setup)[optimizer])
 
 
-def optimizers_of(setup: Setup) -> dict[str, optax.GradientTransformation]:
+def optimizers_of(setup: Outline) -> dict[str, optax.GradientTransformation]:
     """By name: "policy", and "demonstration" where steps are on demonstrations alone."""
     return {
         name: make_optimizer(config, setup.model_config, num_updates)
@@ -98,7 +98,7 @@ def _init_trained(model_config: ModelConfig) -> Params:
     return lora.trained(init_params(model_config, jax.random.key(0)), model_config)
 
 
-def _shardings(setup: Setup) -> TrainState:
+def _shardings(setup: Outline) -> TrainState:
     params = jax.eval_shape(lambda: _init_trained(setup.model_config))
     return state_shardings(setup.mesh, setup.model_config, optimizers_of(setup), params)
 
@@ -114,14 +114,15 @@ def fresh_state(setup: Setup) -> TrainState:
     return make(_load_trained(setup))
 
 
-def abstract_state(setup: Setup) -> TrainState:
+def abstract_state(setup: Outline) -> TrainState:
     """Shapes and shardings of the state; nothing is allocated."""
     optimizers = optimizers_of(setup)
     shapes = jax.eval_shape(lambda: new_state(_init_trained(setup.model_config), optimizers))
-    return _placed(shapes, _shardings(setup))
+    return placed(shapes, _shardings(setup))
 
 
-def _placed(shapes: Any, shardings: Any) -> Any:
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Abstract arrays on these shards."""
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
     )
@@ -151,7 +152,7 @@ def restored_params(
         row.path: jax.ShapeDtypeStruct(families.stacked_shape(row, model_config), "float32")
         for row in families.parameters(model_config)
     }
-    like = _placed(families.by_path(shapes), param_shardings(mesh, model_config))
+    like = placed(families.by_path(shapes), param_shardings(mesh, model_config))
     like = lora.trained(like, model_config)
     with Checkpoints(config.run_dir, config.training.keep_checkpoints) as checkpoints:
         steps = checkpoints.steps()

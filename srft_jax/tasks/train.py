@@ -19,9 +19,10 @@ from srft_jax.report.writers import RunWriter
 from srft_jax.rewards import RewardPool
 from srft_jax.tasks import rollouts, summary, updates
 from srft_jax.tasks.batches import Update, make_updates
-from srft_jax.tasks.compilations import Compilations
+from srft_jax.tasks.compilations import Compilations, listed
 from srft_jax.tasks.export import keep_model_files, write_export
 from srft_jax.tasks.interrupt import stop_requests
+from srft_jax.tasks.profiler import Profiler
 from srft_jax.tasks.records import Diverged, Recorder
 from srft_jax.tasks.resume import check_same_run, fresh_or_resumed, open_run_dir
 from srft_jax.tasks.rollout_metrics import mix_metric, rollout_metrics, sample_rows
@@ -47,6 +48,7 @@ def train(config: RunConfig) -> int:
         pool = stack.enter_context(reward_pool(setup))
         stack.enter_context(jax.set_mesh(setup.mesh))
         compilations = stack.enter_context(Compilations())
+        profiler = stack.enter_context(Profiler(config))
         keep_model_files(setup)
         streams = Streams(setup)
         state, start = fresh_or_resumed(setup, checkpoints, streams)
@@ -73,6 +75,7 @@ def train(config: RunConfig) -> int:
             progress.message("evaluating before the first step; the sampler compiles first")
             _evaluate(setup, policy, pool, 0, writer, progress, compilations)
         for step in range(start + 1, config.training.num_steps + 1):
+            profiler.begin(step)
             began, stage = time.monotonic(), setup.stage_at(step)
             what = f"step {step}/{config.training.num_steps}, rollout"
             observer = summary.rollout_observer(progress, what)
@@ -96,11 +99,14 @@ def train(config: RunConfig) -> int:
             policy = lora.whole(frozen, state.params)
             recorder.flush()  # the previous step's records, while the device computes this one
             jax.block_until_ready(state)
+            profiler.end()
             host |= _timing(began, rolled_out, of_step)
             compile_metrics, compiled = compilations.since_last()
             host |= compile_metrics
-            if compiled and step > start + 1:  # nobody expects it after the first
-                progress.message(f"step {step} compiled {compiled}")
+            if step == start + 1:
+                progress.message("\n".join(listed(compiled)))
+            elif compiled:  # nobody expects it after the first
+                progress.message(f"step {step} compiled {', '.join(map(str, compiled))}")
             try:
                 batches = [update.batch for update in of_step]
                 recorder.add(step, metrics, host, sample_rows(experience.groups), batches)
@@ -164,7 +170,10 @@ def _evaluate(
     )
     _, compiled = compilations.since_last()  # or the next step would count them
     if compiled and step > 0:
-        progress.message(f"step {step}, evaluation, compiled {compiled}")
+        names = ", ".join(map(str, compiled))
+        progress.message(f"step {step}, evaluation, compiled {names}")
+    elif compiled:
+        progress.message("\n".join(listed(compiled)))
     writer.metrics(step, values | {"time/evaluation": time.monotonic() - began})
     writer.samples([{"step": step} | row for row in rows])
     scores = [

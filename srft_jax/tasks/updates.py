@@ -1,6 +1,7 @@
 """Optimizer steps on the mesh: the compiled functions of each stage, and their application."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from srft_jax.mesh import placed, sharding
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params
 from srft_jax.tasks.batches import Update
-from srft_jax.tasks.setup import Setup
+from srft_jax.tasks.setup import Outline
 from srft_jax.tasks.stages import Stage
 from srft_jax.tasks.states import learning_rate_of, optimizers_of
 from srft_jax.training.logprobs import make_old_logprobs
@@ -37,7 +38,7 @@ class Programs:
 
 
 def make_programs(
-    setup: Setup, stage: Stage, frozen_params: Params, reference_params: Params | None
+    setup: Outline, stage: Stage, frozen_params: Params, reference_params: Params | None
 ) -> Programs:
     """Nothing compiles before it is called.
 
@@ -80,11 +81,16 @@ def make_programs(
 def put(batch: Batch, mesh: Mesh) -> Batch:
     """Rows split over the data-parallel devices, counts on all of them; all processes have all of
     the batch."""
-    axes = {3: (None, "rows", None), 0: ()}
-    shardings = jax.tree.map(lambda x: sharding(mesh, axes[x.ndim], x.shape), batch)
-    return placed(batch, shardings)
+    return placed(batch, batch_shardings(batch, mesh))
 
 
+def batch_shardings(batch: Batch, mesh: Mesh) -> Any:
+    """Of each array of a batch, which may be abstract."""
+    axes = {3: (None, "batch", None), 0: ()}
+    return jax.tree.map(lambda x: sharding(mesh, axes[x.ndim], x.shape), batch)
+
+
+@functools.partial(jax.profiler.annotate_function, name="train")
 def apply(
     programs: Mapping[Stage, Programs],
     state: TrainState,
@@ -119,7 +125,7 @@ def apply(
     return state, metrics
 
 
-def describe(setup: Setup, state: TrainState, updates: Sequence[Update]) -> dict[str, float]:
+def describe(setup: Outline, state: TrainState, updates: Sequence[Update]) -> dict[str, float]:
     """How many updates there are, and the rate of each stage's first; `state` precedes them."""
     values = {"optimizer/updates": float(len(updates))}
     for stage in dict.fromkeys(update.stage for update in updates):

@@ -12,7 +12,7 @@ from srft_jax.config import ModelConfig
 from srft_jax.models.decoder import Params, Runtime
 from srft_jax.ops.head import token_stats
 from srft_jax.ops.rounding import ROUND_AS_WRITTEN
-from srft_jax.training.microbatch import hidden_and_head, rows_of
+from srft_jax.training.microbatch import hidden_and_head, in_batch_order, rows_of
 
 
 def make_old_logprobs(
@@ -35,18 +35,19 @@ def make_old_logprobs(
     def old_logprobs(params: Params, batch: Batch) -> Batch:
         def of_microbatch(i: Array, found: Array) -> Array:
             rows = rows_of(batch, i)
-            recomputed = of_role(rows, Role.SELF, Role.PREFIX)
+            flat = jax.tree.map(lambda x: x.reshape(-1), rows)
+            recomputed = of_role(flat, Role.SELF, Role.PREFIX)
             logprob = token_stats(
                 *hidden_and_head(params, model_config, rows, runtime),
-                rows.targets.reshape(-1),
-                mask=recomputed.reshape(-1),
+                flat.targets,
+                mask=recomputed,
                 temperature=temperature,
                 softcap=model_config.logit_softcap,
                 transposed=model_config.tie_embeddings,
                 logits_bytes=logits_mib * 2**20,
             ).logprob
-            logprob = logprob.reshape(recomputed.shape)
-            return found.at[i].set(jnp.where(recomputed, logprob, rows.old_logprobs))
+            logprob = jnp.where(recomputed, logprob, flat.old_logprobs)
+            return found.at[i].set(in_batch_order(logprob, batch))
 
         found = jax.lax.fori_loop(0, batch.num_microbatches, of_microbatch, batch.rows.old_logprobs)
         return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, old_logprobs=found))

@@ -144,10 +144,11 @@ def of_step(total: Metrics, normalisers: Normalisers, objective: Objective) -> M
     Loss terms are divided already, by the normaliser of each.
     """
     counts, found = _counts(normalisers, objective), dict(total)
-    for name in total.keys() & METRICS.keys():
-        count = counts[METRICS[name].tokens]
-        divisor = jnp.maximum(count, 1.0) if METRICS[name].by == "mean" else 1.0
-        found[name] = jnp.where(count > 0, total[name] / divisor, 0.0)
+    for name, metric in METRICS.items():  # in one order, as every process must trace one program
+        if name in total:
+            count = counts[metric.tokens]
+            divisor = jnp.maximum(count, 1.0) if metric.by == "mean" else 1.0
+            found[name] = jnp.where(count > 0, total[name] / divisor, 0.0)
     return found
 
 

@@ -4,14 +4,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from srft_jax.batch import Batch, Rows, TrainState
 from srft_jax.config import ModelConfig
+from srft_jax.mesh import constrained, context_parts
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params, Runtime, forward
 from srft_jax.objectives import loss as losses
 from srft_jax.objectives.objective import Objective
+from srft_jax.ops.context import joined_rows, split_rows
 from srft_jax.ops.head import Reference, token_loss
 
 
@@ -26,7 +28,8 @@ class Inputs(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Of a microbatch, flat [B * T]: what its loss terms and metrics are made of."""
+    """Of a microbatch, flat and in the order of `rows_of`: what loss terms and metrics are made
+    of."""
 
     stats: losses.Stats
     rows: Rows
@@ -39,19 +42,38 @@ LossFn = Callable[[Params, Inputs, Array, Array | None], tuple[Array, Tokens]]
 
 
 def rows_of(batch: Batch, i: int | Array) -> Rows:
-    """[M, B, T] -> [B, T]."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch.rows)
+    """[M, B, T] -> [B, T], each row in as many parts as the mesh in context splits it into."""
+    parts = context_parts()
+
+    def of_field(x: Shaped[Array, "M B T"]) -> Shaped[Array, "nB Tn"]:
+        rows = jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+        return rows if parts == 1 else constrained(split_rows(rows, parts), ("rows", None))
+
+    return jax.tree.map(of_field, batch.rows)
+
+
+def in_batch_order(tokens: Any, batch: Batch) -> Any:
+    """Flat arrays [N] of the tokens of `rows_of`, as they stand in the batch, [B, T]."""
+    parts = context_parts()
+
+    def of_field(x: Shaped[Array, " N"]) -> Shaped[Array, "B T"]:
+        rows = x.reshape(-1, batch.rows.tokens.shape[2] // parts)
+        return rows if parts == 1 else constrained(joined_rows(rows, parts), ("batch", None))
+
+    return jax.tree.map(of_field, tokens)
 
 
 def hidden_and_head(
     params: Params, model_config: ModelConfig, rows: Rows, runtime: Runtime
 ) -> tuple[Float[Array, "N D"], Float[Array, "D V"]]:
-    """What the head needs for the tokens of a microbatch [B, T], flat.
+    """What the head needs for the tokens of a microbatch, as `rows_of` gives it, flat.
 
     A tied head is the embedding as it is stored, [V, D]: call the head with `transposed`.
     """
     hidden = forward(
-        params, model_config, rows.tokens, rows.positions, rows.segment_ids, runtime=runtime
+        *(params, model_config, rows.tokens, rows.positions, rows.segment_ids),
+        runtime=runtime,
+        parts=context_parts(),
     ).hidden
     head = params["embedding" if model_config.tie_embeddings else "head"]
     return hidden.reshape(-1, hidden.shape[-1]), head
@@ -100,18 +122,21 @@ def make_loss_fn(
                 *hidden_and_head(reference_params, reference_config, rows, runtime)
             )
         policy_params = lora.whole(frozen_params, params)
-        loss, stats = token_loss(
-            *hidden_and_head(policy_params, model_config, rows, runtime),
-            flat,
-            _token_objective(context, term),
-            temperature=temperature,
-            softcap=model_config.logit_softcap,
-            elementwise=objective.is_elementwise,
-            reference=reference,
-            transposed=model_config.tie_embeddings,
-            frozen=bool(frozen_params),
-            logits_bytes=logits_mib * 2**20,
-        )
+        hidden, head = hidden_and_head(policy_params, model_config, rows, runtime)
+        with jax.named_scope("head"):
+            loss, stats = token_loss(
+                hidden,
+                head,
+                flat,
+                _token_objective(context, term),
+                temperature=temperature,
+                softcap=model_config.logit_softcap,
+                elementwise=objective.is_elementwise,
+                reference=reference,
+                transposed=model_config.tie_embeddings,
+                frozen=bool(frozen_params),
+                logits_bytes=logits_mib * 2**20,
+            )
         return loss, Tokens(stats, flat, context)
 
     return loss_fn

@@ -94,6 +94,7 @@ def make_train_step(
         logits_mib=logits_mib,
     )
 
+    @jax.named_scope("optimizer")
     def update(state: TrainState, gradient: Params) -> TrainState:
         updates, optimizer_state = optimizer.update(
             gradient, state.optimizer_states[optimizer_name], state.params

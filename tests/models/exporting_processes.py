@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import jax
-from jax.sharding import AxisType
 
+from srft_jax.config import MeshConfig
+from srft_jax.mesh import make_mesh
 from srft_jax.models import load_hf, save_hf, tensor_parts
 
 
@@ -18,7 +19,7 @@ def main(port: str, number: str, directory: str) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(number))
     tensor_parts.PART_BYTES = 9_000
-    mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
     config, params = load_hf(Path(directory) / "first", mesh=mesh)
     save_hf(Path(directory) / number / "hf", config, params, dtype="bfloat16")
     shards = params["embedding"].addressable_shards

@@ -10,19 +10,23 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
 from tiny_models import FAMILIES, random_params
 
-from srft_jax.mesh import sharding
+from srft_jax.config import MeshConfig
+from srft_jax.mesh import constrained, context_parts, make_mesh, sharding
 from srft_jax.models import Runtime, families, forward, output_head
+from srft_jax.ops.context import split_rows
 from srft_jax.ops.layers import softcapped
 
-MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 4)]
+MESHES = [(8, 1, 1, 1), (2, 2, 1, 2), (1, 4, 1, 2), (1, 1, 1, 4), (1, 2, 2, 2), (1, 1, 4, 1)]
 
 
 def loss_and_gradient(params, config, rows):
+    parts = context_parts()
+
     def loss(params):
-        hidden = forward(params, config, *rows, runtime=Runtime(remat="dots")).hidden
+        split = (constrained(split_rows(x, parts), ("rows", None)) for x in rows)
+        hidden = forward(params, config, *split, runtime=Runtime(remat="dots"), parts=parts).hidden
         logits = softcapped(hidden @ output_head(params, config), config.logit_softcap)
         return jnp.mean(jnp.square(jnp.sin(logits)))
 
@@ -52,10 +56,9 @@ def main() -> None:
         want = loss_and_gradient(params, config, rows)
         for shape in MESHES:
             devices = jax.devices()[: math.prod(shape)]
-            axes = ("data", "fsdp", "tensor")
-            mesh: Mesh = jax.make_mesh(shape, axes, (AxisType.Auto,) * 3, devices=devices)
+            mesh = make_mesh(MeshConfig(*shape), devices)
             where = families.param_shardings(mesh, config)
-            of_rows = jax.device_put(rows, sharding(mesh, ("rows", None), (8, 16)))
+            of_rows = jax.device_put(rows, sharding(mesh, ("batch", None), (8, 16)))
             with jax.set_mesh(mesh):
                 got = loss_and_gradient(jax.device_put(params, where), config, of_rows)
             results[f"{name} {'x'.join(map(str, shape))}"] = largest_difference(got, want)

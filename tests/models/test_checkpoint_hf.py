@@ -12,10 +12,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from jax.sharding import AxisType
 from tiny_models import FAMILIES, TIED, UNTIED, random_params
 
-from srft_jax.config import UsageError
+from srft_jax.config import MeshConfig, UsageError
+from srft_jax.mesh import make_mesh
 from srft_jax.models import checkpoint_hf, load_hf, save_hf
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -256,7 +256,7 @@ def test_experts_are_tensors_of_their_own(tmp_path):
     for layer, expert in np.ndindex(up.shape[:2]):
         stored = tensors[f"model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"]
         np.testing.assert_array_equal(stored, up[layer, expert].T)
-    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
+    mesh = make_mesh(MeshConfig())
     assert_same(load_hf(tmp_path / "model", mesh=mesh)[1], params)
 
 

@@ -27,5 +27,5 @@ def test_sharded_equals_single_device():
     )
     assert run.returncode == 0, run.stderr
     differences = json.loads(run.stdout.splitlines()[-1])
-    assert len(differences) == 8
+    assert len(differences) == 12
     assert max(differences.values()) < 1e-5, differences

@@ -9,15 +9,22 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from test_head_loss import Rows, objective
 
+from srft_jax.config import MeshConfig
+from srft_jax.mesh import RULES, make_mesh
 from srft_jax.ops import head_passes
 from srft_jax.ops.head import Reference, token_loss
 
 N, D, V = 48, 8, 520
-MESHES = {"8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2), "1x4x2": (1, 4, 2), "1x1x8": (1, 1, 8)}
-AXES = ("data", "fsdp", "tensor")
+MESHES = {
+    "8x1x1x1": (8, 1, 1, 1),
+    "2x2x1x2": (2, 2, 1, 2),
+    "1x2x2x2": (1, 2, 2, 2),
+    "1x4x1x2": (1, 4, 1, 2),
+    "1x1x1x8": (1, 1, 1, 8),
+}
 
 
 def problem() -> tuple[tuple, tuple, Rows]:
@@ -50,10 +57,10 @@ def run(elementwise: bool, logits_bytes: int, transposed: bool) -> tuple:
 
 
 def placed(mesh: jax.sharding.Mesh, inputs: tuple) -> tuple:
-    """Rows over data and fsdp, the head over fsdp and tensor, as parameters are."""
+    """Rows over context, data and fsdp, the head over fsdp and tensor, as parameters are."""
 
     def place(x: np.ndarray) -> jax.Array:
-        rows = PartitionSpec(("data", "fsdp"))
+        rows = PartitionSpec(RULES["rows"])
         spec = rows if x.shape[0] == N else PartitionSpec("fsdp", "tensor")
         return jax.device_put(x, NamedSharding(mesh, spec))
 
@@ -95,12 +102,12 @@ def main() -> None:
         expected = run(*route)(*inputs)
         assert abs(expected[0][0]) > 1
         for name, shape in MESHES.items():
-            mesh = jax.make_mesh(shape, AXES, (AxisType.Auto,) * 3)
+            mesh = make_mesh(MeshConfig(*shape))
             with jax.set_mesh(mesh):
                 got = run(*route)(*placed(mesh, inputs))
                 results[f"{name} {route}"] = difference(got, expected)
                 assert jnp.shape(got[1][1]) == (D, V)
-                if name == "2x2x2" and route[0]:
+                if name == "2x2x1x2" and route[0]:
                     results["exchanged in loops"] = collectives_in_loops(mesh, inputs)
     print(json.dumps(results))
 

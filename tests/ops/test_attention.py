@@ -80,7 +80,8 @@ def test_packed_attention_and_its_gradients_equal_those_of_all_scores(length, mo
     monkeypatch.setattr(attention_module, "_LEAST_QUERIES", 8)
     monkeypatch.setattr(attention_module, "_MOST_CHUNKS", 3)
     inputs = problem(length)
-    chunks = attention_module._chunks(inputs[3], None)
+    seen = attention_module._Seen(inputs[3], inputs[3], np.arange(length), None)
+    chunks = attention_module._chunks(seen, whole=True)
     assert [queries.stop for queries, _ in chunks][-1] == length
     assert len(chunks) == {7: 1, 8: 1, 21: 3, 40: 3}[length]
     got, want = (with_gradients(f, *inputs) for f in (plain, by_mask))
@@ -93,7 +94,7 @@ def test_packed_attention_and_its_gradients_equal_those_of_all_scores(length, mo
     [(None, ScoreOptions(0.9, 0.7)), (3, ScoreOptions(0.9, 0.7)), (1, ScoreOptions(0.9))],
 )
 def test_windows_caps_and_their_gradients_equal_those_of_all_scores(options, window, monkeypatch):
-    """A window that is an array, as in a scan over layers, gives the same as a number."""
+    """A window that the device turns on, as in a scan over layers, gives the same."""
     monkeypatch.setattr(attention_module, "_LEAST_QUERIES", 8)
     inputs = problem(21)
     static = functools.partial(packed_attention, options=options, window=window)
@@ -102,8 +103,8 @@ def test_windows_caps_and_their_gradients_equal_those_of_all_scores(options, win
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
     (_, other), _ = with_gradients(plain, *inputs)
     assert np.abs(got[0][1] - other).max() > 0.01
-    array = jnp.int32(window or 21)
-    traced = with_gradients(functools.partial(static, window=array), *inputs)
+    on = jnp.bool_(window is not None)
+    traced = with_gradients(functools.partial(static, window=window or 2, slides=on), *inputs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, traced)
 
 

@@ -8,10 +8,10 @@ import json
 import sys
 
 import jax
-from jax.sharding import AxisType
 from sharded_sampling import CONFIG, policy
 
-from srft_jax.config import UsageError
+from srft_jax.config import MeshConfig, UsageError
+from srft_jax.mesh import make_mesh
 from srft_jax.models import families
 from srft_jax.rollout import Completion, Request, SamplingConfig, sample
 
@@ -45,7 +45,7 @@ def alone(number: int) -> list:
 def together(port: int, number: int) -> list:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=number)
-    mesh = jax.make_mesh((2, 2, 1), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2))
     params = jax.tree.map(
         lambda x, where: jax.make_array_from_callback(x.shape, where, lambda index: x[index]),
         policy(),

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import jax
 import jax.monitoring
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from srft_jax.batch import KVCache
-from srft_jax.config import ModelConfig
-from srft_jax.mesh import decode_mesh
+from srft_jax.config import MeshConfig, ModelConfig
+from srft_jax.mesh import decode_mesh, make_mesh
 from srft_jax.models import families, init_params
 from srft_jax.rollout import Completion, Request, SamplingConfig, Truncation, engine, sample
 from srft_jax.rollout.params import decode_params
@@ -52,23 +52,23 @@ def policy() -> dict:
 
 
 class Case(NamedTuple):
-    """A mesh (data, fsdp, tensor) to train on, `tensor` to decode on, and how to draw."""
+    """A mesh (data, fsdp, context, tensor) to train on, `tensor` to decode on, and how to draw."""
 
-    mesh: tuple[int, int, int]
+    mesh: tuple[int, int, int, int]
     tensor: int | None
     temperature: float = 0.8
     truncation: Truncation = Truncation()
 
 
 CASES = {
-    "rows over 8": Case((8, 1, 1), None),
-    "tensor as trained": Case((4, 1, 2), None),
-    "greedy": Case((4, 1, 2), None, temperature=0.0),
-    "truncated": Case((4, 1, 2), None, truncation=Truncation(top_k=12, top_p=0.9)),
-    "fsdp to rows over 8": Case((2, 2, 2), 1),
-    "fsdp to tensor 2": Case((2, 2, 2), 2),
-    "kv heads do not divide": Case((2, 2, 2), 4),
-    "one replica": Case((2, 2, 2), 8),
+    "rows over 8": Case((8, 1, 1, 1), None),
+    "tensor as trained": Case((4, 1, 1, 2), None),
+    "greedy": Case((4, 1, 1, 2), None, temperature=0.0),
+    "truncated": Case((4, 1, 1, 2), None, truncation=Truncation(top_k=12, top_p=0.9)),
+    "context to rows over 8": Case((1, 2, 2, 2), 1),
+    "fsdp to tensor 2": Case((2, 2, 1, 2), 2),
+    "kv heads do not divide": Case((2, 2, 1, 2), 4),
+    "one replica": Case((1, 2, 2, 2), 8),
 }
 _KEYS_AND_VALUES = (
     "prompt_keys",
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def on_mesh(case: Case, wanted: list[list[Completion]]) -> dict:
-    mesh = jax.make_mesh(case.mesh, ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
+    mesh = make_mesh(MeshConfig(*case.mesh))
     params = jax.device_put(policy(), families.param_shardings(mesh, CONFIG))
     with jax.set_mesh(mesh):
         with segments() as (seen, hlo):
@@ -106,7 +106,7 @@ def on_mesh(case: Case, wanted: list[list[Completion]]) -> dict:
         with Compilations() as compilations:
             again = complete(case, params)
     assert difference(again, got)["tokens"] == 0
-    on = decode_mesh(mesh, case.tensor or case.mesh[2])
+    on = decode_mesh(mesh, case.tensor or case.mesh[3])
     return difference(got, wanted) | {
         "compiled again": compilations.since_last()[0]["perf/compilations"],
         "capacities": sorted({segment.capacity for segment in seen}),

@@ -64,7 +64,7 @@ def test_shapes_are_bounded_by_what_is_used_and_few():
 
 
 def test_many_prompts_take_several_passes(monkeypatch):
-    monkeypatch.setattr(packing, "_TOKENS_PER_PASS", 256)
+    monkeypatch.setattr(packing, "TOKENS_PER_PASS", 256)
     wanted = placements([60, 50, 64, 40, 61, 62, 3, 2])
     passes = packed(wanted)
     assert [prompts.tokens.shape for prompts, _ in passes] == [(4, 64), (1, 64), (1, 64)]

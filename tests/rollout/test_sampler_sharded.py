@@ -18,7 +18,7 @@ CASES = (
     "tensor as trained",
     "greedy",
     "truncated",
-    "fsdp to rows over 8",
+    "context to rows over 8",
     "kv heads do not divide",
     "one replica",
 )

@@ -241,7 +241,7 @@ CASES = {
         ["--training.updates_per_rollout=3"],
         "data.prompts_per_step = 4 does not split into training.updates_per_rollout = 3",
     ),
-    "mesh above the devices": (["--mesh.fsdp=3"], "fsdp=3 x tensor=1 does not fit"),
+    "mesh above the devices": (["--mesh.fsdp=3"], "fsdp=3 x context=1 x tensor=1 does not fit"),
     "mesh of nothing": (["--mesh.tensor=0"], "mesh.tensor = 0 is below 1"),
     "temperature 0": (["--rollout.temperature=0"], "rollout.temperature = 0.0 is not above 0"),
     "top-p": (["--generate.top_p=1.5"], "generate.top_p must be above 0 and at most 1"),

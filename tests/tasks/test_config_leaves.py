@@ -6,6 +6,7 @@ import json
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from unittest import mock
 
 import jax
@@ -23,6 +24,7 @@ from srft_jax.data.sources import load_sets
 from srft_jax.models import forward, init_params, output_head
 from srft_jax.models.config_hf import to_hf_config
 from srft_jax.models.json_files import write_json
+from srft_jax.tasks.jax_options import jax_options
 from srft_jax.tasks.setup import prepare
 from srft_jax.tasks.states import load_frozen
 from srft_jax.training.logprobs import make_old_logprobs
@@ -74,6 +76,12 @@ def place(config):
     return config.run_dir.rpartition("/")[2]
 
 
+def traces(config):
+    """Those that are written."""
+    dry_run(config)
+    return sorted(path.name for path in Path(config.run_dir).glob("profile/*"))
+
+
 def program(config):
     """Initial weights and forward pass as JAX sees them, constants included."""
     setup = prepare(config)
@@ -84,8 +92,16 @@ def program(config):
         hidden = forward(params, setup.model_config, *inputs, runtime=setup.runtime).hidden
         return hidden @ output_head(params, setup.model_config).astype(hidden.dtype)
 
-    closed = jax.make_jaxpr(logits)(jax.random.key(0))
+    with jax_options(config):
+        closed = jax.make_jaxpr(logits)(jax.random.key(0))
     return str(closed.jaxpr), [np.asarray(x).tolist() for x in closed.consts]
+
+
+def cached(config):
+    """Whether compiled programs are kept, and where."""
+    with jax_options(config):
+        names = ("jax_enable_compilation_cache", "jax_compilation_cache_dir")
+        return [jax.config.values[name] for name in names]
 
 
 def kept(config):
@@ -269,6 +285,7 @@ def scalings(prefix):
 TABLE = {
     "run_dir": Change("elsewhere", place),
     "seed": Change("1"),
+    "compilation_cache": Change("none", cached),
     "model.path": Change("{dir}", Refused("exactly one of model.path and model.architecture")),
     "model.architecture.vocab_size": Change("264", program),
     "model.architecture.dim": Change("24", program),
@@ -308,9 +325,12 @@ TABLE = {
     **scalings("model.rope_scaling"),
     "model.dtype": Change("bfloat16", program),
     "model.remat": Change("block", gradient_program),
-    "mesh.data": Change("3", Refused("mesh data=3 x fsdp=1 x tensor=1 does not fit")),
-    "mesh.fsdp": Change("3", Refused("fsdp=3 x tensor=1 does not fit")),
-    "mesh.tensor": Change("3", Refused("fsdp=1 x tensor=3 does not fit")),
+    "model.matmul_precision": Change("highest", program),
+    "mesh.data": Change("3", Refused("mesh data=3 x fsdp=1 x context=1 x tensor=1 does not fit")),
+    "mesh.fsdp": Change("3", Refused("fsdp=3 x context=1 x tensor=1 does not fit")),
+    "mesh.context": Change("3", Refused("fsdp=1 x context=3 x tensor=1 does not fit")),
+    "mesh.tensor": Change("3", Refused("fsdp=1 x context=1 x tensor=3 does not fit")),
+    "mesh.slices": Change("2", Refused("mesh.slices = 2, but the number of processes")),
     **source_rows("data.train"),
     "data.mixture": Change("[{files: {dir}/a.jsonl}, {files: {dir}/b.jsonl}]", base=MIXTURE),
     **source_rows("data.held_out"),
@@ -395,6 +415,7 @@ TABLE = {
     "training.logits_mib": Change("32"),
     "training.max_skipped": Change("2", dry_divergence),
     "training.gradient_norms_every": Change("2"),
+    "training.profile_steps": Change("[1]", traces),
     "training.optimizer.learning_rate": Change("0.02"),
     "training.optimizer.warmup_steps": Change("3"),
     "training.optimizer.schedule": Change("constant"),

@@ -88,7 +88,7 @@ def runs():
 
 def test_the_page_starts_runs_everywhere():
     assert len(REMOTE) == 4
-    assert len(runs()) == 5  # TPU VMs, SLURM, SkyPilot twice, GKE
+    assert len(runs()) == 6  # plan, TPU VMs, SLURM, SkyPilot twice, GKE
 
 
 @pytest.mark.parametrize("arguments", runs(), ids=lambda arguments: arguments[-1])

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import pathlib
 import re
 
 import jax
@@ -13,11 +12,14 @@ from jax.sharding import AbstractMesh, AxisType
 from tiny_runs import ROOT
 
 from srft_jax.config import ObjectiveConfig, parse
+from srft_jax.mesh import AXES, mesh_shape
 from srft_jax.models import families
 from srft_jax.models.config_hf import read_config
 from srft_jax.models.tokenizer import load_tokenizer
 from srft_jax.objectives.methods import expand
 from srft_jax.tasks.checks import check_config
+from srft_jax.tasks.planning.chips import CHIPS, GIB
+from srft_jax.tasks.planning.topology import split_name
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import new_state, state_shardings
 
@@ -30,13 +32,7 @@ MODELS = {
     "llama_3.1_8b": "Llama-3.1-8B",
     "qwen3_8b": "Qwen3-8B",
 }
-# Devices, and GiB that a program may use on each: as libtpu's compiler says, GPUs as advertised.
-DEVICES = {
-    "v5e_8x8": (64, 15.75),
-    "v5p_2x2x4": (16, 95.74),
-    "v6e_4x8": (32, 31.25),
-    "8x80gb_gpu": (8, 80e9 / 2**30),
-}
+DEVICES = {"v5e_8x8": 64, "v5p_2x2x4": 16, "v6e_4x8": 32, "8x80gb_gpu": 8}
 
 
 def names(path):
@@ -113,6 +109,7 @@ def test_a_recipe_passes_the_checks_that_need_no_files(path, configs):
     assert config.run_dir == f"runs/{path.stem}"
     assert config.objective.preset == method
     assert config.model.path == f"models/{MODELS[model]}"
+    assert config.plan.architecture == f"assets/architectures/{MODELS[model]}"
     assert config.data.train.hub.name == "Elliott/Openr1-Math-46k-8192"
 
 
@@ -167,9 +164,8 @@ def test_the_7b_recipe_is_the_papers(configs):
 
 
 def mesh_of(config):
-    axes = [axis for axis in ("data", "fsdp", "context", "tensor") if axis in vars(config.mesh)]
-    sizes = tuple(vars(config.mesh)[axis] for axis in axes)
-    return AbstractMesh(sizes, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+    sizes = mesh_shape(config.mesh, math.prod(split_name(config.plan.topology)[1]))
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def one_device(mesh):
@@ -186,8 +182,7 @@ def bytes_on_a_device(shapes, shardings):
 
 def state_gib(config, mesh):
     """Of parameters, optimizer states and float32 gradients on each device."""
-    name = pathlib.Path(config.model.path).name
-    model = read_config(ROOT / "assets" / "architectures" / name)
+    model = read_config(ROOT / config.plan.architecture)
     two_stages = expand(config.objective).sft_steps > 0
     optimizers = {
         name: make_optimizer(config.training.optimizer, model, 1000)
@@ -202,18 +197,18 @@ def state_gib(config, mesh):
     shapes = jax.eval_shape(lambda p: new_state(p, optimizers), params)
     where = state_shardings(mesh, model, optimizers, params)
     gradients = bytes_on_a_device(params, where.params)
-    return (bytes_on_a_device(shapes, where) + gradients) / 2**30
+    return (bytes_on_a_device(shapes, where) + gradients) / GIB
 
 
 @pytest.mark.parametrize("hardware", DEVICES)
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_split_over_the_hardware(path, hardware, on):
     config = on(path, hardware)
-    mesh, (num_devices, hbm) = mesh_of(config), DEVICES[hardware]
-    assert mesh.size == num_devices
+    mesh, (kind, sizes) = mesh_of(config), split_name(config.plan.topology)
+    assert mesh.size == math.prod(sizes) == DEVICES[hardware]
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     assert config.training.rows_per_microbatch % ways == 0
     gib, whole = state_gib(config, mesh), state_gib(config, one_device(mesh))
-    assert gib < hbm
+    assert gib < CHIPS[kind].hbm / GIB
     # 16 bytes a parameter, 24 with two optimizers, all split evenly; biases alone are left whole.
     assert gib < 1.01 * whole / (mesh.size / mesh.shape["data"])

@@ -1,34 +1,37 @@
 """Two train steps on one device and on meshes of 2 to 8; prints the largest relative differences.
 
-A script of its own, since the number of devices cannot change once JAX has started.
+A script of its own, since the number of devices cannot change once JAX has started. Its arguments
+are sizes of data, fsdp, context and tensor, e.g. 2x2x2x1, after the name of a case and a colon.
 """
 
 import dataclasses
 import json
 import math
+import sys
 
 import jax
 import jax.monitoring
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from tiny_training import MODEL, batch_of, reference_params, sequences, state_of
 
-from srft_jax.batch import Batch, TrainState
-from srft_jax.config import LoraConfig, ObjectiveConfig, OptimizerConfig
-from srft_jax.mesh import sharding
+from srft_jax.batch import Batch, Rows, TrainState
+from srft_jax.config import LoraConfig, MeshConfig, ObjectiveConfig, OptimizerConfig
+from srft_jax.mesh import make_mesh, sharding
 from srft_jax.models import init_params, lora
 from srft_jax.models.families import param_shardings
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.objective import Objective
 from srft_jax.ops.head import token_stats
 from srft_jax.tasks.compilations import Compilations
+from srft_jax.training.logprobs import make_old_logprobs
+from srft_jax.training.microbatch import in_batch_order, rows_of
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import state_shardings
-from srft_jax.training.step import make_train_step
+from srft_jax.training.step import make_gradient_norms, make_train_step
 
-MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 2), (1, 1, 4)]
-AXES = ("data", "fsdp", "tensor")
+Shape = tuple[int, int, int, int]
 # Sums per sequence, over roles, and of all terms: whatever could go wrong across devices. Every
 # metric there is comes with it.
 OBJECTIVE = expand(
@@ -44,15 +47,14 @@ OBJECTIVE = expand(
 )
 # The head forms its gradient in one go with the statistics.
 ELEMENTWISE = dataclasses.replace(OBJECTIVE, entropy_scope="token")
-ELEMENTWISE_MESHES = [(2, 2, 2)]
-LORA_MESH = (2, 2, 2)
+# Sooner compiled.
+PLAIN = expand(ObjectiveConfig(preset="srft"))
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1.0, warmup_steps=0), MODEL, num_updates=8)
 
 
-def mesh_of(shape: tuple[int, int, int]) -> Mesh:
+def mesh_of(shape: Shape) -> Mesh:
     """Of the first devices."""
-    devices = jax.devices()[: math.prod(shape)]
-    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * 3, devices=devices)
+    return make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
 
 
 def initial_state() -> TrainState:
@@ -86,18 +88,16 @@ def two_steps(
 def of_batch(mesh: Mesh, batch: Batch) -> Batch:
     """Where each array of a batch lies."""
     return jax.tree.map(
-        lambda x: sharding(mesh, (None, "rows", None) if x.ndim == 3 else (), x.shape), batch
+        lambda x: sharding(mesh, (None, "batch", None) if x.ndim == 3 else (), x.shape), batch
     )
 
 
-def on_mesh(
-    objective: Objective, shape: tuple[int, int, int], batch: Batch
-) -> tuple[TrainState, list]:
+def on_mesh(objective: Objective, shape: Shape, batch: Batch) -> tuple[TrainState, list]:
     mesh = mesh_of(shape)
     state = initial_state()
     where = state_shardings(mesh, MODEL, {"policy": OPTIMIZER}, state.params)
     gate = where.params["layers"]["gate"]
-    assert gate.shard_shape((2, 16, 32)) == (2, 16 // shape[1], 32 // shape[2])
+    assert gate.shard_shape((2, 16, 32)) == (2, 16 // shape[1], 32 // shape[3])
     assert optax.tree.get(where.optimizer_states["policy"], "mu") == where.params
     inputs = jax.device_put(
         (state, batch, reference_params()), (where, of_batch(mesh, batch), where.params)
@@ -109,7 +109,7 @@ def on_mesh(
     return state, metrics
 
 
-def lora_differences(shape: tuple[int, int, int], batch: Batch) -> dict[str, float]:
+def lora_differences(shape: Shape, batch: Batch) -> dict[str, float]:
     """Two steps of adapters, of which B is random too; the base is the reference."""
     model = lora.adapted(MODEL, LoraConfig(rank=2, alpha=4.0))
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, warmup_steps=0), model, 8)
@@ -169,26 +169,86 @@ def head_flops(mesh: Mesh) -> float:
         return jax.jit(token_stats).lower(*inputs).compile().cost_analysis()["flops"]
 
 
+def head_flops_share(shape: Shape) -> float:
+    """Of one device in those of all rows."""
+    return head_flops(mesh_of(shape)) / head_flops(mesh_of((1, 1, 1, 1)))
+
+
+def step_differences(objective: Objective, shape: Shape, batch: Batch) -> dict[str, float]:
+    wanted, wanted_metrics = on_one_device(objective, batch)
+    state, metrics = on_mesh(objective, shape, batch)
+    by_name, wanted_by_name = (
+        {name: [of_step[name] for of_step in steps] for name in steps[0]}
+        for steps in (metrics, wanted_metrics)
+    )
+    return {
+        **{name: largest_difference(by_name[name], wanted_by_name[name]) for name in by_name},
+        "moved": largest_difference(wanted.params, initial_state().params),
+        "params": largest_difference(state.params, wanted.params),
+        "optimizer": largest_difference(state.optimizer_states, wanted.optimizer_states),
+    }
+
+
+_ON_ONE_DEVICE: dict[Objective, tuple[TrainState, list]] = {}
+
+
+def on_one_device(objective: Objective, batch: Batch) -> tuple[TrainState, list]:
+    if objective not in _ON_ONE_DEVICE:
+        _ON_ONE_DEVICE[objective] = two_steps(objective, initial_state(), batch, reference_params())
+    return _ON_ONE_DEVICE[objective]
+
+
+def pass_differences(shape: Shape, batch: Batch) -> dict[str, float]:
+    """Of what is computed beside steps: old log-probs, norms of the gradient of each term, and the
+    tokens that `replay` prints."""
+    state, reference = initial_state(), reference_params()
+    inputs = (state, batch, reference)
+
+    def passes(state: TrainState, batch: Batch, reference: object) -> tuple:
+        options = dict(temperature=0.8)
+        old = make_old_logprobs(MODEL, **options)(state.params, batch).rows.old_logprobs
+        options |= dict(on_policy=False, reference_params=reference)
+        norms = make_gradient_norms(MODEL, OBJECTIVE, **options)(state, batch)
+        ordered = jax.jit(lambda batch: in_batch_order(flat_rows(batch), batch))(batch)
+        return old, norms, ordered
+
+    old, norms, _ = passes(*inputs)
+    mesh = mesh_of(shape)
+    of_params = param_shardings(mesh, MODEL)
+    of_state = state_shardings(mesh, MODEL, {"policy": OPTIMIZER}, state.params)
+    inputs = jax.device_put(inputs, (of_state, of_batch(mesh, batch), of_params))
+    with jax.set_mesh(mesh):
+        got_old, got_norms, ordered = passes(*inputs)
+    return {
+        "moved": largest_difference(old, batch.rows.old_logprobs),
+        "old logprobs": largest_difference(got_old, old),
+        "norms": largest_difference(got_norms, norms),
+        "order": largest_difference(ordered, jax.tree.map(lambda x: x[1], batch.rows)),
+    }
+
+
+def flat_rows(batch: Batch) -> Rows:
+    """Of microbatch 1."""
+    return jax.tree.map(lambda x: x.reshape(-1), rows_of(batch, 1))
+
+
 def main() -> None:
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_default_matmul_precision", "highest")
     batch = batch_of(sequences(), OBJECTIVE, rows_per_microbatch=4, shape=(2, 8))
+    cases = {
+        "": lambda shape: step_differences(OBJECTIVE, shape, batch),
+        "plain:": lambda shape: step_differences(PLAIN, shape, batch),
+        "elementwise:": lambda shape: step_differences(ELEMENTWISE, shape, batch),
+        "lora:": lambda shape: lora_differences(shape, batch),
+        "passes:": lambda shape: pass_differences(shape, batch),
+        "head:": head_flops_share,
+    }
     results: dict = {}
-    shares = [head_flops(mesh_of(shape)) for shape in [(8, 1, 1), (1, 1, 1)]]
-    results["head_flops_share"] = shares[0] / shares[1]
-    cases = [("", OBJECTIVE, MESHES), ("elementwise ", ELEMENTWISE, ELEMENTWISE_MESHES)]
-    for label, objective, meshes in cases:
-        wanted, wanted_metrics = two_steps(objective, initial_state(), batch, reference_params())
-        results[f"{label}moved"] = largest_difference(wanted.params, initial_state().params)
-        results["metrics"] = sorted(wanted_metrics[0])
-        for shape in meshes:
-            state, metrics = on_mesh(objective, shape, batch)
-            results[label + "x".join(map(str, shape))] = {
-                "metrics": largest_difference(metrics, wanted_metrics),
-                "params": largest_difference(state.params, wanted.params),
-                "optimizer": largest_difference(state.optimizer_states, wanted.optimizer_states),
-            }
-    results["lora"] = lora_differences(LORA_MESH, batch)
+    for name in sys.argv[1:]:
+        case, colon, sizes = name.rpartition(":")
+        data, fsdp, context, tensor = map(int, sizes.split("x"))
+        results[name] = cases[case + colon]((data, fsdp, context, tensor))
     print(json.dumps(results))
 
 

@@ -1,0 +1,50 @@
+"""Verb `plan`: whether a run fits a machine, and how fast it would go there, before there is one.
+
+The run's own programs are compiled for the topology from abstract shapes; see docs/plan.md.
+"""
+
+import json
+import sys
+
+from srft_jax.config import RunConfig, UsageError
+from srft_jax.tasks.planning import table
+from srft_jax.tasks.planning.planned_run import planned_run
+from srft_jax.tasks.planning.plans import compiled_plan, estimated_plan
+from srft_jax.tasks.planning.scaling import scaled_plans
+from srft_jax.tasks.planning.search import search
+from srft_jax.tasks.planning.topology import prepare_backend, topology_of
+
+
+def plan(config: RunConfig) -> int:
+    """Prints the plan; that a run does not fit is an answer, not an error.
+
+    Returns:
+        Exit code: 0.
+    """
+    wanted = config.plan
+    if wanted.topology is None:
+        raise UsageError("plan needs plan.topology, e.g. --topology v5p:4x4x4, cpu:8 or h100:8")
+    prepare_backend(wanted.topology)
+    topology = topology_of(wanted.topology)
+    run = planned_run(config, topology.devices)
+    if wanted.search:
+        candidates = search(run, topology, _report)
+        print(table.search_text(candidates) + "\n")
+        run = candidates[0].run
+    if topology.chip.kind == "gpu":
+        print(f"{topology.name}: by arithmetic alone, as nothing here compiles for GPUs\n")
+        found = estimated_plan(run, topology)
+    else:
+        found = compiled_plan(run, topology, _report)
+    print(table.plan_text(found))
+    scaling = scaled_plans(run, topology, _report) if wanted.scaling else {}
+    if scaling:
+        print("\n" + table.scaling_text(scaling))
+    if wanted.json:
+        print(json.dumps(table.plan_json(found, scaling)))
+    return 0
+
+
+def _report(line: str) -> None:
+    """Progress is no part of the result."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,51 @@
+"""What a device can do at best: one table of makers' figures."""
+
+import dataclasses
+from typing import Literal
+
+GIB, GB = 2.0**30, 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Of one device as JAX counts them: a chip, or one of its cores where `cores` is 2.
+
+    Attributes:
+        kind: Who can compile for it: libtpu, XLA's own CPU backend, nobody here.
+        flops: Products of bfloat16 matrices, a second, dense.
+        hbm: Bytes of memory that a program may use.
+        hbm_rate: Of these, bytes read or written a second.
+        link_rate: Bytes a second that one link to a neighbour carries one way; of GPUs, all links
+            to the switch together.
+        cores: Devices of a chip, which share its figures; those given are of one.
+        wraps: Multiples at which an axis of a slice closes to a ring; 0 where none does.
+    """
+
+    kind: Literal["tpu", "cpu", "gpu"]
+    flops: float
+    hbm: float
+    hbm_rate: float
+    link_rate: float
+    cores: int = 1
+    wraps: int = 0
+
+
+# TPUs: peak, memory and its rate from cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; links from
+# jax-ml.github.io/scaling-book/tpus, where v5p's torus has 9e10 B/s a link one way, and of tpu7x
+# from its 1,200 GB/s a chip, twice v5p's 600. `hbm` is what libtpu 0.0.42 says a program may use,
+# of nominal 32, 16, 95, 32 and 192 GiB a chip. Axes close to rings at multiples of 4 where optical
+# switches join cubes of 4 x 4 x 4 (v4, v5p, tpu7x), at 16 on a v5e or v6e.
+# libtpu compiles for each core of a v4 and a tpu7x apart: a device is half a chip.
+# GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM, dense rates; NVLink one way.
+# cpu: round figures for one core of a server, so that a plan of fake devices has something to say.
+CHIPS = {
+    "v4": Chip("tpu", 275e12 / 2, 15.25 * GIB, 1228 * GB / 2, 45 * GB / 2, cores=2, wraps=4),
+    "v5e": Chip("tpu", 197e12, 15.75 * GIB, 819 * GB, 45 * GB, wraps=16),
+    "v5p": Chip("tpu", 459e12, 95.74 * GIB, 2765 * GB, 90 * GB, wraps=4),
+    "v6e": Chip("tpu", 918e12, 31.25 * GIB, 1640 * GB, 90 * GB, wraps=16),
+    "tpu7x": Chip("tpu", 2307e12 / 2, 94.75 * GIB, 7380 * GB / 2, 180 * GB / 2, cores=2, wraps=4),
+    "a100": Chip("gpu", 312e12, 80 * GB, 2039 * GB, 300 * GB),
+    "h100": Chip("gpu", 989e12, 80 * GB, 3350 * GB, 450 * GB),
+    "h200": Chip("gpu", 989e12, 141 * GB, 4800 * GB, 450 * GB),
+    "cpu": Chip("cpu", 0.1e12, 4 * GIB, 10 * GB, 10 * GB),
+}

@@ -1,0 +1,171 @@
+"""A plan: the run's programs compiled, and what they say about memory and time together."""
+
+import dataclasses
+from collections.abc import Callable
+
+from srft_jax.mesh import row_shards
+from srft_jax.tasks.planning import memory, workload
+from srft_jax.tasks.planning.accounts import (
+    Account,
+    OutOfMemory,
+    account,
+    bytes_on_device,
+    loops,
+)
+from srft_jax.tasks.planning.estimate import estimate
+from srft_jax.tasks.planning.hlo_count import Count
+from srft_jax.tasks.planning.memory import ByPurpose, Held
+from srft_jax.tasks.planning.phases import Phase, phase
+from srft_jax.tasks.planning.sampler_programs import (
+    abstract_decode_params,
+    abstract_sampler_state,
+    lowered_sampler,
+)
+from srft_jax.tasks.planning.topology import Topology
+from srft_jax.tasks.planning.train_program import lowered_train_step
+from srft_jax.tasks.planning.workload import Workload, model_flops, workload_of
+from srft_jax.tasks.setup import Outline
+
+# Of what the train state and the sampler's parameters leave, as rollout/plan.py takes it.
+_SHARE_FOR_CACHE = 0.8
+
+Report = Callable[[str], None]  # a line of progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is known of a run on a topology.
+
+    Attributes:
+        run: As planned, which a search may have changed.
+        topology: Devices, in the mesh's order.
+        work: A step.
+        phases: Of a step, those that compiled.
+        memory: Of updates and rollouts, on a device.
+        refused: Programs that do not fit.
+        compiled: Programs that do; none where the plan is by arithmetic alone.
+    """
+
+    run: Outline
+    topology: Topology
+    work: Workload
+    phases: tuple[Phase, ...]
+    memory: dict[str, ByPurpose]
+    refused: tuple[OutOfMemory, ...]
+    compiled: tuple[Account, ...]
+
+    @property
+    def needed(self) -> float:
+        """Bytes on a device, in the phase that holds the most."""
+        of_phases = [sum(by_purpose.values()) for by_purpose in self.memory.values()]
+        return max([*of_phases, *(one.needed or 0.0 for one in self.refused)])
+
+    @property
+    def fits(self) -> bool:
+        return not self.refused and self.needed <= self.topology.chip.hbm
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, everything overlapping within a phase."""
+        return sum(one.seconds for one in self.phases)
+
+    @property
+    def most_seconds(self) -> float:
+        """Of a step, nothing overlapping."""
+        return sum(one.most_seconds for one in self.phases)
+
+    @property
+    def train(self) -> Phase | None:
+        return next((one for one in self.phases if one.name == "train"), None)
+
+    @property
+    def mfu(self) -> float | None:
+        """Model's FLOPs of the updates over what the devices could do while they are made."""
+        if self.train is None:
+            return None
+        peak = self.topology.chip.flops * len(self.topology.devices)
+        return model_flops(self.run, self.work) / (self.train.seconds * peak)
+
+
+def estimated_plan(run: Outline, topology: Topology) -> Plan:
+    """The updates alone, by arithmetic."""
+    work = workload_of(run)
+    found = estimate(run, work, topology, memory.held(run))
+    train = Phase("train", Count(found.flops), found.compute, 0.0, found.exchange)
+    ordered = topology.ordered(run.mesh)
+    return Plan(run, ordered, work, (train,), {"updates": found.hbm}, (), ())
+
+
+def compiled_plan(run: Outline, topology: Topology, report: Report) -> Plan:
+    """Updates, and rollouts where the objective has any, from compiled programs."""
+    plan = updates_plan(run, topology, report)
+    if plan.refused or not plan.work.completions:
+        return plan
+    return _with_rollouts(plan, memory.held(run), report)
+
+
+def updates_plan(run: Outline, topology: Topology, report: Report) -> Plan:
+    """Of the train step alone."""
+    topology, work, of_run = topology.ordered(run.mesh), workload_of(run), memory.held(run)
+    report(f"compiling train for {topology.name}")
+    train = train_account(run, work)
+    by_purpose: dict[str, ByPurpose]
+    if isinstance(train, OutOfMemory):
+        by_purpose = {"updates": dataclasses.asdict(of_run)}
+        return Plan(run, topology, work, (), by_purpose, (train,), ())
+    updates = phase("train", train.count.times(work.updates), topology)
+    by_purpose = {"updates": memory.of_updates(of_run, memory.batch_bytes(run), train)}
+    return Plan(run, topology, work, (updates,), by_purpose, (), (train,))
+
+
+def train_account(run: Outline, work: Workload) -> Account | OutOfMemory:
+    """Of one update."""
+    lowered = lowered_train_step(run.config, run.model_config, run.objective, run.mesh)
+    trips = loops({"head": workload.head_blocks(run, work)}, otherwise=work.microbatches)
+    return account("train", lowered, trips, run.mesh.size)
+
+
+def _with_rollouts(plan: Plan, of_run: Held, report: Report) -> Plan:
+    run, work, dtype = plan.run, plan.work, plan.run.config.model.dtype
+    decoding, params = workload.decoding(run), memory.policy_params(run)
+    copy = bytes_on_device(abstract_decode_params(params, run.model_config, decoding, dtype))
+    left = plan.topology.chip.hbm - of_run.parameters - of_run.optimizer - copy
+    shape = workload.cache_shape(run, work, _SHARE_FOR_CACHE * left)
+    shards = row_shards(decoding)
+    pass_rows = workload.prefill_rows(work, shape, shards)
+    otherwise = {"decode": shape.segment, "prefill": pass_rows}
+    programs: dict[str, Account] = {}
+    refused: list[OutOfMemory] = []
+    for name, lowered in lowered_sampler(
+        params,
+        run.model_config,
+        decoding,
+        shape,
+        runtime=run.runtime,
+        sampling=run.rollout_sampling,
+        pass_rows=pass_rows,
+    ):
+        report(f"compiling {name}")
+        found = account(name, lowered, loops({}, otherwise.get(name, 1)), run.mesh.size)
+        if isinstance(found, OutOfMemory):
+            refused.append(found)
+        else:
+            programs[name] = found
+    state = abstract_sampler_state(run.model_config, shape, decoding, dtype)
+    by_purpose = memory.of_rollouts(of_run, copy, bytes_on_device(state), programs)
+    times = {
+        "convert_layer": float(run.model_config.num_layers),
+        "convert_rest": 1.0,
+        "prefill": float(-(-work.prompts // (shards * pass_rows))),
+        "decode": workload.decode_steps(work, shape) / shape.segment,
+    }
+    rollouts = [
+        phase(name, one.count.times(times[name]), plan.topology) for name, one in programs.items()
+    ]
+    return dataclasses.replace(
+        plan,
+        phases=(*rollouts, *plan.phases),
+        memory=plan.memory | {"rollouts": by_purpose},
+        refused=tuple(refused),
+        compiled=(*plan.compiled, *programs.values()),
+    )

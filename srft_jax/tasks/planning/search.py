@@ -1,0 +1,132 @@
+"""The fastest mesh, microbatch and remat that fit: arithmetic sorts, the compiler decides."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+
+from srft_jax.config import UsageError
+from srft_jax.mesh import row_shards
+from srft_jax.tasks.planning.accounts import OutOfMemory
+from srft_jax.tasks.planning.estimate import Estimate, estimate
+from srft_jax.tasks.planning.memory import held
+from srft_jax.tasks.planning.phases import Phase, phase
+from srft_jax.tasks.planning.planned_run import changed, planned_run
+from srft_jax.tasks.planning.plans import Report, train_account
+from srft_jax.tasks.planning.topology import Topology
+from srft_jax.tasks.planning.workload import workload_of
+from srft_jax.tasks.setup import Outline
+
+_MOST_COMPILED = 4
+_ROWS_OF_A_SHARD = (1, 2, 4, 8)
+_REMATS = ("none", "dots", "block")
+# By arithmetic; the compiler may find that it does fit after all.
+_MOST_OF_MEMORY = 1.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A run with other values for the keys of the search.
+
+    Attributes:
+        run: As changed.
+        estimate: Of it.
+        train: What its compiled train step takes in a step; None where it was not compiled.
+        needed: Bytes by XLA, where it was.
+    """
+
+    run: Outline
+    estimate: Estimate
+    train: Phase | None = None
+    needed: float | None = None
+
+    @property
+    def flags(self) -> str:
+        """As a command line has them."""
+        mesh, config = self.run.mesh.shape, self.run.config
+        return (
+            f"--mesh.data={mesh['data']} --mesh.fsdp={mesh['fsdp']} --mesh.tensor={mesh['tensor']} "
+            f"--training.rows_per_microbatch={config.training.rows_per_microbatch} "
+            f"--model.remat={config.model.remat}"
+        )
+
+
+def search(run: Outline, topology: Topology, report: Report) -> list[Candidate]:
+    """Candidates that were compiled and fit, the fastest first; of GPUs, the likeliest estimates.
+
+    The context axis stays as configured.
+
+    Raises:
+        UsageError: no candidate fits.
+    """
+    began, hbm = time.monotonic(), topology.chip.hbm
+    candidates = sorted(_candidates(run, topology), key=lambda one: one.estimate.seconds)
+    likely = [one for one in candidates if one.estimate.needed < _MOST_OF_MEMORY * hbm]
+    report(f"search: {len(candidates)} candidates, {len(likely)} that may fit")
+    if topology.chip.kind == "gpu":
+        fitting = [one for one in candidates if one.estimate.needed < hbm]
+    else:
+        fitting = []
+        for candidate in likely[:_MOST_COMPILED]:
+            if fitting and time.monotonic() - began > run.config.plan.search_seconds:
+                report(f"search: plan.search_seconds = {run.config.plan.search_seconds} are over")
+                break
+            report(f"compiling train of {candidate.flags}")
+            fitting += _compiled(candidate, topology)
+    if not fitting:
+        raise UsageError(_nothing_fits(candidates, topology))
+    return sorted(fitting, key=lambda one: (one.train or one.estimate).seconds)
+
+
+def _compiled(candidate: Candidate, topology: Topology) -> list[Candidate]:
+    """The candidate with what XLA says of it, or none if it does not fit."""
+    work = workload_of(candidate.run)
+    found = train_account(candidate.run, work)
+    if isinstance(found, OutOfMemory) or found.needed > topology.chip.hbm:
+        return []
+    of_step = found.count.times(work.updates)
+    train = phase("train", of_step, topology.ordered(candidate.run.mesh))
+    return [dataclasses.replace(candidate, train=train, needed=found.needed)]
+
+
+def _candidates(run: Outline, topology: Topology) -> Iterator[Candidate]:
+    for of_mesh in _meshes(run, topology):
+        of_run, shards = held(of_mesh), row_shards(of_mesh.mesh) // of_mesh.mesh.shape["context"]
+        for rows, remat in itertools.product(_ROWS_OF_A_SHARD, _REMATS):
+            config = changed(
+                of_mesh.config,
+                training={"rows_per_microbatch": rows * shards},
+                model={"remat": remat},
+            )
+            one = dataclasses.replace(of_mesh, config=config)
+            yield Candidate(one, estimate(one, workload_of(one), topology, of_run))
+
+
+def _meshes(run: Outline, topology: Topology) -> Iterator[Outline]:
+    """The run on every mesh whose axis `tensor` splits whole heads."""
+    size, context = run.mesh.size, run.mesh.shape["context"]
+    for fsdp, tensor in itertools.product(_divisors(size), repeat=2):
+        if size % (fsdp * tensor * context) or run.model_config.num_heads % tensor:
+            continue
+        data = size // (fsdp * tensor * context)
+        config = changed(
+            run.config,
+            mesh={"data": data, "fsdp": fsdp, "tensor": tensor},
+            training={"rows_per_microbatch": data * fsdp},
+        )
+        yield planned_run(config, topology.devices)
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _nothing_fits(candidates: list[Candidate], topology: Topology) -> str:
+    least = min(candidates, key=lambda one: one.estimate.needed)
+    largest = sorted(least.estimate.hbm.items(), key=lambda item: -item[1])[:3]
+    listed = ", ".join(f"{name} {size / 2**30:.3g} GiB" for name, size in largest)
+    return (
+        f"no mesh, microbatch and remat fits {topology.name}, whose devices have "
+        f"{topology.chip.hbm / 2**30:.4g} GiB; the least by estimate, {least.flags}, takes "
+        f"{least.estimate.needed / 2**30:.3g} GiB: {listed}"
+    )

@@ -1,0 +1,132 @@
+"""Devices that need not be there, and the rate at which groups of them exchange."""
+
+import dataclasses
+import importlib.util
+import math
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from srft_jax.config import UsageError
+from srft_jax.tasks.planning.chips import CHIPS, Chip
+from srft_jax.tasks.planning.hlo_groups import Group
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices of one slice.
+
+    Attributes:
+        name: As asked for.
+        chip: Of each device.
+        sizes: Of the slice along its axes, in chips.
+        devices: For a mesh; of GPUs, which nothing here compiles for, fake ones on the CPU.
+    """
+
+    name: str
+    chip: Chip
+    sizes: tuple[int, ...]
+    devices: tuple[Any, ...]
+
+    @property
+    def num_chips(self) -> int:
+        return math.prod(self.sizes)
+
+    def ordered(self, mesh: Mesh) -> "Topology":
+        """With the devices in the mesh's order."""
+        return dataclasses.replace(self, devices=tuple(mesh.devices.flat))
+
+
+def split_name(name: str) -> tuple[str, tuple[int, ...]]:
+    """In: "v5p:4x4x4".  Out: "v5p", (4, 4, 4).
+
+    Raises:
+        UsageError: another form, or a chip that is not in the table.
+    """
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    if not found or found[1] not in CHIPS:
+        raise UsageError(
+            f"plan.topology = {name} is not of the form v5p:4x4x4, cpu:8 or h100:8, with one of "
+            f"{', '.join(CHIPS)}"
+        )
+    return found[1], tuple(map(int, found[2].split("x")))
+
+
+def prepare_backend(name: str) -> None:
+    """Before JAX is used: on the CPU, with as many fake devices as will be asked for.
+
+    Raises:
+        UsageError: as `split_name`.
+    """
+    chip, sizes = split_name(name)
+    jax.config.update("jax_platforms", "cpu")
+    if CHIPS[chip].kind != "tpu":
+        jax.config.update("jax_num_cpu_devices", math.prod(sizes))
+
+
+def topology_of(name: str) -> Topology:
+    """The devices; `prepare_backend` comes before.
+
+    Raises:
+        UsageError: there is no such slice, or nothing to compile for it with.
+    """
+    kind, sizes = split_name(name)
+    chip = CHIPS[kind]
+    devices = _tpus(name) if chip.kind == "tpu" else _cpus(name, math.prod(sizes))
+    return Topology(name, chip, sizes, devices)
+
+
+def _tpus(name: str) -> tuple[Any, ...]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise UsageError(
+            f"plan.topology = {name} is compiled by libtpu, which runs on any machine but is not "
+            "installed: pip install 'srft_jax[tpu]'"
+        )
+    try:
+        return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UsageError(f"plan.topology = {name}: libtpu knows no such slice: {said}") from error
+
+
+def _cpus(name: str, number: int) -> tuple[Any, ...]:
+    found = jax.devices("cpu")
+    if len(found) < number:
+        raise UsageError(
+            f"plan.topology = {name} needs {number} devices, but JAX has started with {len(found)}"
+        )
+    return tuple(found[:number])
+
+
+def seconds_to_send(topology: Topology, group: Group, sent: float) -> float:
+    """How long a device takes to send so many bytes to the others of its group.
+
+    On a torus as rings do it, over all axes that the group extends over at once: both ways round
+    where an axis closes to a ring, one way along a line. The cores of one chip have all its links.
+
+    Args:
+        topology: Its devices in the order in which the group numbers them, as a mesh has them.
+        group: Who exchanges.
+        sent: By each.
+    """
+    chip = topology.chip
+    if chip.kind != "tpu":
+        return sent / chip.link_rate
+    extents = _extents([topology.devices[number].coords for number in group])
+    sizes = _extents([device.coords for device in topology.devices])
+    links = sum(_links(chip, *of_axis) for of_axis in zip(extents, sizes, strict=True))
+    return sent / (chip.link_rate * (links or 2 * len(topology.sizes)))
+
+
+def _links(chip: Chip, extent: int, size: int) -> int:
+    if extent == 1:
+        return 0
+    return 2 if extent == size and chip.wraps and size % chip.wraps == 0 else 1
+
+
+def _extents(places: list[tuple[int, ...]]) -> list[int]:
+    """How many places there are along each axis."""
+    return [len(set(of_axis)) for of_axis in zip(*places, strict=True)]

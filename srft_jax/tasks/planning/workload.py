@@ -1,0 +1,171 @@
+"""How much of everything a step of the run has, at the lengths that the plan takes."""
+
+import dataclasses
+import math
+from collections import deque
+
+from jax.sharding import Mesh
+
+from srft_jax.mesh import decode_mesh, split_axes
+from srft_jax.models import families
+from srft_jax.ops import head_passes
+from srft_jax.rollout.cache import CacheShape
+from srft_jax.rollout.packing import TOKENS_PER_PASS
+from srft_jax.rollout.plan import capacity_for, make_plan
+from srft_jax.rollout.slots import Job, Prompt
+from srft_jax.tasks.setup import Outline
+from srft_jax.tasks.stages import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Of one step: rollouts, then the updates on them.
+
+    Attributes:
+        prompt_length: Tokens, on average.
+        completion_length: Likewise.
+        sequences: Of one update.
+        microbatches: Of one update, in use; their rows are taken as full.
+        updates: Of one step.
+        completions: Sampled in one step; 0 for an objective without rollouts.
+        prompts: Likewise.
+    """
+
+    prompt_length: int
+    completion_length: int
+    sequences: int
+    microbatches: int
+    updates: int
+    completions: int
+    prompts: int
+
+    @property
+    def inputs(self) -> int:
+        """Tokens of a sequence that the model reads: the last one is a target only."""
+        return self.prompt_length + self.completion_length - 1
+
+    @property
+    def trained_tokens(self) -> int:
+        """Of one step that a loss is taken of."""
+        return self.updates * self.sequences * self.completion_length
+
+    @property
+    def tokens(self) -> int:
+        """Of one step that the train step reads."""
+        return self.updates * self.sequences * self.inputs
+
+
+def workload_of(run: Outline) -> Workload:
+    """Of the run's last stage."""
+    config = run.config
+    stage = run.stage_at(config.training.num_steps)
+    prompt = config.plan.mean_prompt or config.data.max_prompt_tokens
+    completion = config.plan.mean_completion or config.rollout.max_new_tokens
+    group = config.rollout.completions_per_prompt if run.objective.uses_rollouts else 0
+    return Workload(
+        prompt_length=prompt,
+        completion_length=completion,
+        sequences=stage.sequences_per_update,
+        microbatches=_microbatches(run, stage, prompt + completion - 1),
+        updates=config.training.updates_per_rollout,
+        completions=group * config.data.prompts_per_step,
+        prompts=config.data.prompts_per_step if group else 0,
+    )
+
+
+def _microbatches(run: Outline, stage: Stage, length: int) -> int:
+    """Rows packed full, as mixed lengths make them, but no more than the run has."""
+    training = run.config.training
+    rows = math.ceil(stage.sequences_per_update * length / training.row_length)
+    return min(math.ceil(rows / training.rows_per_microbatch), run.num_microbatches(stage))
+
+
+def head_blocks(run: Outline, work: Workload) -> int:
+    """How often the head's loop over blocks of trained tokens runs on a device, a microbatch."""
+    training, model, shape = run.config.training, run.model_config, run.mesh.shape
+    shards = shape["data"] * shape["fsdp"] * shape["context"]
+    tokens = training.rows_per_microbatch * training.row_length // shards
+    columns = model.vocab_size
+    for axis in split_axes(run.mesh, "vocab", columns):
+        columns //= shape[axis]
+    options = head_passes.Options(
+        softcap=model.logit_softcap,
+        transposed=model.tie_embeddings,
+        logits_bytes=training.logits_mib * 2**20,
+        frozen=run.config.model.lora is not None,
+    )
+    num_heads = 2 if run.objective.uses_reference else 1
+    layout = head_passes.make_layout(tokens, columns, num_heads, options)
+    return math.ceil(tokens * work.completion_length / work.inputs / layout.rows)
+
+
+def cache_shape(run: Outline, work: Workload, budget: float) -> CacheShape:
+    """Of a step's rollouts, as the sampler plans it for so many bytes on each device.
+
+    Raises:
+        UsageError: they do not hold one completion and its prompt.
+    """
+    config, sampling = run.config, run.rollout_sampling
+    if sampling.cache_mib is None:
+        sampling = dataclasses.replace(sampling, cache_mib=max(1, int(budget / 2**20)))
+    group, limit = config.rollout.completions_per_prompt, config.rollout.max_new_tokens
+    jobs = [Job(0, member, limit, (0,), 0) for member in range(group)]
+    tokens = (0,) * config.data.max_prompt_tokens
+    prompts = [Prompt(tokens, 0, deque(jobs)) for _ in range(work.prompts)]
+    plan = make_plan(run.model_config, prompts, sampling, decoding(run))
+    return CacheShape(
+        rows=plan.shards * plan.rows,
+        prompts=plan.shards * plan.prompts,
+        lanes=plan.lanes,
+        prompt_capacity=capacity_for(config.data.max_prompt_tokens),
+        capacity=capacity_for(limit),
+        segment=sampling.segment,
+    )
+
+
+def decoding(run: Outline) -> Mesh:
+    """The mesh as rollouts lay it out."""
+    tensor = run.config.rollout.tensor
+    return decode_mesh(run.mesh, run.mesh.shape["tensor"] if tensor is None else tensor)
+
+
+def prefill_rows(work: Workload, shape: CacheShape, shards: int) -> int:
+    """Of a pass, on each shard: as wide as the longest prompt, no more than there are prompts."""
+    most = max(1, TOKENS_PER_PASS // shape.prompt_capacity)
+    return min(most, math.ceil(work.prompts / shards))
+
+
+def decode_steps(work: Workload, shape: CacheShape) -> int:
+    """With all rows busy until the last completions, which all take as long."""
+    if not work.completions:
+        return 0
+    return math.ceil(work.completions / shape.rows) * work.completion_length
+
+
+def model_flops(run: Outline, work: Workload) -> float:
+    """Of a step's updates, over all devices, that no implementation can avoid.
+
+    6 for each token and matrix parameter (2 forward, 4 backward; the head for trained tokens alone;
+    of experts those that a token is given to), and attention of each sequence to itself, causal:
+    12 L N H T^2 / 2, in layers that slide of no more keys than the window.
+    """
+    model = run.model_config
+    of_layers, of_head = _matrices(run)
+    lengths = [
+        min(work.inputs / 2, float(model.sliding_window or math.inf)) if slides else work.inputs / 2
+        for slides in model.slides
+    ]
+    attention = 12 * model.num_heads * model.head_dim * sum(lengths) * work.tokens
+    return 6 * (of_layers * work.tokens + of_head * work.trained_tokens) + attention
+
+
+def _matrices(run: Outline) -> tuple[float, float]:
+    """Numbers in matrices that a token is multiplied with: of all layers, and of the head."""
+    model, of_layers = run.model_config, 0.0
+    for row in families.parameters(model):
+        if row.stacked and len(row.axes) >= 2:
+            size = float(math.prod(families.stacked_shape(row, model)))
+            if "experts" in row.axes and row.name != "router" and model.num_experts:
+                size = size * (model.experts_per_token or 1) / model.num_experts
+            of_layers += size
+    return of_layers, model.dim * model.vocab_size

@@ -1,0 +1,62 @@
+"""Traces of chosen steps, for TensorBoard's profile page or xprof: what ran when, on host and device.
+
+Device work carries the names of its phases (attention, mlp, head, optimizer), the host's those of
+the step (rollout, train).
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Self
+
+import jax
+from etils import epath
+
+from srft_jax.config import RunConfig
+
+
+class Profiler:
+    """Writes run_dir/profile/step_N for each N of `training.profile_steps`.
+
+    Every process writes the files of its own devices. Leaving the context ends a trace that an
+    error has cut short.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._folder = epath.Path(config.run_dir) / "profile"
+        self._steps = frozenset(config.training.profile_steps)
+        self._open = contextlib.ExitStack()  # of the step at hand
+
+    def begin(self, step: int) -> None:
+        """Before anything of a step, which counts from 1."""
+        if step not in self._steps:
+            return
+        folder = self._open.enter_context(_written(self._folder / f"step_{step}"))
+        self._open.enter_context(jax.profiler.trace(folder))
+        self._open.enter_context(jax.profiler.StepTraceAnnotation("step", step_num=step))
+
+    def end(self) -> None:
+        """After the step's last work is done."""
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+@contextlib.contextmanager
+def _written(path: epath.Path) -> Iterator[epath.Path]:
+    """A directory whose files end up in `path`: XLA's profiler writes to local disks alone."""
+    if "://" not in os.fspath(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as local:
+        yield epath.Path(local)
+        for file in epath.Path(local).glob("**/*"):
+            if file.is_file():
+                target = path / file.relative_to(local)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.copy(target, overwrite=True)

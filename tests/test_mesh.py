@@ -1,0 +1,157 @@
+"""Meshes that fit the devices, on one slice and several, and what is said of those that do not."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from srft_jax import mesh as mesh_module
+from srft_jax.config import MeshConfig, UsageError
+from srft_jax.mesh import AXES, make_mesh, mesh_shape, spec, split_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """As much of one as its place in a machine takes."""
+
+    id: int
+    device_kind: str
+    coords: tuple[int, ...] = ()
+    core_on_chip: int = 0
+    process_index: int = 0
+    platform: str = "tpu"
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceOfSlice(Device):
+    slice_index: int = 0
+
+
+def torus(kind, *sizes, cores=1):
+    """All devices of a slice; the sizes are of x, y, z."""
+    places = itertools.product(*map(range, reversed(sizes)), range(cores))
+    return [
+        Device(number, kind, (*reversed(place[:-1]), 0)[:3], place[-1])
+        for number, place in enumerate(places)
+    ]
+
+
+def slices(count, size):
+    return [
+        DeviceOfSlice(n, "cpu", slice_index=n // size, platform="cpu") for n in range(count * size)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "num_devices", "shape"),
+    [
+        (MeshConfig(), 8, (8, 1, 1, 1)),
+        (MeshConfig(fsdp=4, tensor=2), 16, (2, 4, 1, 2)),
+        (MeshConfig(data=2, fsdp=-1, context=4), 64, (2, 8, 4, 1)),
+        (MeshConfig(data=1, context=-1, tensor=3), 12, (1, 1, 4, 3)),
+        (MeshConfig(data=4, tensor=-1, slices=2), 32, (4, 1, 1, 8)),
+    ],
+)
+def test_one_axis_takes_what_the_others_leave(config, num_devices, shape):
+    assert mesh_shape(config, num_devices) == shape
+
+
+@pytest.mark.parametrize(
+    ("config", "num_devices", "said"),
+    [
+        (MeshConfig(fsdp=-1), 8, "mesh.data and mesh.fsdp are -1, which one axis alone can be"),
+        (MeshConfig(context=0), 8, "mesh.context = 0 is below 1"),
+        (MeshConfig(tensor=-2), 8, "mesh.tensor = -2 is below 1"),
+        (
+            MeshConfig(data=1, fsdp=3),
+            8,
+            "mesh data=1 x fsdp=3 x context=1 x tensor=1 does not fit 8 devices; the nearest of "
+            "the 20 that do: data=1 x fsdp=4 x context=1 x tensor=2; ",
+        ),
+        (
+            MeshConfig(data=1, fsdp=8, slices=2),
+            8,
+            "does not fit 8 devices of 2 slices, which data spans; the nearest of the 10 that do: "
+            "data=2 x fsdp=4 x context=1 x tensor=1; ",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_what_does(config, num_devices, said):
+    with pytest.raises(UsageError) as caught:
+        mesh_shape(config, num_devices)
+    assert said in str(caught.value)
+    assert str(caught.value).count(" x fsdp=") in (0, 5)  # of 256 devices there are 165
+    offered = [part.split(": ")[-1] for part in str(caught.value).split("; ")[1:]]
+    for shape in offered:
+        sizes = dict(axis.split("=") for axis in shape.split(" x "))
+        asked = MeshConfig(
+            **{axis: int(size) for axis, size in sizes.items()}, slices=config.slices
+        )
+        assert np.prod(mesh_shape(asked, num_devices)) == num_devices
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        torus("TPU v5 lite", 2, 4),
+        torus("TPU v6 lite", 4, 8),
+        torus("TPU v5", 2, 2, 4),
+        torus("TPU v4", 2, 2, 4),
+        torus("TPU7x", 2, 2, 2, cores=2),
+    ],
+    ids=lambda devices: devices[0].device_kind,
+)
+def test_every_product_is_a_mesh_of_every_torus(devices):
+    for shape in mesh_module._valid_shapes(len(devices), 1):
+        placed = make_mesh(MeshConfig(*shape), devices).devices
+        assert placed.shape == shape
+        assert {one.id for one in placed.flat} == set(range(len(devices)))
+
+
+def test_neighbours_on_the_last_axis_are_neighbours_in_the_machine():
+    placed = make_mesh(MeshConfig(data=4, tensor=4), torus("TPU v5", 4, 2, 2)).devices
+    for row in placed.reshape(4, 4):
+        steps = np.abs(np.diff([one.coords for one in row], axis=0)).sum(axis=1)
+        assert (steps <= 2).all()
+
+
+def test_data_alone_spans_slices():
+    placed = make_mesh(MeshConfig(data=4, fsdp=2, context=2, slices=2), slices(2, 8)).devices
+    of_slice = np.vectorize(lambda one: one.slice_index)(placed)
+    for number, within in enumerate(of_slice):
+        assert (within == number // 2).all()
+
+
+def test_the_number_of_slices_is_what_there_is():
+    with pytest.raises(
+        UsageError, match="mesh.slices = 1, but the number of slices of the dev.* 2"
+    ):
+        make_mesh(MeshConfig(), slices(2, 4))
+    with pytest.raises(UsageError, match="mesh.slices = 0 is below 1"):
+        make_mesh(MeshConfig(slices=0), slices(2, 4))
+    with pytest.raises(UsageError, match="number of processes, which count here, is 1"):
+        make_mesh(MeshConfig(slices=2), torus("TPU v5 lite", 2, 4))
+
+
+def test_a_process_is_a_slice_where_devices_say_nothing_of_slices():
+    devices = [Device(n, "gpu", process_index=n // 4, platform="gpu") for n in range(8)]
+    placed = make_mesh(MeshConfig(data=2, tensor=4, slices=2), devices).devices
+    assert [[one.process_index for one in row.flat] for row in placed] == [[0] * 4, [1] * 4]
+
+
+@pytest.mark.parametrize(
+    ("heads", "tensor", "split"),
+    [((32, 8), 4, (True, True)), ((32, 8), 16, (True, False)), ((28, 4), 8, (False, False)),
+     ((12, 3), 2, (False, False)), ((12, 3), 6, (True, False))],
+)  # fmt: skip
+def test_attention_is_split_by_whole_heads(heads, tensor, split):
+    mesh = AbstractMesh((1, 2, 1, tensor), AXES)
+    assert tuple(map(bool, split_heads(mesh, *heads))) == split
+
+
+def test_rows_are_split_context_first_and_batches_not_by_it():
+    mesh = AbstractMesh((2, 4, 2, 1), AXES)
+    assert spec(mesh, ("rows", None), (32, 8))[0] == ("context", "data", "fsdp")
+    assert spec(mesh, (None, "batch", None), (3, 16, 8))[1] == ("data", "fsdp")
