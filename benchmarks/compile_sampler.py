@@ -1,153 +1,45 @@
-"""The sampler's programs compiled for TPUs that are not there: time, memory, what a step exchanges.
+"""The sampler's programs compiled for TPUs that are not there: what a decode step sends, copies.
 
     JAX_PLATFORMS=cpu python benchmarks/compile_sampler.py --topology v5e:2x4 --fsdp 2
 
-libtpu compiles on any machine that has it installed. The programs get abstract arguments, laid out
-as in a run: float32 parameters of a training mesh to the bfloat16 ones of the decode mesh (a layer
-at a time, then the rest), a prefill of `--pass-tokens` on each shard of rows, and a segment of
-decode steps whose cache is `--capacity` long. `--rows` and `--prompts` count over all devices;
-memory is of one device. Prints one JSON line last.
+`run.py plan` says what a run's programs take; this looks into those of the sampler, at sizes given
+as flags: parameters of a training mesh to the decode mesh, a prefill of `--pass-rows` on each shard
+of rows, and a segment of decode steps whose cache is `--capacity` long. `--rows` and `--prompts`
+count over all devices; memory is of one device. Prints one JSON line last.
 
-`in_loop`: what the body of the decode loop exchanges a step, and its copies of 1 MiB or more within
+`in_loop`: what the body of the decode loop sends a step, and its copies of 1 MiB or more within
 the device's memory. `floor_ms`: reading the parameters and all columns of the cache once.
 """
 
 import argparse
 import dataclasses
 import json
-import math
 import pathlib
-import re
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from srft_jax.config import MeshConfig, ModelConfig
-from srft_jax.mesh import RULES, decode_mesh, make_mesh, row_shards, sharding
-from srft_jax.models import families
+from srft_jax.config import MeshConfig
+from srft_jax.mesh import decode_mesh, make_mesh
 from srft_jax.models.config_hf import read_config
-from srft_jax.models.decoder import Runtime
-from srft_jax.rollout.cache import CacheShape, Places, empty_cache, shard_axes
-from srft_jax.rollout.params import conversions, decode_shardings
-from srft_jax.rollout.sampler import (
-    PackedPrompts,
-    Program,
-    RowInputs,
-    SamplerState,
-    decode,
-    prefill,
+from srft_jax.rollout import SamplingConfig, Truncation
+from srft_jax.rollout.cache import CacheShape
+from srft_jax.tasks.planning.accounts import bytes_on_device, loops
+from srft_jax.tasks.planning.hlo_count import count
+from srft_jax.tasks.planning.hlo_text import Computation, Module, parse
+from srft_jax.tasks.planning.sampler_programs import (
+    abstract_decode_params,
+    abstract_sampler_state,
+    lowered_sampler,
 )
-from srft_jax.rollout.truncation import Truncation
+from srft_jax.tasks.planning.topology import Topology, prepare_backend, topology_of
+from srft_jax.tasks.planning.train_program import abstract_params
 
-# Of one chip: memory, of which libtpu keeps some, and how much of it a second can be read.
-HBM_GIB = {"v5e": 15.75, "v5p": 95.74}
-HBM_GB_PER_S = {"v5e": 819, "v5p": 2765}
-
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "all-to-all",
-    "collective-permute",
-    "reduce-scatter",
-)
-BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1, "s8": 1, "u8": 1}
 LARGE = 2**20  # a copy of fewer bytes is not counted
 
-Computations = dict[str, list[str]]  # of an HLO module: name -> lines
 
-
-def abstract(mesh: Mesh, *shape: int, dtype: Any = jnp.int32) -> Any:
-    """An array split by rows; a scalar is everywhere."""
-    spec = PartitionSpec(RULES["rows"]) if shape else PartitionSpec()
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
-
-
-def with_shardings(shapes: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
-    )
-
-
-def training_params(model: ModelConfig, mesh: Mesh) -> Any:
-    shapes = families.by_path(
-        {
-            row.path: jax.ShapeDtypeStruct(families.stacked_shape(row, model), jnp.float32)
-            for row in families.parameters(model)
-        }
-    )
-    return with_shardings(shapes, families.param_shardings(mesh, model))
-
-
-def sampler_state(args: argparse.Namespace, model: ModelConfig, mesh: Mesh) -> SamplerState:
-    shape = CacheShape(
-        args.rows, args.prompts, args.lanes, args.prompt_capacity, args.capacity, args.segment
-    )
-
-    def make() -> SamplerState:
-        return SamplerState(
-            empty_cache(model, shape, "bfloat16"),
-            jnp.zeros((args.prompts, model.dim), "bfloat16"),
-            jnp.zeros((args.rows, model.dim), "bfloat16"),
-        )
-
-    shapes = jax.eval_shape(make)
-    where = jax.tree.map(lambda x: sharding(mesh, shard_axes(x), x.shape), shapes)
-    return with_shardings(shapes, where)
-
-
-def packed_prompts(args: argparse.Namespace, mesh: Mesh) -> PackedPrompts:
-    """One pass: so many tokens on each shard of rows, in rows as long as the longest prompt."""
-    shards = row_shards(mesh)
-    rows = shards * max(1, args.pass_tokens // args.prompt_capacity)
-    tokens = abstract(mesh, rows, args.prompt_capacity)
-    places = Places(*4 * [abstract(mesh, rows)])
-    return PackedPrompts(tokens, tokens, tokens, places, tokens if args.forced else None)
-
-
-def row_inputs(args: argparse.Namespace, mesh: Mesh) -> RowInputs:
-    of_row = abstract(mesh, args.rows)
-    return RowInputs(
-        keys=abstract(mesh, args.rows, 2, dtype=jnp.uint32),
-        requests=of_row,
-        members=of_row,
-        counts=of_row,
-        limits=of_row,
-        positions=of_row,
-        stop_ids=abstract(mesh, args.rows, 4),
-        live=abstract(mesh, args.rows, dtype=bool),
-    )
-
-
-def lowered(args: argparse.Namespace, model: ModelConfig) -> Iterator[tuple[str, Any]]:
-    """Each program, ready to be compiled."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices
-    mesh = make_mesh(MeshConfig(fsdp=args.fsdp, tensor=args.train_tensor), devices)
-    decoding = decode_mesh(mesh, args.tensor)
-    params, state = training_params(model, mesh), sampler_state(args, model, decoding)
-    of_layer, of_rest = conversions(model, "bfloat16", decoding)
-    rest = {k: v for k, v in params.items() if k != "layers"}
-    layers = (jax.eval_shape(of_layer, params["layers"], 0),) * model.num_layers
-    of_decode = jax.eval_shape(of_rest, rest) | {"layers": layers}
-    of_decode = with_shardings(of_decode, decode_shardings(decoding, model))
-    program = Program(
-        model, Runtime(dtype="bfloat16"), args.temperature, Truncation(top_p=args.top_p)
-    )
-    with jax.set_mesh(decoding):
-        yield "convert_layer", of_layer.lower(params["layers"], 0)
-        yield "convert_rest", of_rest.lower(rest)
-        packed = packed_prompts(args, decoding)
-        of_prefill = of_decode | {"layers": params["layers"]}
-        yield "prefill", prefill.lower(of_prefill, state.prompts, packed, program=program)
-        rows, enough = row_inputs(args, decoding), abstract(decoding)
-        yield "decode", decode.lower(of_decode, state, rows, enough, program=program)
-
-
-def compiled(name: str, program: Any, args: argparse.Namespace) -> dict[str, Any]:
+def compiled(name: str, program: Any, args: argparse.Namespace, topology: Topology) -> Any:
     """What there is to say about a program: compiled, or why it cannot be."""
     start = time.perf_counter()
     try:
@@ -155,19 +47,18 @@ def compiled(name: str, program: Any, args: argparse.Namespace) -> dict[str, Any
     except jax.errors.JaxRuntimeError as error:  # out of memory is one
         return {"compiles": False, "error": str(error).splitlines()[0][:300]}
     seconds = time.perf_counter() - start
-    memory, hbm = executable.memory_analysis(), HBM_GIB[args.topology.split(":")[0]]
+    memory, text = executable.memory_analysis(), executable.as_text()
     parts = ("argument", "output", "alias", "temp")
     gib = {part: getattr(memory, f"{part}_size_in_bytes") / 2**30 for part in parts}
     needed = gib["argument"] + gib["output"] - gib["alias"] + gib["temp"]
-    text = executable.as_text()
     if args.hlo:
         pathlib.Path(args.hlo, f"{name}.txt").write_text(text)
+    module = parse(text)
     found = {"compiles": True, "seconds": seconds, "gib": gib | {"needed": needed}}
-    hlo = computations(text)
-    found |= {"hbm_gib": hbm, "fits": needed <= hbm} | copies(hlo, "ENTRY")
+    found |= {"fits": needed <= topology.chip.hbm / 2**30} | copies(module.entry)
     if name in ("prefill", "decode"):
         found["state_stays"] = state_stays(program, executable)
-    return found | ({"in_loop": in_loop(hlo)} if name == "decode" else {})
+    return found | ({"in_loop": in_loop(module, len(topology.devices))} if name == "decode" else {})
 
 
 def state_stays(program: Any, executable: Any) -> bool:
@@ -181,62 +72,61 @@ def state_stays(program: Any, executable: Any) -> bool:
     )
 
 
-def computations(text: str) -> Computations:
-    found: Computations = {}
-    lines: list[str] = []
-    for line in text.splitlines():
-        if line.endswith("{") and not line.startswith(" "):
-            entry = line.startswith("ENTRY")
-            found["ENTRY" if entry else line.split()[0].lstrip("%")] = lines = []
-        elif line.startswith("  "):
-            lines.append(line.strip())
-    return found
-
-
-def called(hlo: Computations, start: str) -> set[str]:
-    """Computations that run as part of one, itself included."""
-    seen: set[str] = set()
-    left = [start]
-    while left:
-        name = left.pop()
-        if name not in seen:
-            seen.add(name)
-            words = (word for line in hlo[name] for word in re.findall(r"=%([\w.\-]+)", line))
-            left += [word for word in words if word in hlo]
-    return seen
-
-
-def size_of(line: str) -> int:
-    """Bytes of an instruction's result, the first where it has several."""
-    match = re.search(r"= \(?(\w+)\[([\d,]*)\]", line)
-    if not match:
-        return 0
-    return BYTES.get(match[1], 4) * math.prod(int(size) for size in match[2].split(",") if size)
-
-
-def in_loop(hlo: Computations) -> dict[str, Any]:
+def in_loop(module: Module, num_devices: int) -> dict[str, Any]:
     """Of the decode loop, the one whose body does most."""
-    bodies = re.findall(r" while\(.*body=%([\w.\-]+)", "\n".join(hlo["ENTRY"]))
-    body = max(bodies, key=lambda name: len(hlo[name]))
-    exchanged: dict[str, list[float]] = {}
-    for line in (line for name in called(hlo, body) for line in hlo[name]):
-        kind = re.search(rf" ({'|'.join(COLLECTIVES)})(-start)?\(", line)
-        if kind:
-            exchanged.setdefault(kind[1], []).append(size_of(line) / 2**20)
-    return {
-        kind: {"count": len(sizes), "mib": sum(sizes), "largest_mib": max(sizes)}
-        for kind, sizes in sorted(exchanged.items())
-    } | copies(hlo, body)
+    loops_of_entry = [one for one in module.entry.instructions.values() if one.opcode == "while"]
+    bodies = [module.computations[one.named("body") or ""] for one in loops_of_entry]
+    body = max(bodies, key=lambda one: len(one.instructions))
+    step = count(dataclasses.replace(module, entry=body), loops({}, 1), num_devices)
+    sent = {
+        f"{kind} of {len(group)}": size / 2**20 for (kind, group), size in step.collectives.items()
+    }
+    return {"sent_mib": sent, "hbm_mib": step.hbm_bytes / 2**20} | copies(body)
 
 
-def copies(hlo: Computations, name: str) -> dict[str, Any]:
+def copies(computation: Computation) -> dict[str, Any]:
     """Of at least 1 MiB. What is brought to a product from the device's memory is none."""
     sizes = [
-        size_of(line) / 2**20
-        for line in hlo[name]
-        if re.search(r" (copy|transpose)\(", line) and size_of(line) >= LARGE
+        one.shapes[0].bytes / 2**20
+        for one in computation.instructions.values()
+        if one.opcode in ("copy", "transpose") and one.shapes[0].bytes >= LARGE
     ]
     return {"large_copies": len(sizes), "large_copies_mib": sum(sizes)}
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    prepare_backend(args.topology)
+    topology = topology_of(args.topology)
+    architecture = read_config(pathlib.Path(args.architecture))
+    model = dataclasses.replace(architecture, num_layers=args.layers)
+    sizes = MeshConfig(fsdp=args.fsdp, tensor=args.train_tensor)
+    mesh = make_mesh(sizes, topology.devices)
+    decoding = decode_mesh(mesh, args.tensor)
+    shape = CacheShape(
+        args.rows, args.prompts, args.lanes, args.prompt_capacity, args.capacity, args.segment
+    )
+    sampling = SamplingConfig(
+        temperature=args.temperature, truncation=Truncation(top_p=args.top_p), dtype="bfloat16"
+    )
+    params = abstract_params(model, mesh)
+    copy = abstract_decode_params(params, model, decoding, "bfloat16")
+    copy.pop(
+        "embedding" if not model.tie_embeddings else "final_norm"
+    )  # of which few rows are read
+    state = abstract_sampler_state(model, shape, decoding, "bfloat16")
+    read = bytes_on_device((copy, state))
+    found: dict[str, Any] = {"floor_ms": 1e3 * read / topology.chip.hbm_rate}
+    programs = lowered_sampler(
+        *(params, model, decoding, shape),
+        sampling=sampling,
+        pass_rows=args.pass_rows,
+        forced=args.forced,
+    )
+    for name, program in programs:
+        if not args.only or name in args.only:
+            found[name] = compiled(name, program, args, topology)
+            print(name, json.dumps(rounded(found[name])), flush=True)
+    return found
 
 
 def main() -> None:
@@ -245,7 +135,7 @@ def main() -> None:
     parser.add_argument("--architecture", default="assets/architectures/Qwen2.5-Math-7B")
     for name, default in dict(
         layers=28, fsdp=1, train_tensor=4, tensor=4, rows=64, prompts=32, lanes=8,
-        prompt_capacity=1024, capacity=2048, segment=32, pass_tokens=8192,
+        prompt_capacity=1024, capacity=2048, segment=32, pass_rows=8,
     ).items():  # fmt: skip
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--temperature", type=float, default=1.0)
@@ -254,25 +144,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="programs to compile")
     parser.add_argument("--hlo", help="folder to write the compiled programs to")
     args = parser.parse_args()
-    architecture = read_config(pathlib.Path(args.architecture))
-    model = dataclasses.replace(architecture, num_layers=args.layers)
-    found: dict[str, Any] = {"floor_ms": floor_ms(args, model)}
-    for name, program in lowered(args, model):
-        if not args.only or name in args.only:
-            found[name] = compiled(name, program, args)
-            print(name, json.dumps(rounded(found[name])), flush=True)
-    print(json.dumps(vars(args) | rounded(found)))
-
-
-def floor_ms(args: argparse.Namespace, model: ModelConfig) -> float:
-    """What a device takes to read its parameters and the whole cache once."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices
-    numbers = sum(math.prod(families.stacked_shape(x, model)) for x in families.parameters(model))
-    lookup = 0 if model.tie_embeddings else model.vocab_size * model.dim
-    columns = args.rows * (args.capacity + args.segment) + args.prompts * args.prompt_capacity
-    of_cache = 2 * model.num_layers * model.num_kv_heads * model.head_dim * columns / len(devices)
-    read = 2 * ((numbers - lookup) / args.tensor + of_cache)
-    return read / 1e6 / HBM_GB_PER_S[args.topology.split(":")[0]]
+    print(json.dumps(vars(args) | rounded(measure(args))))
 
 
 def rounded(tree: Any) -> Any:

@@ -30,6 +30,8 @@ class ModelSection:
             (dots), or the whole block. Less memory; on a CPU dots is also the fastest.
         matmul_precision: Of products of float32 matrices, where the hardware has faster ones than
             exact: as JAX has it, three bfloat16 passes (high), or full float32 (highest).
+        attention: Kernel of attention over packed rows and prompts; auto takes the best that the
+            devices and the model allow. See docs/kernels.md.
     """
 
     path: str | None = None
@@ -44,6 +46,7 @@ class ModelSection:
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "block"] = "dots"
     matmul_precision: Literal["default", "high", "highest"] = "default"
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,10 +19,12 @@ from srft_jax.mesh import make_mesh
 from srft_jax.models import lora
 from srft_jax.models.config_hf import check_architecture, read_config
 from srft_jax.models.decoder import Runtime
+from srft_jax.models.kernels import resolve_attention
 from srft_jax.models.tokenizer import Tokenizer, load_tokenizer
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.rows import max_microbatches
+from srft_jax.ops.attention import Kernel
 from srft_jax.rewards import RewardPool
 from srft_jax.rollout import SamplingConfig, Truncation
 from srft_jax.tasks.checks import check_config
@@ -45,9 +47,15 @@ class Outline:
     model_config: ModelConfig
     mesh: Mesh
 
+    def attention(self) -> Kernel:
+        """That the devices and the model take; UsageError on one that they cannot."""
+        model, device = self.config.model, self.mesh.devices.flat[0]
+        return resolve_attention(model.attention, device.platform, self.model_config, model.dtype)
+
     @property
     def runtime(self) -> Runtime:
-        return Runtime(dtype=self.config.model.dtype, remat=self.config.model.remat)
+        model = self.config.model
+        return Runtime(dtype=model.dtype, remat=model.remat, attention=self.attention())
 
     def sampling(
         self,
@@ -67,6 +75,7 @@ class Outline:
             segment=rollout.segment,
             cache_mib=rollout.cache_mib,
             dtype=self.config.model.dtype,
+            attention=self.attention(),
             tensor=rollout.tensor,
         )
 
@@ -248,8 +257,9 @@ def _check_model(setup: Setup) -> None:
 
 
 def check_sizes(run: Outline) -> None:
-    """Lengths beside the architecture's, and rows beside the mesh."""
+    """Lengths beside the architecture's, rows beside the mesh, and the kernel beside both."""
     config, model = run.config, run.model_config
+    run.attention()
     longest = config.data.max_prompt_tokens + max(
         config.rollout.max_new_tokens, config.evaluation.max_new_tokens
     )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dry_plan import dry_plan
 from dry_run import dry_divergence, dry_export, dry_generate, dry_inspect, dry_run
 from tiny_runs import ROOT, tiny_arguments
 
@@ -183,6 +184,7 @@ SFT = (
     "--training.demonstration_optimizer.learning_rate=0.01",
     "--training.demonstration_optimizer.weight_decay=0.1",
 )
+PLAN = ("--plan.topology=cpu:1",)
 MIXTURE = ("--data.train=null", "--data.mixture=[{files: {dir}/a.jsonl}]")
 
 OVERLAP = (
@@ -326,6 +328,7 @@ TABLE = {
     "model.dtype": Change("bfloat16", program),
     "model.remat": Change("block", gradient_program),
     "model.matmul_precision": Change("highest", program),
+    "model.attention": Change("splash", Refused("runs on devices of kind tpu")),
     "mesh.data": Change("3", Refused("mesh data=3 x fsdp=1 x context=1 x tensor=1 does not fit")),
     "mesh.fsdp": Change("3", Refused("fsdp=3 x context=1 x tensor=1 does not fit")),
     "mesh.context": Change("3", Refused("fsdp=1 x context=3 x tensor=1 does not fit")),
@@ -449,6 +452,14 @@ TABLE = {
     "export.path": Change("elsewhere", dry_export),
     "export.dtype": Change("bfloat16"),
     "export.lora": Change("adapter", Refused("export.lora = adapter needs model.path"), base=LORA),
+    "plan.topology": Change("h100:1", dry_plan, PLAN),
+    "plan.architecture": Change("{dir}/deeper", dry_plan, PLAN),
+    "plan.mean_prompt": Change("4", dry_plan, PLAN),
+    "plan.mean_completion": Change("4", dry_plan, PLAN),
+    "plan.search": Change("true", dry_plan, PLAN),
+    "plan.search_seconds": Change("50", dry_plan, (*PLAN, "--plan.search=true")),
+    "plan.scaling": Change("true", dry_plan, ("--plan.topology=v5e:1x1",)),
+    "plan.json": Change("true", dry_plan, PLAN),
     "report.samples_every": Change("1", printed),
     "report.samples_per_step": Change("1"),
 }
@@ -499,6 +510,8 @@ def directory(tmp_path_factory):
         (path / name).mkdir()
         architecture = to_hf_config(parse(tiny_arguments(path))[1].model.architecture)
         write_json(path / name / "config.json", architecture)
+    (path / "deeper").mkdir()
+    write_json(path / "deeper" / "config.json", architecture | {"num_hidden_layers": 3})
     (path / "own.jinja").write_text("{{ messages[-1].content }}=")
     (path / "tokenizer").mkdir()
     for file in (ROOT / "assets" / "tokenizer").iterdir():

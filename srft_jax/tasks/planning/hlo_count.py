@@ -126,7 +126,7 @@ class _Counter:
         return Counter({(kind, group): size * _SENT[kind](len(group))} if len(group) > 1 else {})
 
     def _scattered(self, called: Computation, inside: Count) -> Counter[tuple[str, Group]]:
-        """libtpu's reduce-scatter is a fusion of an all-reduce and the slice that a device keeps."""
+        """libtpu's reduce-scatter: a fusion of an all-reduce and the slice that a device keeps."""
         reduces = [one for one in called.instructions.values() if one.opcode == "all-reduce"]
         if not reduces or not _is_slice_of(called, reduces[0]):
             return inside.collectives

@@ -141,7 +141,6 @@ def _with_rollouts(plan: Plan, of_run: Held, report: Report) -> Plan:
         run.model_config,
         decoding,
         shape,
-        runtime=run.runtime,
         sampling=run.rollout_sampling,
         pass_rows=pass_rows,
     ):

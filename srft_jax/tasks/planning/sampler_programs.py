@@ -1,6 +1,6 @@
 """The sampler's programs as a run compiles them, lowered from abstract shapes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -92,11 +92,9 @@ def lowered_sampler(
     decoding: Mesh,
     shape: CacheShape,
     *,
-    runtime: Runtime,
     sampling: SamplingConfig,
     pass_rows: int,
     forced: bool = False,
-    only: Sequence[str] = ("convert_layer", "convert_rest", "prefill", "decode"),
 ) -> Iterator[Lowered]:
     """Each program, ready to be compiled.
 
@@ -105,26 +103,20 @@ def lowered_sampler(
         config: Architecture.
         decoding: The mesh as it is laid out for decoding.
         shape: Of the cache, over all devices.
-        runtime: Precision and kernels.
-        sampling: Temperature and truncation.
+        sampling: Temperature, truncation, precision, kernel.
         pass_rows: Of a prefill, on each shard of rows.
         forced: Some request forces tokens.
-        only: Names of the programs.
     """
-    dtype = runtime.dtype
+    dtype, runtime = sampling.dtype, Runtime(dtype=sampling.dtype, attention=sampling.attention)
     of_decode = abstract_decode_params(params, config, decoding, dtype)
     state = abstract_sampler_state(config, shape, decoding, dtype)
     of_layer, of_rest = conversions(config, dtype, decoding)
     program = Program(config, runtime, sampling.temperature, sampling.truncation)
     with jax.set_mesh(decoding):
-        if "convert_layer" in only:
-            yield "convert_layer", of_layer.lower(params["layers"], 0)
-        if "convert_rest" in only:
-            yield "convert_rest", of_rest.lower(_rest(params))
-        if "prefill" in only:
-            packed = _packed_prompts(decoding, shape, pass_rows, forced)
-            of_prefill = of_decode | {"layers": params["layers"]}
-            yield "prefill", prefill.lower(of_prefill, state.prompts, packed, program=program)
-        if "decode" in only:
-            rows, enough = _row_inputs(decoding, shape.rows), of_rows(decoding)
-            yield "decode", decode.lower(of_decode, state, rows, enough, program=program)
+        yield "convert_layer", of_layer.lower(params["layers"], 0)
+        yield "convert_rest", of_rest.lower(_rest(params))
+        packed = _packed_prompts(decoding, shape, pass_rows, forced)
+        of_prefill = of_decode | {"layers": params["layers"]}
+        yield "prefill", prefill.lower(of_prefill, state.prompts, packed, program=program)
+        rows, enough = _row_inputs(decoding, shape.rows), of_rows(decoding)
+        yield "decode", decode.lower(of_decode, state, rows, enough, program=program)

@@ -1,0 +1,191 @@
+"""The verb `plan` as a user starts it, and what it prints."""
+
+import importlib.metadata
+import json
+
+import jax
+import pytest
+from tiny_runs import ROOT, tiny_arguments
+
+import run
+from srft_jax.config import UsageError, parse
+from srft_jax.tasks.planning.accounts import OutOfMemory, account, loops
+from srft_jax.tasks.planning.chips import CHIPS
+from srft_jax.tasks.planning.planned_run import planned_run
+from srft_jax.tasks.planning.topology import Topology, seconds_to_send, split_name
+
+ARCHITECTURE = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 2048,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+NUM_PARAMETERS = (
+    2 * 2048 * 512
+    + 512
+    + 4 * (512 * (512 + 2 * 256) + 512 + 2 * 256 + 512 * 512 + 3 * 512 * 1024 + 2 * 512)
+)
+NUM_BIASES = 4 * (512 + 2 * 256)  # which fsdp does not split
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """Of a run whose model, tokenizer and data are nowhere."""
+    (tmp_path / "config.json").write_text(json.dumps(ARCHITECTURE))
+    return [
+        f"--config={ROOT / 'tests' / 'tasks' / 'tiny.yaml'}",
+        "--model.architecture=null",
+        "--model.tokenizer=/nowhere",
+        "--model.path=nobody/model",
+        "--data.train=null",
+        f"--plan.architecture={tmp_path}",
+        f"--run_dir={tmp_path / 'run'}",
+    ]
+
+
+def last_line(out):
+    return json.loads(out.splitlines()[-1])
+
+
+def test_plan_on_fake_devices(arguments, command, tmp_path):
+    """Of supervised training, which has no rollouts to compile."""
+    flags = ("--objective.preset=sft", "--mesh.fsdp=2", "--topology", "cpu:8", "--json")
+    code, out, err = command("plan", *arguments, *flags, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    assert code == 0, err
+    found = last_line(out)
+    assert f"{NUM_PARAMETERS:,}" in out and "fits: yes" in out and found["fits"]
+    held = found["hbm_by_purpose"]["updates"]
+    assert held["parameters"] == held["gradients"] == 4 * (NUM_PARAMETERS + NUM_BIASES) / 2
+    assert held["optimizer"] == 2 * held["parameters"] + 8  # two moments, two counters
+    assert sum(held.values()) == pytest.approx(found["hbm_bytes_per_device"])
+    # Gradients are summed over devices with other rows, a quarter of which holds each shard.
+    sent = found["collective_bytes"]["train"]
+    assert sum(sent.values()) > 2 * 4 * NUM_PARAMETERS * 7 / 8
+    assert found["flops_per_device"]["train"] >= found["model_flops_per_device"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_plan_of_rollouts_and_updates(arguments, command):
+    """Every program of a step; scaled, as many FLOPs a device; found again by a search."""
+    code, out, err = command("plan", *arguments, "--topology=cpu:4", "--json", "--search")
+    assert code == 0, err
+    found = last_line(out)
+    assert list(found["flops_per_device"]) == [
+        *("convert_layer", "convert_rest", "prefill", "decode", "train")
+    ]
+    rollouts = found["hbm_by_purpose"]["rollouts"]
+    assert rollouts["KV cache"] > 0 and rollouts["parameters"] > 0
+    assert "found by --search" in out and found["step_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_plan_for_tpus(arguments, command):
+    """libtpu compiles for what is not there, kernels included; .ci/run installs it."""
+    assert importlib.metadata.version("libtpu")
+    flags = ("--topology=v5e:2x2", "--json", "--mesh.fsdp=2", "--model.dtype=bfloat16")
+    code, out, err = command("plan", *arguments, *flags, JAX_PLATFORMS="cpu")
+    assert code == 0, err
+    found = last_line(out)
+    assert found["fits"] and found["hbm_bytes_of_device"] == 15.75 * 2**30
+    assert found["flops_per_device"]["train"] >= found["model_flops_per_device"]
+    code, out, err = command("plan", *arguments, *flags, "--training.row_length=262144")
+    assert code == 0 and "fits: no" in out and not last_line(out)["fits"], err
+
+
+@pytest.mark.slow
+def test_gpus_are_planned_by_arithmetic(arguments, command):
+    code, out, err = command("plan", *arguments, "--topology=h100:8", "--json")
+    assert code == 0, err
+    assert "by arithmetic alone" in out and not last_line(out)["counted"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "plan needs plan.topology"),
+        (("--topology=v5p",), "is not of the form v5p:4x4x4"),
+        (("--topology=v9:2x2",), "with one of v4, v5e"),
+    ],
+)
+def test_what_cannot_be_planned(flags, message, arguments, capsys):
+    assert run.main(["plan", *arguments, *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_architecture_names_the_key(tmp_path):
+    config = parse(tiny_arguments(tmp_path, "--model.architecture=null", "--model.path=no/one"))[1]
+    with pytest.raises(UsageError, match="set plan.architecture"):
+        planned_run(config, [])
+
+
+def test_short_flags_are_the_verbs_alone():
+    config = parse(["plan", "--topology", "v5e:8x8", "--search", "--json"])[1].plan
+    assert (config.topology, config.search, config.json) == ("v5e:8x8", True, True)
+    with pytest.raises(UsageError, match="topology"):
+        parse(["train", "--topology", "v5e:8x8"])
+
+
+class Place:
+    def __init__(self, *coords):
+        self.coords = coords
+
+
+def test_a_group_has_the_links_of_the_axes_it_extends_over():
+    """4 x 8 chips of a v5p: 8 closes to a ring, as does 4; half of an axis is a line."""
+    devices = tuple(Place(x, y, 0) for x in range(4) for y in range(8))
+    topology = Topology("v5p:4x8x1", CHIPS["v5p"], (4, 8, 1), devices)
+    link = CHIPS["v5p"].link_rate
+
+    def links(*group):
+        return 1e9 / seconds_to_send(topology, group, 1e9) / link
+
+    assert links(*range(8)) == pytest.approx(2)  # along y
+    assert links(*range(4)) == pytest.approx(1)  # half of it
+    assert links(*range(32)) == pytest.approx(4)
+    assert links(*range(0, 32, 8)) == pytest.approx(2)  # along x
+
+
+def test_names_of_topologies():
+    assert split_name("v5p:4x4x4") == ("v5p", (4, 4, 4)) and split_name("cpu:8") == ("cpu", (8,))
+
+
+REFUSED = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in hbm. \
+Used 18.51G of 15.75G hbm. Exceeded hbm capacity by 2.76G.
+
+Largest program allocations in hbm:
+
+  1. Size: 4.00G
+     Operator: op_name="jit(train_step)/while/body/attention/dot_general"
+     Shape: f32[1,32,8192,4096]{3,2,1,0:T(8,128)}
+     Unpadded size: 4.00G
+     ==========================
+
+  2. Size: 1.50G
+     Shape: bf16[28,8192,3584]{2,1,0:T(8,128)(2,1)}
+     ==========================
+"""
+
+
+def test_out_of_memory_is_an_answer():
+    class Refusing:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(REFUSED)
+
+    found = account("train", Refusing(), loops({}, 1), 8)
+    assert found == OutOfMemory(
+        "train",
+        18.51 * 2**30,
+        (
+            "4.00G f32[1,32,8192,4096] jit(train_step)/while/body/attention/dot_general",
+            "1.50G bf16[28,8192,3584] ?",
+        ),
+    )

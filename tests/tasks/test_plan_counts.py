@@ -1,0 +1,156 @@
+"""Counts over compiled programs beside what can be said of them by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from srft_jax.tasks.planning.accounts import account, loops
+from srft_jax.tasks.planning.hlo_count import count
+from srft_jax.tasks.planning.hlo_groups import group_of
+from srft_jax.tasks.planning.hlo_text import parse
+
+L, N, D = 5, 32, 64
+PRODUCT = 2.0 * N * D * D
+
+
+def counted(function, *shapes, trips=lambda op_name: pytest.fail(f"unknown loop {op_name}")):
+    arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    return count(parse(text), trips, 1)
+
+
+X, W, STACK = ((N, D), jnp.float32), ((D, D), jnp.float32), ((L, D, D), jnp.float32)
+
+
+def layers(x, stack):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0]
+
+
+def unrolled(x, stack):
+    for layer in range(L):
+        x = jnp.tanh(x @ stack[layer])
+    return x
+
+
+def test_a_scan_counts_as_often_as_it_runs():
+    assert counted(lambda x, w: jnp.tanh(x @ w), X, W).flops == PRODUCT
+    assert counted(layers, X, STACK).flops == L * PRODUCT == counted(unrolled, X, STACK).flops
+
+
+def test_xla_itself_counts_a_scan_once():
+    """Which is why it is counted here."""
+    shapes = [jax.ShapeDtypeStruct(*one) for one in (X, STACK)]
+    of_xla = jax.jit(layers).lower(*shapes).compile().cost_analysis()["flops"]
+    assert PRODUCT <= of_xla < 2 * PRODUCT
+
+
+def test_a_gradient_counts_three_times_its_forward_pass():
+    found = counted(jax.grad(lambda w, x: layers(x, w).sum()), STACK, X)
+    # The first layer's input takes no gradient, but a scan forms it all the same.
+    assert found.flops == 3 * L * PRODUCT
+
+
+def test_a_loop_over_what_comes_with_the_data_runs_as_often_as_one_says():
+    def repeated(x, w, n):
+        with jax.named_scope("microbatches"):
+            return jax.lax.fori_loop(0, n, lambda i, x: layers(x, w), x)
+
+    shapes = (X, STACK, ((), jnp.int32))
+    for times in (1, 7):
+        trips = loops({"microbatches": times}, otherwise=100)
+        assert counted(repeated, *shapes, trips=trips).flops == times * L * PRODUCT
+    assert counted(repeated, *shapes, trips=loops({"micro": 3}, 2)).flops == 2 * L * PRODUCT
+
+
+def test_the_branch_with_the_most_work_counts():
+    def either(flag, x, w):
+        return jax.lax.cond(flag, lambda: x @ w @ w @ w, lambda: x @ w)
+
+    assert counted(either, ((), jnp.bool_), X, W).flops == 3 * PRODUCT
+
+
+def test_a_scan_reads_each_layer_once():
+    """Not the whole stack at every turn, as its operand's shape has it: that grows with L^2."""
+    few, many = (counted(layers, X, ((n, D, D), jnp.float32)).hbm_bytes for n in (20, 80))
+    assert 4 * 20 * D * D <= few and 3.8 * few <= many <= 4.2 * few
+
+
+def test_a_stack_is_written_layer_by_layer():
+    def kept(x):
+        return jax.lax.scan(lambda x, _: (x + 1.0, x), x, length=200)[1]
+
+    written = 4 * 200 * N * D
+    assert written <= counted(kept, X).hbm_bytes <= 8 * written  # not 200 times
+
+
+def test_an_elementwise_program_reads_and_writes_its_arrays():
+    assert counted(lambda x, y: x * y + 1.0, X, X).hbm_bytes == 3 * 4 * N * D
+
+
+# ---- What libtpu writes, of which this machine's XLA makes none ----
+
+TPU = """HloModule test, is_scheduled=true
+
+%all-reduce-scatter (p: f32[64,128]) -> f32[16,128] {
+  %p = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %sum = f32[64,128]{1,0:T(8,128)} all-reduce(%p), replica_groups=[2,4]<=[8], to_apply=%add
+  %zero = s32[] constant(0)
+  ROOT %part = f32[16,128]{1,0:T(8,128)} dynamic-slice(%sum, %zero, %zero), dynamic_slice_sizes={16,128}
+}
+
+ENTRY %main (a: bf16[4,7168,128], b: bf16[4,1024,128], c: f32[64,128], d: bf16[8,32]) -> f32[16,128] {
+  %a = bf16[4,7168,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[4,1024,128]{2,1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %c = f32[64,128]{1,0:T(8,128)} parameter(2)
+  %d = bf16[8,32]{1,0:T(8,128)(2,1)} parameter(3)
+  %scores = f32[4,7168,1024]{2,1,0:T(8,128)S(1)} convolution(%a, %b), window={size=4 stride=3 lhs_dilate=4}, dim_labels=0bf_0oi->0bf
+  %kernel = (bf16[8,32]{1,0}, f32[8]{0}) custom-call(%d, %d), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"flops":"1000","transcendentals":"7","bytes_accessed":"300"}}}
+  %gather-start = (bf16[8,32]{1,0}, bf16[16,32]{1,0}) all-gather-start(%d), dimensions={0}, replica_groups={{0,4},{1,5},{2,6},{3,7}}
+  %gathered = bf16[16,32]{1,0} all-gather-done(%gather-start)
+  ROOT %scattered = f32[16,128]{1,0:T(8,128)} fusion(%c), kind=kCustom, calls=%all-reduce-scatter
+}
+"""  # noqa: E501
+
+
+def test_what_libtpu_writes():
+    found = count(parse(TPU), loops({}, 1), 8)
+    assert found.flops == 2 * 4 * 7168 * 1024 * 128 + 1000
+    assert found.collectives == {
+        ("all-gather", (0, 4)): 2 * 8 * 32,
+        ("reduce-scatter", (0, 1, 2, 3)): 4 * 64 * 128 * 3 / 4,
+    }
+    # The product reads a alone, as b and the scores are in fast memory; the kernel says for itself.
+    a, gathered, scattered = 2 * 4 * 7168 * 128, 2 * (8 + 16) * 32, 4 * (64 + 16) * 128
+    assert found.hbm_bytes == a + 300 + gathered + scattered
+
+
+@pytest.mark.parametrize(
+    ("groups", "first"),
+    [
+        ("replica_groups={{0,2},{1,3}}", (0, 2)),
+        ("replica_groups={}", tuple(range(8))),
+        ("replica_groups=[2,4]<=[8]", (0, 1, 2, 3)),
+        ("replica_groups=[2,4]<=[4,2]T(1,0)", (0, 2, 4, 6)),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a'}", (0, 4)),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}", (0, 1, 2, 3)),
+        ("replica_groups=mesh['a'=8] {'a':(2)2}", (0, 2)),
+        ("source_target_pairs={{3,5},{5,3}}", (3, 5)),
+    ],
+)
+def test_groups_in_all_spellings(groups, first):
+    lines = [
+        "ENTRY %main (y: f32[1]) -> f32[8] {",
+        "  %y = f32[1]{0} parameter(0)",
+        f"  ROOT %x = f32[8]{{0}} all-gather(%y), {groups}, use_global_device_ids=true",
+        "}",
+    ]
+    text = "\n".join(lines)
+    assert group_of(parse(text).entry.root, 8) == first
+
+
+def test_memory_is_xlas_own():
+    shapes = [jax.ShapeDtypeStruct(*one) for one in (X, STACK)]
+    compiled = jax.jit(layers).lower(*shapes).compile().memory_analysis()
+    found = account("layers", jax.jit(layers).lower(*shapes), loops({}, 1), 1)
+    assert found.arguments == compiled.argument_size_in_bytes == 4 * (N * D + L * D * D)
+    assert found.temp == compiled.temp_size_in_bytes and found.added == 4 * N * D
