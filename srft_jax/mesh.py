@@ -204,9 +204,7 @@ def by_row_shard(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
-    """The same devices, `tensor` to a copy of the parameters, the rest replicas.
-
-    In the same order, but those of a process side by side, whatever axis it was split along.
+    """The same devices in the same order, `tensor` to a copy of the parameters, the rest replicas.
 
     Raises:
         UsageError: `tensor` does not divide the number of devices of a process, each of which has
@@ -218,8 +216,14 @@ def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
             f"rollout.tensor = {tensor} does not divide the {num_devices} devices of a process"
         )
     shape = (mesh.size // tensor, 1, 1, tensor)
-    devices = sorted(mesh.devices.flat, key=lambda device: device.process_index)
-    return Mesh(np.reshape(devices, shape), mesh.axis_names, axis_types=mesh.axis_types)
+    devices = mesh.devices.reshape(shape)
+    for copy in devices.reshape(-1, tensor):
+        if len({device.process_index for device in copy}) > 1:
+            raise UsageError(
+                f"rollout.tensor = {tensor} splits a copy of the parameters over processes in the "
+                "order that the mesh has; lower it, or put mesh.tensor within a machine"
+            )
+    return Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def row_shards(mesh: Mesh) -> int:

@@ -160,7 +160,7 @@ def sample_verified(
         ):
             number = own[one.request]
             verdict = verifier.submit(examples[number], one)
-            pending[number, one.member] = one, verdict
+            pending[number, one.member] = dataclasses.replace(one, request=number), verdict
         sampled = time.monotonic()
         scored = {place: (one, verdict.result()) for place, (one, verdict) in pending.items()}
         reward_wait = time.monotonic() - sampled

@@ -14,6 +14,7 @@ machine is cut off.
 """
 
 import os
+import re
 import socket
 import sys
 import threading
@@ -64,7 +65,7 @@ class Peers:
         self._ended = True
         if error is None:  # the thread goes on: at the exit, JAX waits for the other processes
             return
-        if _may_be_of_others(error):
+        if _OF_XLA.match(str(error)):
             # What a collective says when another process has gone. The thread will know which.
             self._watch.join(SILENT_SECONDS + 2 * BEAT_SECONDS)
         code = _shown(error)
@@ -139,10 +140,8 @@ class Peers:
             time.sleep(0.1)
 
 
-def _may_be_of_others(error: BaseException) -> bool:
-    """XLA's errors but for its own lack of memory."""
-    is_of_xla = isinstance(error, jax.errors.JaxRuntimeError)
-    return is_of_xla and "RESOURCE_EXHAUSTED" not in str(error)
+# How XLA's errors begin, of whatever class: all but a lack of memory may come from the network.
+_OF_XLA = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
 
 def _shown(error: BaseException) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 from jax._src import clusters  # JAX tells no other way whether it would find a cluster
 
-from srft_jax.config import DistributedConfig, RunConfig, RunError, UsageError, Verb
+from srft_jax.config import DistributedConfig, RunConfig, UsageError, Verb
 from srft_jax.mesh import gathered
 from srft_jax.tasks.peers import Peers
 from srft_jax.tasks.stored_config import changes
@@ -27,14 +27,13 @@ def joined(verb: Verb, config: RunConfig) -> Iterator[RunConfig]:
 
     Process 0 alone prints to standard output. An error ends this process without waiting for the
     others, which are told of it and end as well: see `Peers`. The verb `report` reads files alone,
-    so it is one process everywhere.
+    so it is one process everywhere. Where others do not come, JAX ends this process.
 
     Yields:
         The configuration without the section `distributed`, which is not the same everywhere.
 
     Raises:
         UsageError: the section is incomplete, or processes have different configurations.
-        RunError: not all processes have come within START_SECONDS.
     """
     plain = dataclasses.replace(config, distributed=DistributedConfig())
     if verb == "report" or not _initialize(config.distributed):
@@ -58,20 +57,17 @@ def _initialize(config: DistributedConfig) -> bool:
         _check(config)
     elif _processes_of_cluster() == 1:
         return False
-    try:
-        jax.distributed.initialize(
-            config.coordinator,
-            config.num_processes,
-            config.process_id,
-            # A cluster would give each process one of its machine's devices.
-            cluster_detection_method="deactivate" if is_given else None,
-            initialization_timeout=START_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
-    except jax.errors.JaxRuntimeError as error:
-        raise RunError(
-            f"the processes have not met within {START_SECONDS} s: {str(error).splitlines()[0]}"
-        ) from error
+    where = f" at {config.coordinator}" if is_given else ""
+    print(f"waiting for the other processes{where}, at most {START_SECONDS} s", flush=True)
+    jax.distributed.initialize(
+        config.coordinator,
+        config.num_processes,
+        config.process_id,
+        # A cluster would give each process one of its machine's devices.
+        cluster_detection_method="deactivate" if is_given else None,
+        initialization_timeout=START_SECONDS,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
     return True
 
 

@@ -122,6 +122,17 @@ def test_sampling_goes_on_while_the_pool_is_busy():
     assert pool.calls == [["0 0"], ["1 0", "2 0", "10 0", "11 0", "12 0"]]
 
 
+@pytest.mark.parametrize(("count", "shares"), [(1, [[0, 1, 2, 3, 4]]), (2, [[0, 1, 3, 4], [2]])])
+def test_processes_take_turns_prompt_by_prompt(count, shares, monkeypatch):
+    """The first and the last example have two requests each; equal ones are not the same one."""
+    a, b, c = (example() for _ in range(3))
+    monkeypatch.setattr(verified.jax, "process_count", lambda: count)
+    for turn, share in enumerate(shares):
+        monkeypatch.setattr(verified.jax, "process_index", lambda turn=turn: turn)
+        assert verified.own_requests([a, a, b, c, c]) == share
+        assert verified.own_requests([]) == []
+
+
 def test_the_order_is_that_of_requests():
     for order in itertools.islice(itertools.permutations(ALL), 0, 720, 97):
         found = rollout(order, Pool())

@@ -1,5 +1,7 @@
 """What the sampler says of its completions is what the trainer will say of them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -74,6 +76,15 @@ def test_keys_decide_completions():
 def test_completions_do_not_depend_on_slots_and_segment():
     requests = [Request(prompt, group_size=4, stop_ids=(4,)) for prompt in PROMPTS]
     assert_same(complete(requests), complete(requests, slots=3, segment=11))
+
+
+def test_a_number_stands_for_the_index():
+    """So that processes draw for their requests what one would draw for all."""
+    last = Request(PROMPTS[-1], group_size=4)
+    *_, expected = complete([*(Request(prompt) for prompt in PROMPTS[:-1]), last])
+    (numbered,) = complete([dataclasses.replace(last, number=len(PROMPTS) - 1)])
+    assert_same([numbered], [expected])
+    assert complete([last])[0][0].tokens.tolist() != expected[0].tokens.tolist()
 
 
 def test_params_are_an_argument():

@@ -165,8 +165,9 @@ class Trace:
         self.add("sample", vars(sampling), [vars(r) for r in requests], digest(key_data(key)))
         first = int(key_data(key)[-1]) % 200
         for r, request in enumerate(requests):
+            number = r if request.number is None else request.number
             for g in range(request.group_size):
-                one = self._completion(first, r + g, request, sampling)
+                one = self._completion(first, number + g, request, sampling)
                 yield dataclasses.replace(one, request=r, member=g)
         if observer is not None:
             observer(made_progress())

@@ -18,13 +18,14 @@ from dry_run import dry_divergence, dry_export, dry_generate, dry_inspect, dry_r
 from tiny_runs import ROOT, tiny_arguments
 
 from srft_jax.batch import Batch, Rows
-from srft_jax.config import RunConfig, UsageError, parse
+from srft_jax.config import DistributedConfig, RunConfig, UsageError, parse
 from srft_jax.data import gym
 from srft_jax.data.examples import Example
 from srft_jax.data.sources import load_sets
 from srft_jax.models import forward, init_params, output_head
 from srft_jax.models.config_hf import to_hf_config
 from srft_jax.models.json_files import write_json
+from srft_jax.tasks import processes
 from srft_jax.tasks.jax_options import jax_options
 from srft_jax.tasks.setup import prepare
 from srft_jax.tasks.states import load_frozen
@@ -150,6 +151,17 @@ def frozen(config):
     return str(jax.eval_shape(lambda: load_frozen(setup.config, setup.model_config, setup.mesh)))
 
 
+def met(config):
+    """What JAX is told of the other processes."""
+    with (
+        mock.patch.object(jax.distributed, "initialize") as initialize,
+        mock.patch.object(processes, "Peers"),
+        processes.joined("train", config) as joined,
+    ):
+        assert joined == dataclasses.replace(config, distributed=DistributedConfig())
+    return str(initialize.call_args)
+
+
 @dataclasses.dataclass(frozen=True)
 class Refused:
     """Not a probe but an expectation: the other value is a mistake, and this is said of it."""
@@ -185,6 +197,10 @@ SFT = (
     "--training.demonstration_optimizer.weight_decay=0.1",
 )
 PLAN = ("--plan.topology=cpu:1",)
+TOGETHER = tuple(
+    f"--distributed.{name}"
+    for name in ("coordinator=localhost:1", "num_processes=3", "process_id=0")
+)
 MIXTURE = ("--data.train=null", "--data.mixture=[{files: {dir}/a.jsonl}]")
 
 OVERLAP = (
@@ -334,6 +350,9 @@ TABLE = {
     "mesh.context": Change("3", Refused("fsdp=1 x context=3 x tensor=1 does not fit")),
     "mesh.tensor": Change("3", Refused("fsdp=1 x context=1 x tensor=3 does not fit")),
     "mesh.slices": Change("2", Refused("mesh.slices = 2, but the number of processes")),
+    "distributed.coordinator": Change("localhost:2", met, TOGETHER),
+    "distributed.num_processes": Change("2", met, TOGETHER),
+    "distributed.process_id": Change("1", met, TOGETHER),
     **source_rows("data.train"),
     "data.mixture": Change("[{files: {dir}/a.jsonl}, {files: {dir}/b.jsonl}]", base=MIXTURE),
     **source_rows("data.held_out"),
