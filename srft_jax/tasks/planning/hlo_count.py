@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from srft_jax.tasks.planning.hlo_bytes import bytes_of
 from srft_jax.tasks.planning.hlo_flops import flops_of
 from srft_jax.tasks.planning.hlo_groups import Group, group_of
+from srft_jax.tasks.planning.hlo_kernels import declared, of_splash
 from srft_jax.tasks.planning.hlo_text import Computation, Instruction, Module
 
 # Of the operand, what a device of a group of n sends, as rings do it.
@@ -102,7 +103,8 @@ class _Counter:
             inside = self.of(called)
             return Count(inside.flops, moved, self._scattered(called, inside))
         if kind == "custom-call":
-            return _of_kernel(instruction, moved)
+            work = declared(instruction) or of_splash(instruction, computation)
+            return Count(work.flops, work.bytes) if work else Count(0.0, moved)
         exchanged = self._exchanged(instruction, computation)
         return Count(flops_of(instruction, computation), moved, exchanged)
 
@@ -167,13 +169,3 @@ def _is_slice_of(called: Computation, reduce: Instruction) -> bool:
     while len(users) == 1 and users[0].opcode in ("bitcast", "reshape", "get-tuple-element"):
         users = called.users[users[0].name]
     return bool(users) and all(user.opcode == "dynamic-slice" for user in users)
-
-
-def _of_kernel(instruction: Instruction, moved: float) -> Count:
-    """What a Pallas kernel declares of itself."""
-    found = {
-        key: re.search(rf'"{key}":"?(\d+)', instruction.attributes)
-        for key in ("flops", "bytes_accessed")
-    }
-    flops, accessed = (float(of[1]) if of else None for of in found.values())
-    return Count(flops or 0.0, accessed or moved)

@@ -105,18 +105,23 @@ def parse(text: str) -> Module:
     return Module(found, entry)
 
 
+_STARTS = re.compile(r"\s+(ROOT )?%[\w.\-]+ = ")
+
+
 def _blocks(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Header and lines of each computation."""
+    """Header and instructions of each computation; what a kernel says may take several lines."""
     header: str | None = None
     lines: list[str] = []
     for line in text.splitlines():
         if header is None and line.endswith("{") and not line.startswith((" ", "HloModule")):
             header, lines = line, []
-        elif header is not None and line.startswith("}"):
+        elif header is not None and (line == "}" or line.startswith("}, execution_thread")):
             yield header, lines
             header = None
-        elif header is not None:
+        elif header is not None and _STARTS.match(line):
             lines.append(line.strip())
+        elif header is not None:
+            lines[-1] += line
 
 
 _ARRAY = re.compile(r"(\w+)\[([\d,<= ]*)\](\{[^}]*\})?")
