@@ -20,8 +20,9 @@ from typing import Any
 
 import jax
 
-from srft_jax.config import MeshConfig, ModelConfig
+from srft_jax.config import MeshConfig
 from srft_jax.mesh import decode_mesh, make_mesh
+from srft_jax.models.config_hf import read_config
 from srft_jax.rollout import SamplingConfig, Truncation
 from srft_jax.rollout.cache import CacheShape
 from srft_jax.tasks.planning.accounts import bytes_on_device, loops
@@ -35,10 +36,6 @@ from srft_jax.tasks.planning.sampler_programs import (
 from srft_jax.tasks.planning.topology import Topology, prepare_backend, topology_of
 from srft_jax.tasks.planning.train_program import abstract_params
 
-SHAPES = {
-    "qwen2.5-7b": ModelConfig(152064, 3584, 28, 28, 4, 128, 18944, tie_embeddings=False),
-    "qwen2.5-1.5b": ModelConfig(151936, 1536, 28, 12, 2, 128, 8960),
-}
 LARGE = 2**20  # a copy of fewer bytes is not counted
 
 
@@ -100,7 +97,8 @@ def copies(computation: Computation) -> dict[str, Any]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     prepare_backend(args.topology)
     topology = topology_of(args.topology)
-    model = dataclasses.replace(SHAPES[args.shape], num_layers=args.layers)
+    architecture = read_config(pathlib.Path(args.architecture))
+    model = dataclasses.replace(architecture, num_layers=args.layers)
     sizes = MeshConfig(fsdp=args.fsdp, tensor=args.train_tensor)
     mesh = make_mesh(sizes, topology.devices)
     decoding = decode_mesh(mesh, args.tensor)
@@ -134,7 +132,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--topology", default="v5e:2x4")
-    parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-7b")
+    parser.add_argument("--architecture", default="assets/architectures/Qwen2.5-Math-7B")
     for name, default in dict(
         layers=28, fsdp=1, train_tensor=4, tensor=4, rows=64, prompts=32, lanes=8,
         prompt_capacity=1024, capacity=2048, segment=32, pass_rows=8,

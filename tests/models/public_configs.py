@@ -1,97 +1,20 @@
 """config.json of public models, as their owners wrote them, and how many parameters they have."""
 
-_QWEN = dict(
-    attention_dropout=0.0,
-    bos_token_id=151643,
-    eos_token_id=151643,
-    hidden_act="silu",
-    initializer_range=0.02,
-    rms_norm_eps=1e-06,
-    tie_word_embeddings=False,
-    torch_dtype="bfloat16",
-    use_cache=True,
-    use_sliding_window=False,
-)
+import json
+import pathlib
+
+ASSETS = pathlib.Path(__file__).parents[2] / "assets" / "architectures"
+
+
+def _shipped(name):
+    return json.loads((ASSETS / name / "config.json").read_text())
+
 
 PUBLIC = {
-    "Qwen2.5-Math-7B": (
-        7_615_616_512,
-        _QWEN
-        | dict(
-            architectures=["Qwen2ForCausalLM"],
-            hidden_size=3584,
-            intermediate_size=18944,
-            max_position_embeddings=4096,
-            max_window_layers=28,
-            model_type="qwen2",
-            num_attention_heads=28,
-            num_hidden_layers=28,
-            num_key_value_heads=4,
-            rope_theta=10000,
-            sliding_window=4096,
-            transformers_version="4.44.0",
-            use_mrope=False,
-            vocab_size=152064,
-        ),
-    ),
-    "Qwen3-8B": (
-        8_190_735_360,
-        _QWEN
-        | dict(
-            architectures=["Qwen3ForCausalLM"],
-            attention_bias=False,
-            eos_token_id=151645,
-            head_dim=128,
-            hidden_size=4096,
-            intermediate_size=12288,
-            max_position_embeddings=40960,
-            max_window_layers=36,
-            model_type="qwen3",
-            num_attention_heads=32,
-            num_hidden_layers=36,
-            num_key_value_heads=8,
-            rope_scaling=None,
-            rope_theta=1000000,
-            sliding_window=None,
-            transformers_version="4.51.0",
-            vocab_size=151936,
-        ),
-    ),
-    "Llama-3.1-8B": (
-        8_030_261_248,
-        dict(
-            architectures=["LlamaForCausalLM"],
-            attention_bias=False,
-            attention_dropout=0.0,
-            bos_token_id=128000,
-            eos_token_id=128001,
-            hidden_act="silu",
-            hidden_size=4096,
-            initializer_range=0.02,
-            intermediate_size=14336,
-            max_position_embeddings=131072,
-            mlp_bias=False,
-            model_type="llama",
-            num_attention_heads=32,
-            num_hidden_layers=32,
-            num_key_value_heads=8,
-            pretraining_tp=1,
-            rms_norm_eps=1e-05,
-            rope_scaling=dict(
-                factor=8.0,
-                low_freq_factor=1.0,
-                high_freq_factor=4.0,
-                original_max_position_embeddings=8192,
-                rope_type="llama3",
-            ),
-            rope_theta=500000.0,
-            tie_word_embeddings=False,
-            torch_dtype="bfloat16",
-            transformers_version="4.43.0.dev0",
-            use_cache=True,
-            vocab_size=128256,
-        ),
-    ),
+    "Qwen2.5-Math-7B": (7_615_616_512, _shipped("Qwen2.5-Math-7B")),
+    "Qwen2.5-Math-1.5B": (1_543_714_304, _shipped("Qwen2.5-Math-1.5B")),
+    "Qwen3-8B": (8_190_735_360, _shipped("Qwen3-8B")),
+    "Llama-3.1-8B": (8_030_261_248, _shipped("Llama-3.1-8B")),
     "Mistral-7B-v0.3": (
         7_248_023_552,
         dict(
@@ -155,14 +78,17 @@ PUBLIC = {
     ),
     "Qwen3-30B-A3B": (
         30_532_122_624,
-        _QWEN
-        | dict(
+        dict(
             architectures=["Qwen3MoeForCausalLM"],
             attention_bias=False,
+            attention_dropout=0.0,
+            bos_token_id=151643,
             decoder_sparse_step=1,
             eos_token_id=151645,
             head_dim=128,
+            hidden_act="silu",
             hidden_size=2048,
+            initializer_range=0.02,
             intermediate_size=6144,
             max_position_embeddings=40960,
             max_window_layers=48,
@@ -176,11 +102,16 @@ PUBLIC = {
             num_hidden_layers=48,
             num_key_value_heads=4,
             output_router_logits=False,
+            rms_norm_eps=1e-06,
             rope_scaling=None,
             rope_theta=1000000.0,
             router_aux_loss_coef=0.001,
             sliding_window=None,
+            tie_word_embeddings=False,
+            torch_dtype="bfloat16",
             transformers_version="4.51.0",
+            use_cache=True,
+            use_sliding_window=False,
             vocab_size=151936,
         ),
     ),

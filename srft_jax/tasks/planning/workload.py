@@ -109,7 +109,7 @@ def cache_shape(run: Outline, work: Workload, budget: float) -> CacheShape:
     if sampling.cache_mib is None:
         sampling = dataclasses.replace(sampling, cache_mib=max(1, int(budget / 2**20)))
     group, limit = config.rollout.completions_per_prompt, config.rollout.max_new_tokens
-    jobs = [Job(0, member, limit, (0,)) for member in range(group)]
+    jobs = [Job(0, member, limit, (0,), 0) for member in range(group)]
     tokens = (0,) * config.data.max_prompt_tokens
     prompts = [Prompt(tokens, 0, deque(jobs)) for _ in range(work.prompts)]
     plan = make_plan(run.model_config, prompts, sampling, decoding(run))
