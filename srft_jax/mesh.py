@@ -59,7 +59,7 @@ def _check_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> bool:
     if config.slices < 1:
         raise UsageError(f"mesh.slices = {config.slices} is below 1")
     by_process = not hasattr(devices[0], "slice_index")
-    if by_process and config.slices == 1:
+    if config.slices == 1 and (by_process or devices[0].platform != "tpu"):
         return by_process
     found = len({one.process_index if by_process else one.slice_index for one in devices})
     if found != config.slices:
