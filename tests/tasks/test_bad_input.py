@@ -340,7 +340,7 @@ def test_a_mistake_in_the_configuration(arguments, message, directory, compilati
         ((2, 8, 2, 1), "training.rows_per_microbatch = 8 does not split over the 16 data-parallel"),
         (
             (1, 2, 3, 1),
-            "training.row_length = 32 is no multiple of 6: mesh.context = 3 splits rows",
+            "training.row_length = 32 does not split into the 6 chunks that mesh.context = 3",
         ),
     ],
 )
