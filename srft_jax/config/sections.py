@@ -28,6 +28,8 @@ class ModelSection:
         dtype: Of activations and matmul inputs. Parameters, log-probs and losses stay float32.
         remat: What of a block the backward pass computes again: nothing, all but the matmuls
             (dots), or the whole block. Less memory; on a CPU dots is also the fastest.
+        attention: Kernel of attention over packed rows and prompts; auto takes the best that the
+            devices and the model allow. See docs/kernels.md.
     """
 
     path: str | None = None
@@ -41,6 +43,7 @@ class ModelSection:
     rope_scaling: RopeScaling | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "block"] = "dots"
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,10 @@ class Engine:
         self._mesh, self._plan, self._with_forced = mesh, plan, with_forced
         self._prefill_params, self._decode_params = prefill_params, decode_params
         self._program = Program(
-            model_config, Runtime(dtype=config.dtype), config.temperature, config.truncation
+            model_config,
+            Runtime(dtype=config.dtype, attention=config.attention),
+            config.temperature,
+            config.truncation,
         )
         shape = CacheShape(
             rows=plan.shards * plan.rows,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from srft_jax.config import ModelConfig, UsageError
+from srft_jax.ops.attention import Kernel
 from srft_jax.rollout.truncation import Truncation
 
 
@@ -23,6 +24,7 @@ class SamplingConfig:
         cache_mib: Memory of the KV cache on each device, which may allow fewer than `slots`; None
             takes what the device has left.
         dtype: Of activations and cache.
+        attention: Kernel of attention over prompts.
         tensor: Devices that share one copy of the parameters while decoding; None takes the size
             of the mesh's axis `tensor`.
     """
@@ -34,6 +36,7 @@ class SamplingConfig:
     segment: int = 64
     cache_mib: int | None = None
     dtype: str = "float32"
+    attention: Kernel = "xla"
     tensor: int | None = None
 
     def __post_init__(self) -> None:

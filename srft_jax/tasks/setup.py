@@ -19,10 +19,12 @@ from srft_jax.mesh import make_mesh
 from srft_jax.models import lora
 from srft_jax.models.config_hf import check_architecture, read_config
 from srft_jax.models.decoder import Runtime
+from srft_jax.models.kernels import resolve_attention
 from srft_jax.models.tokenizer import Tokenizer, load_tokenizer
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.rows import max_microbatches
+from srft_jax.ops.attention import Kernel
 from srft_jax.rewards import RewardPool
 from srft_jax.rollout import SamplingConfig, Truncation
 from srft_jax.tasks.checks import check_config
@@ -42,6 +44,7 @@ class Setup:
         dropped: By set, what was too long for it.
         model_config: Architecture, with its adapters where `model.lora` is set.
         mesh: Devices.
+        attention: Kernel that they take.
     """
 
     config: RunConfig
@@ -52,10 +55,12 @@ class Setup:
     dropped: Mapping[str, Dropped]
     model_config: ModelConfig
     mesh: Mesh
+    attention: Kernel
 
     @property
     def runtime(self) -> Runtime:
-        return Runtime(dtype=self.config.model.dtype, remat=self.config.model.remat)
+        model = self.config.model
+        return Runtime(dtype=model.dtype, remat=model.remat, attention=self.attention)
 
     @property
     def evaluation_sets(self) -> dict[str, tuple[Sequence[Example], Sequence[EncodedExample]]]:
@@ -82,6 +87,7 @@ class Setup:
             segment=rollout.segment,
             cache_mib=rollout.cache_mib,
             dtype=self.config.model.dtype,
+            attention=self.attention,
             tensor=rollout.tensor,
         )
 
@@ -157,7 +163,12 @@ def prepare(config: RunConfig) -> Setup:
     )
     architecture, mesh = _architecture(config), make_mesh(config.mesh)
     architecture = lora.adapted(architecture, config.model.lora)
-    setup = Setup(config, objective, tokenizer, sets, encoded, dropped, architecture, mesh)
+    attention = resolve_attention(
+        config.model.attention, mesh.devices.flat[0].platform, architecture, config.model.dtype
+    )
+    setup = Setup(
+        *(config, objective, tokenizer, sets, encoded, dropped, architecture, mesh, attention)
+    )
     _check_model(setup)
     check_export(config)
     _check_reference(setup)

@@ -308,6 +308,7 @@ TABLE = {
     **scalings("model.rope_scaling"),
     "model.dtype": Change("bfloat16", program),
     "model.remat": Change("block", gradient_program),
+    "model.attention": Change("splash", Refused("runs on devices of kind tpu")),
     "mesh.data": Change("3", Refused("mesh data=3 x fsdp=1 x context=1 x tensor=1 does not fit")),
     "mesh.fsdp": Change("3", Refused("fsdp=3 x context=1 x tensor=1 does not fit")),
     "mesh.context": Change("3", Refused("fsdp=1 x context=3 x tensor=1 does not fit")),

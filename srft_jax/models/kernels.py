@@ -1,0 +1,50 @@
+"""Which kernel of attention a run takes: by its devices, its model and what was asked for."""
+
+from typing import Literal
+
+from srft_jax.config import ModelConfig, UsageError
+from srft_jax.ops.attention import Kernel
+
+_BEST: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn"}
+
+# What cuDNN takes on every GPU that it has flash attention for.
+_CUDNN_HEAD_DIM, _CUDNN_DTYPE = 128, "bfloat16"
+
+
+def resolve_attention(
+    name: Literal["auto"] | Kernel, platform: str, model_config: ModelConfig, dtype: str
+) -> Kernel:
+    """What `model.attention` means for devices of this platform: tpu, gpu or cpu.
+
+    Raises:
+        UsageError: a kernel was asked for that cannot run there, or not this model.
+    """
+    if name == "auto":
+        best = _BEST.get(platform, "xla")
+        return "xla" if _hindrance(best, platform, model_config, dtype) else best
+    if hindrance := _hindrance(name, platform, model_config, dtype):
+        raise UsageError(f"model.attention = {name} {hindrance}: set auto or xla")
+    return name
+
+
+def _hindrance(kernel: Kernel, platform: str, config: ModelConfig, dtype: str) -> str | None:
+    """Why the kernel cannot be taken, if so."""
+    if kernel == "xla":
+        return None
+    home = "tpu" if kernel == "splash" else "gpu"
+    if platform != home:
+        return f"runs on devices of kind {home}, but those of the run are of kind {platform}"
+    if kernel == "splash":
+        return None
+    if config.attention_softcap is not None:
+        return (
+            f"has no cap on scores, but the model's attention_softcap is {config.attention_softcap}"
+        )
+    if dtype != _CUDNN_DTYPE:
+        return f"needs model.dtype = {_CUDNN_DTYPE}, which is {dtype}"
+    if config.head_dim > _CUDNN_HEAD_DIM or config.head_dim % 8:
+        return (
+            f"needs a head_dim up to {_CUDNN_HEAD_DIM} and divisible by 8, but the model's is "
+            f"{config.head_dim}"
+        )
+    return None
