@@ -3,8 +3,9 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import Mesh
 from tiny_runs import tiny_arguments
 
 import run
@@ -345,7 +346,8 @@ def test_a_mistake_in_the_configuration(arguments, message, directory, compilati
     ],
 )
 def test_rows_that_a_mesh_cannot_split(sizes, message, directory, monkeypatch, capsys):
-    monkeypatch.setattr(setup, "make_mesh", lambda config: AbstractMesh(sizes, AXES))
+    mesh = Mesh(np.full(sizes, jax.devices()[0]), AXES)
+    monkeypatch.setattr(setup, "make_mesh", lambda config: mesh)
     code = run.main(command_line(directory, "train", []))
     assert_refused(code, *capsys.readouterr(), message, directory)
 
