@@ -80,7 +80,7 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     if wanted.count(-1) > 1:
         filled = [f"mesh.{a}" for a, size in zip(AXES, wanted, strict=True) if size == -1]
         raise UsageError(
-            f"{' and '.join(filled)} are -1, which one axis alone can be; data is, by default"
+            f"{' and '.join(filled)} are -1, which one axis alone can be (data is, by default)"
         )
     rest = math.prod(size for size in wanted if size != -1)
     shape = tuple(num_devices // rest if size == -1 else size for size in wanted)

@@ -65,7 +65,7 @@ def test_one_axis_takes_what_the_others_leave(config, num_devices, shape):
         (
             MeshConfig(fsdp=-1),
             8,
-            "mesh.data and mesh.fsdp are -1, which one axis alone can be; data is",
+            "mesh.data and mesh.fsdp are -1, which one axis alone can be (data is",
         ),
         (MeshConfig(context=0), 8, "mesh.context = 0 is below 1"),
         (MeshConfig(tensor=-2), 8, "mesh.tensor = -2 is below 1"),
