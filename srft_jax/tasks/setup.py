@@ -276,11 +276,11 @@ def check_sizes(run: Outline) -> None:
             f"training.rows_per_microbatch = {rows} does not split "
             f"over the {ways} data-parallel devices of the mesh"
         )
-    parts = run.mesh.shape["context"]
-    if parts > 1 and config.training.row_length % (2 * parts):
+    chunks = 2 * run.mesh.shape["context"]
+    if chunks > 2 and config.training.row_length % chunks:
         raise UsageError(
-            f"training.row_length = {config.training.row_length} is no multiple of {2 * parts}: "
-            f"mesh.context = {parts} splits rows into two chunks for each device"
+            f"training.row_length = {config.training.row_length} does not split into the {chunks} "
+            f"chunks that mesh.context = {chunks // 2} takes, two for each device"
         )
 
 
