@@ -244,11 +244,11 @@ def _check_model(setup: Setup) -> None:
             f"training.rows_per_microbatch = {config.training.rows_per_microbatch} does not split "
             f"over the {ways} data-parallel devices of the mesh"
         )
-    parts = setup.mesh.shape["context"]
-    if parts > 1 and config.training.row_length % (2 * parts):
+    chunks = 2 * setup.mesh.shape["context"]
+    if chunks > 2 and config.training.row_length % chunks:
         raise UsageError(
-            f"training.row_length = {config.training.row_length} is no multiple of {2 * parts}: "
-            f"mesh.context = {parts} splits rows into two chunks for each device"
+            f"training.row_length = {config.training.row_length} does not split into the {chunks} "
+            f"chunks that mesh.context = {chunks // 2} takes, two for each device"
         )
 
 

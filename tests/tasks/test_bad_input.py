@@ -3,8 +3,9 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import Mesh
 from tiny_runs import tiny_arguments
 
 import run
@@ -340,12 +341,13 @@ def test_a_mistake_in_the_configuration(arguments, message, directory, compilati
         ((2, 8, 2, 1), "training.rows_per_microbatch = 8 does not split over the 16 data-parallel"),
         (
             (1, 2, 3, 1),
-            "training.row_length = 32 is no multiple of 6: mesh.context = 3 splits rows",
+            "training.row_length = 32 does not split into the 6 chunks that mesh.context = 3",
         ),
     ],
 )
 def test_rows_that_a_mesh_cannot_split(sizes, message, directory, monkeypatch, capsys):
-    monkeypatch.setattr(setup, "make_mesh", lambda config: AbstractMesh(sizes, AXES))
+    mesh = Mesh(np.full(sizes, jax.devices()[0]), AXES)
+    monkeypatch.setattr(setup, "make_mesh", lambda config: mesh)
     code = run.main(command_line(directory, "train", []))
     assert_refused(code, *capsys.readouterr(), message, directory)
 
