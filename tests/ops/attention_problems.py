@@ -10,12 +10,12 @@ B, HEADS, KV_HEADS, H = 2, 4, 2, 6
 OPTIONS = ScoreOptions(H**-0.5)
 
 
-def problem(length, dtype=np.float32):
+def problem(length, dtype=np.float32, mean_segment=5):
     """Queries, keys, values and segments of a few tokens each, padding at the end."""
     random = np.random.default_rng(length)
     shapes = (B, length, HEADS, H), (B, KV_HEADS, length, H), (B, KV_HEADS, length, H)
     arrays = [random.normal(size=shape).astype(dtype) for shape in shapes]
-    starts = random.random((B, length)) < 0.2
+    starts = random.random((B, length)) < 1 / mean_segment
     return *arrays, np.where(np.arange(length) < length - 3, 1 + starts.cumsum(axis=1), 0)
 
 

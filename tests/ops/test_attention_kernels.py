@@ -19,7 +19,7 @@ from srft_jax.ops import (
     context,
 )
 from srft_jax.ops.attention import Part, ScoreOptions, packed_attention
-from srft_jax.ops.attention_terms import sight_of
+from srft_jax.ops.attention_terms import Extent, sight_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -32,7 +32,7 @@ def small_blocks(monkeypatch):
     """And kernels for other devices made so that a CPU can run them, all else the same."""
     monkeypatch.setattr(attention_loop, "_QUERIES", 32)
     monkeypatch.setattr(attention_loop, "_KEYS", 16)
-    monkeypatch.setattr(attention_cudnn, "_QUERIES", 128)
+    monkeypatch.setattr(attention_cudnn, "_QUERIES", 64)
     monkeypatch.setattr(attention_splash, "_BLOCK", 128)
     by_xla = functools.partial(attention_cudnn.cudnn_attention, implementation="xla")
     monkeypatch.setattr(attention, "cudnn_attention", by_xla)
@@ -70,14 +70,13 @@ PLAIN, WINDOW = (OPTIONS, None), (ScoreOptions(0.9), 70)
     ],
 )
 def test_kernels_and_their_gradients_equal_all_scores(name, options, window, monkeypatch):
-    inputs = problem(LENGTH)
+    inputs = problem(LENGTH, mean_segment=80)
     kernel = functools.partial(kernel_of(name, monkeypatch), options=options, window=window)
+    wanted = functools.partial(by_mask, options=options, window=window)
     got = with_gradients(kernel, *inputs)
-    assert_near(
-        got, with_gradients(functools.partial(by_mask, options=options, window=window), *inputs)
-    )
-    (_, other), _ = with_gradients(functools.partial(by_mask, options=ScoreOptions(0.5)), *inputs)
-    assert np.abs(got[0][1] - other).max() > 0.01
+    assert_near(got, with_gradients(wanted, *inputs))
+    for change in ({"window": 20}, {"options": ScoreOptions(0.5, options.softcap)}):
+        assert np.abs(got[0][1] - wanted(*inputs, **change)).max() > 0.1
 
 
 def others_slow(*names):
@@ -106,7 +105,7 @@ def test_a_window_that_the_device_turns_on(name, on, monkeypatch):
 @pytest.mark.parametrize("name", others_slow("loop", "xla", "cudnn", "splash"))
 def test_parts_of_rows_together_give_whole_rows(name, monkeypatch):
     """Values, and gradients of the queries; those of the keys add up."""
-    inputs = tuple(map(jnp.asarray, problem(256)))
+    inputs = tuple(map(jnp.asarray, problem(256, mean_segment=120)))
     want = with_gradients(functools.partial(by_mask, window=90), *inputs)
     attend = functools.partial(kernel_of(name, monkeypatch), options=OPTIONS, window=90)
 
@@ -123,6 +122,14 @@ def test_parts_of_rows_together_give_whole_rows(name, monkeypatch):
         return jnp.concatenate([*outs], axis=1)[:, np.argsort(slots, axis=None)]
 
     assert_near(with_gradients(in_parts, *inputs), want)
+
+
+@pytest.mark.parametrize("window", [None, 1, 70, 100])
+def test_a_chunk_has_the_keys_that_it_may_see(window):
+    for queries, keys in Extent(window=window).chunks(LENGTH, LENGTH, 64):
+        oldest = max(0, queries.start - (window or LENGTH) + 1)
+        assert keys.start <= oldest < keys.start + 64
+        assert keys.stop == queries.stop
 
 
 def test_blocks_that_cannot_meet_do_not():
