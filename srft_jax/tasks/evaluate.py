@@ -24,6 +24,7 @@ def evaluate(config: RunConfig) -> int:
         reward_pool(setup) as pool,
         Progress(stream=sys.stderr) as progress,
     ):
+        shown = rollout_observer(progress, "evaluation")
         values, _ = scores.evaluate(
             params,
             setup.model_config,
@@ -32,7 +33,7 @@ def evaluate(config: RunConfig) -> int:
             pool,
             setup.evaluation_sampling,
             threshold=config.rewards.correct_threshold,
-            observer=rollout_observer(progress, "evaluation"),
+            observer=shown if jax.process_index() == 0 else None,
         )
     rows = [
         [
