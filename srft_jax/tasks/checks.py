@@ -77,6 +77,12 @@ def _check_numbers(config: RunConfig) -> None:
         if _value(config, key) not in ("auto", None):
             _at_least(config, 1, key)
     _above_zero(config, "rollout.temperature", "rewards.timeout_seconds")
+    beyond = set(config.training.profile_steps) - set(range(1, config.training.num_steps + 1))
+    if beyond:
+        raise UsageError(
+            f"training.profile_steps has {sorted(beyond)}, which are none of the steps from 1 to "
+            f"training.num_steps = {config.training.num_steps}"
+        )
     for optimizer in ("training.optimizer", "training.demonstration_optimizer"):
         _check_optimizer(config, optimizer)
 

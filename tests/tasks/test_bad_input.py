@@ -52,6 +52,15 @@ CASES = {
     "ill-typed key": (["--training.num_steps=many"], '"training.num_steps": Expected a'),
     "not a choice": (["--objective.preset=ppo"], '"objective.preset"'),
     "the choices": (["--objective.preset=ppo"], "'relift', 'uft', 'prefix_rft', 'on_policy_sft'"),
+    "a step that is none": (
+        ["--training.profile_steps=[0, 2]"],
+        "training.profile_steps has [0], which are none of the steps from 1 to",
+    ),
+    "decays that Adafactor has not": (
+        ["--training.optimizer.name=adafactor", "--training.optimizer.b2=0.99"],
+        "training.optimizer.b2 = 0.99 says nothing to training.optimizer.name = adafactor",
+    ),
+    "no room": (["--training.memory_mib=0"], "training.memory_mib = 0 is not at least 1"),
     "missing config file": (["--config={dir}/none.yaml"], "{dir}/none.yaml"),
     "missing model": (
         ["--model.architecture=null", "--model.path={dir}/none"],
