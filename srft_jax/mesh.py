@@ -59,7 +59,7 @@ def _check_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> bool:
     if config.slices < 1:
         raise UsageError(f"mesh.slices = {config.slices} is below 1")
     by_process = not hasattr(devices[0], "slice_index")
-    if by_process and config.slices == 1:
+    if config.slices == 1 and (by_process or devices[0].platform != "tpu"):
         return by_process
     found = len({one.process_index if by_process else one.slice_index for one in devices})
     if found != config.slices:
@@ -78,20 +78,24 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
         if size < 1 and size != -1:
             raise UsageError(f"mesh.{axis} = {size} is below 1")
     if wanted.count(-1) > 1:
-        filled = " and ".join(f"mesh.{a}" for a, n in zip(AXES, wanted, strict=True) if n == -1)
-        raise UsageError(f"{filled} are -1, which one axis alone can be")
+        filled = [f"mesh.{a}" for a, size in zip(AXES, wanted, strict=True) if size == -1]
+        raise UsageError(
+            f"{' and '.join(filled)} are -1, which one axis alone can be (data is, by default)"
+        )
     rest = math.prod(size for size in wanted if size != -1)
     shape = tuple(num_devices // rest if size == -1 else size for size in wanted)
-    if math.prod(shape) == num_devices and shape[0] % config.slices == 0:
-        return shape
-    of_slices = f" of {config.slices} slices, which data spans" if config.slices > 1 else ""
-    nearest = sorted(
-        _valid_shapes(num_devices, config.slices), key=lambda valid: _distance(wanted, valid)
-    )
-    listed = "; ".join(map(_written, nearest[:_MOST_LISTED]))
-    raise UsageError(
+    if math.prod(shape) != num_devices or shape[0] % config.slices:
+        raise UsageError(_misfit(wanted, num_devices, config.slices))
+    return shape
+
+
+def _misfit(wanted: Sequence[int], num_devices: int, slices: int) -> str:
+    """Why there is no such mesh, and which are nearest."""
+    valid = sorted(_valid_shapes(num_devices, slices), key=lambda shape: _distance(wanted, shape))
+    of_slices = f" of {slices} slices, which data spans" if slices > 1 else ""
+    return (
         f"mesh {_written(wanted)} does not fit {num_devices} devices{of_slices}; the nearest of "
-        f"the {len(nearest)} that do: {listed}"
+        f"the {len(valid)} that do: {'; '.join(map(_written, valid[:_MOST_LISTED]))}"
     )
 
 

@@ -38,9 +38,10 @@ def torus(kind, *sizes, cores=1):
     ]
 
 
-def slices(count, size):
+def slices(count, size, platform="gpu"):
     return [
-        DeviceOfSlice(n, "cpu", slice_index=n // size, platform="cpu") for n in range(count * size)
+        DeviceOfSlice(n, "H100", slice_index=n // size, platform=platform)
+        for n in range(count * size)
     ]
 
 
@@ -61,7 +62,11 @@ def test_one_axis_takes_what_the_others_leave(config, num_devices, shape):
 @pytest.mark.parametrize(
     ("config", "num_devices", "said"),
     [
-        (MeshConfig(fsdp=-1), 8, "mesh.data and mesh.fsdp are -1, which one axis alone can be"),
+        (
+            MeshConfig(fsdp=-1),
+            8,
+            "mesh.data and mesh.fsdp are -1, which one axis alone can be (data is",
+        ),
         (MeshConfig(context=0), 8, "mesh.context = 0 is below 1"),
         (MeshConfig(tensor=-2), 8, "mesh.tensor = -2 is below 1"),
         (
@@ -128,11 +133,16 @@ def test_the_number_of_slices_is_what_there_is():
     with pytest.raises(
         UsageError, match="mesh.slices = 1, but the number of slices of the dev.* 2"
     ):
-        make_mesh(MeshConfig(), slices(2, 4))
+        make_mesh(MeshConfig(), slices(2, 4, "tpu"))
     with pytest.raises(UsageError, match="mesh.slices = 0 is below 1"):
         make_mesh(MeshConfig(slices=0), slices(2, 4))
     with pytest.raises(UsageError, match="number of processes, which count here, is 1"):
         make_mesh(MeshConfig(slices=2), torus("TPU v5 lite", 2, 4))
+
+
+def test_machines_with_gpus_may_be_laid_out_as_one():
+    placed = make_mesh(MeshConfig(data=1, fsdp=8), slices(2, 4)).devices
+    assert [one.slice_index for one in placed.flat] == [0] * 4 + [1] * 4
 
 
 def test_a_process_is_a_slice_where_devices_say_nothing_of_slices():

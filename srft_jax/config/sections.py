@@ -60,7 +60,7 @@ class MeshConfig:
         context: Parts of each row in a train step; also replicas of the parameters.
         tensor: Shards of heads, MLP columns and vocabulary.
         slices: TPU slices that a data-centre network joins, between which only `data` exchanges;
-            on other devices, processes.
+            on GPUs, machines.
     """
 
     data: int = -1

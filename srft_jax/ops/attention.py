@@ -5,7 +5,15 @@ from jaxtyping import Array, Bool, Float, Int
 from srft_jax.ops.attention_chunks import chunked_attention
 from srft_jax.ops.attention_cudnn import cudnn_attention
 from srft_jax.ops.attention_loop import looped_attention
-from srft_jax.ops.attention_terms import Kernel, Part, ScoreOptions, grouped, sight_of, ungrouped
+from srft_jax.ops.attention_terms import (
+    Extent,
+    Kernel,
+    Part,
+    ScoreOptions,
+    grouped,
+    sight_of,
+    ungrouped,
+)
 
 # Rows up to here go in a few chunks of queries: what is made of T^2 is small yet.
 _SHORT = 1024
@@ -50,11 +58,12 @@ def packed_attention(
             *(query, key, value, segment_ids, options), window=window, slides=slides, part=part
         )
     sight = sight_of(segment_ids, window, slides, part)
+    extent = Extent(whole=part is None, window=window if slides is None else None)
     if kernel == "cudnn":
-        return cudnn_attention(query, key, value, sight, options, whole=part is None)
+        return cudnn_attention(query, key, value, sight, options, extent)
     by_head = grouped(query, key.shape[1])
     if key.shape[2] <= _SHORT:
-        mixed = chunked_attention(options, part is None, by_head, key, value, sight)
+        mixed = chunked_attention(options, extent, by_head, key, value, sight)
     else:
         mixed = looped_attention(options, by_head, key, value, sight)
     return ungrouped(mixed, query.shape[1])

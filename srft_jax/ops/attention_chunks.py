@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from srft_jax.ops.attention_scores import masked_scores, matmul, mean_gradient, score_gradients
-from srft_jax.ops.attention_terms import ScoreOptions, Sight
+from srft_jax.ops.attention_terms import Extent, ScoreOptions, Sight
 
 # A chunk reads no key behind its last query: of T^2 scores, T^2 / 2 (1 + 1 / chunks) are computed.
 # More chunks save little more, and each is compiled apart.
@@ -25,20 +25,20 @@ _Chunk = tuple[slice, slice, Bool[Array, "B C S"]]
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def chunked_attention(
     options: ScoreOptions,
-    whole: bool,
+    extent: Extent,
     query: Float[Array, "B K GT H"],
     key: Float[Array, "B K S H"],
     value: Float[Array, "B K S H"],
     sight: Sight,
 ) -> Float[Array, "B K GT H"]:
-    """softmax(score) v; of `whole` rows, query t stands in slot t."""
-    return _forward(options, whole, query, key, value, sight)[0]
+    """softmax(score) v."""
+    return _forward(options, extent, query, key, value, sight)[0]
 
 
 def _forward(
-    options: ScoreOptions, whole: bool, query: Array, key: Array, value: Array, sight: Sight
+    options: ScoreOptions, extent: Extent, query: Array, key: Array, value: Array, sight: Sight
 ) -> tuple[Array, tuple[Any, ...]]:
-    length, chunks = sight.segment_ids.shape[1], _chunks(sight, whole)
+    length, chunks = sight.segment_ids.shape[1], _chunks(sight, extent)
     results = [
         _mixed(
             _of_queries(query, length, queries), key[:, :, keys], value[:, :, keys], mask, options
@@ -52,10 +52,10 @@ def _forward(
 
 
 def _backward(
-    options: ScoreOptions, whole: bool, saved: tuple[Any, ...], d_out: Array
+    options: ScoreOptions, extent: Extent, saved: tuple[Any, ...], d_out: Array
 ) -> tuple[Array | None, ...]:
     query, key, value, sight, out, lse = saved
-    length, chunks = sight.segment_ids.shape[1], _chunks(sight, whole)
+    length, chunks = sight.segment_ids.shape[1], _chunks(sight, extent)
     mean = mean_gradient(out, d_out)
     d_queries = []
     d_key, d_value = (jnp.zeros(x.shape, jnp.float32) for x in (key, value))
@@ -86,9 +86,10 @@ def _backward(
 chunked_attention.defvjp(_forward, _backward)
 
 
-def _chunks(sight: Sight, whole: bool) -> list[_Chunk]:
-    size = max(_LEAST_QUERIES, -(-sight.slots.shape[0] // _MOST_CHUNKS))
-    ranges = sight.chunks(size, whole)
+def _chunks(sight: Sight, extent: Extent) -> list[_Chunk]:
+    length, num_keys = sight.segment_ids.shape[1], sight.key_segment_ids.shape[1]
+    size = max(_LEAST_QUERIES, -(-length // _MOST_CHUNKS))
+    ranges = extent.chunks(length, num_keys, size)
     return [(queries, keys, sight.mask_of(queries, keys)) for queries, keys in ranges]
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from srft_jax.ops.attention_terms import ScoreOptions, Sight
+from srft_jax.ops.attention_terms import Extent, ScoreOptions, Sight
 
 # Of 1024 queries and 32k keys, mask and its bias in bfloat16 are 96 MiB.
 _QUERIES = 1024
@@ -25,11 +25,10 @@ def cudnn_attention(
     value: Float[Array, "B K S H"],
     sight: Sight,
     options: ScoreOptions,
-    *,
-    whole: bool,
+    extent: Extent,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B T N H"]:
-    """As `packed_attention`, without a cap on scores; of `whole` rows, query t stands in slot t.
+    """As `packed_attention`, without a cap on scores.
 
     Raises:
         ValueError: the options have a cap.
@@ -45,7 +44,7 @@ def cudnn_attention(
         sight = Sight(ids, key_ids, jnp.arange(length + 1), sight.window)
     attend = functools.partial(_attend, options=options, implementation=implementation)
     outs = []
-    for queries, keys in sight.chunks(_QUERIES, whole):
+    for queries, keys in extent.chunks(query.shape[1], key.shape[1], _QUERIES):
         of_chunk = jax.checkpoint(functools.partial(attend, queries=queries, keys=keys))
         outs.append(of_chunk(query[:, queries], key[:, keys], value[:, keys], sight))
     return checkpoint_name(jnp.concatenate(outs, axis=1)[:, :length], "attention")

@@ -53,8 +53,8 @@ def _attend(
 ) -> Array:
     length, num_keys, num_heads = query.shape[1], key.shape[2], query.shape[2]
     queries, keys = _padding(length), _padding(num_keys)
-    # Tokens that fill the last block are of no segment; a filling query sees filling keys, or else
-    # all keys of its block with the same tiny weight.
+    # Tokens that fill the last block are of no segment. Such a query sees nothing: what the kernel
+    # makes of it, a mean of values, is cut off.
     key_segment_ids = segment_ids if part is None else part.key_segment_ids
     ids = splash.SegmentIds(_filled(segment_ids, 1, queries), _filled(key_segment_ids, 1, keys))
     query = (query.astype(jnp.float32) * options.scale).astype(query.dtype).swapaxes(1, 2)

@@ -68,20 +68,29 @@ class Sight(NamedTuple):
         )
         return here.mask(jnp.arange(keys.start, keys.stop))
 
-    def chunks(self, size: int, whole: bool) -> list[tuple[slice, slice]]:
+
+class Extent(NamedTuple):
+    """What is known of a sight before tracing.
+
+    Attributes:
+        whole: Rows are: query t stands in slot t. Else any query may see any key.
+        window: Of all queries; None where they see everything, or only the device knows.
+    """
+
+    whole: bool = True
+    window: int | None = None
+
+    def chunks(self, length: int, num_keys: int, size: int) -> list[tuple[slice, slice]]:
         """Queries by the size, and a range of keys that has all that they may see.
 
-        Of `whole` rows, query t stands in slot t; of others, any query may see any key.
-        In: 256 whole queries, size 64, a window of 100.  Out: queries [192, 256), keys [64, 256).
+        In: 256 of both, size 64, a window of 100.  Out: of queries [192, 256) keys [64, 256).
         """
-        length, num_keys = self.segment_ids.shape[1], self.key_segment_ids.shape[1]
-        back = self.window if isinstance(self.window, int) else num_keys
         chunks = []
         for start in range(0, length, size):
             queries = slice(start, min(start + size, length))
-            oldest = max(0, start - back + 1) // _EVEN * _EVEN
-            keys = slice(oldest, queries.stop) if whole else slice(0, num_keys)
-            chunks.append((queries, keys))
+            oldest = 0 if self.window is None else max(0, start - self.window + 1)
+            keys = slice(oldest // _EVEN * _EVEN, queries.stop)
+            chunks.append((queries, keys if self.whole else slice(0, num_keys)))
         return chunks
 
 

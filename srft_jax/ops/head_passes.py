@@ -296,9 +296,11 @@ def _total(x: Any, axes: tuple[str, ...]) -> Any:
 
 
 def _total_head(d_head: Any, axes: _Axes, options: Options) -> Any:
-    """Summed over the devices that have other rows; each keeps the part of D of its parameters."""
-    d_head = _total(d_head, tuple(axis for axis in axes.rows if axis not in axes.model))
-    if d_head is None or not axes.model:
-        return d_head
-    dimension = 1 if options.transposed else 0
-    return jax.lax.psum_scatter(d_head, axes.model, scatter_dimension=dimension, tiled=True)
+    """Summed over the devices that have other rows; each keeps the part of D of its parameters,
+    which comes first, so that the others exchange no more than that part."""
+    if d_head is None:
+        return None
+    if axes.model:
+        dimension = 1 if options.transposed else 0
+        d_head = jax.lax.psum_scatter(d_head, axes.model, scatter_dimension=dimension, tiled=True)
+    return _total(d_head, tuple(axis for axis in axes.rows if axis not in axes.model))

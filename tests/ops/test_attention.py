@@ -6,27 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_problems import HEADS, KV_HEADS, OPTIONS, B, H, by_mask, problem, with_gradients
 
-from srft_jax.ops import attention as attention_module
+from srft_jax.ops import attention_chunks
 from srft_jax.ops.attention import ScoreOptions, packed_attention
-
-B, HEADS, KV_HEADS, H = 2, 4, 2, 6
-OPTIONS = ScoreOptions(H**-0.5)
+from srft_jax.ops.attention_scores import masked_scores
+from srft_jax.ops.attention_terms import Extent, grouped, sight_of
 
 
 @pytest.fixture(autouse=True)
 def full_precision():
     with jax.default_matmul_precision("highest"):
         yield
-
-
-def problem(length, dtype=np.float32):
-    """Queries, keys, values and segments of a few tokens each, padding at the end."""
-    random = np.random.default_rng(length)
-    shapes = (B, length, HEADS, H), (B, KV_HEADS, length, H), (B, KV_HEADS, length, H)
-    arrays = [random.normal(size=shape).astype(dtype) for shape in shapes]
-    starts = random.random((B, length)) < 0.2
-    return *arrays, np.where(np.arange(length) < length - 3, 1 + starts.cumsum(axis=1), 0)
 
 
 def one_by_one(query, key, value, segment_ids):
@@ -45,29 +36,6 @@ def plain(query, key, value, segment_ids):
     return packed_attention(query, key, value, segment_ids, OPTIONS)
 
 
-def by_mask(query, key, value, segment_ids, options=OPTIONS, window=None):
-    """The same with every score, for autodiff."""
-    key, value = (jnp.repeat(x, HEADS // KV_HEADS, axis=1) for x in (key, value))
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    ages = np.arange(segment_ids.shape[1])[:, None] - np.arange(segment_ids.shape[1])
-    seen = same & (ages >= 0) & (ages < (window or 1000))
-    scores = jnp.einsum("btnh,bnsh->bnts", query, key) * options.scale
-    if options.softcap:
-        scores = options.softcap * jnp.tanh(scores / options.softcap)
-    weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bnts,bnsh->btnh", weights, value)
-
-
-def with_gradients(function, *inputs):
-    *arrays, segment_ids = inputs
-
-    def total(*arrays):
-        out = function(*arrays, segment_ids)
-        return jnp.sum(jnp.sin(out)), out
-
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(*arrays)
-
-
 def test_packed_attention_equals_a_loop_over_heads():
     inputs = problem(21)
     got, want = jax.jit(plain)(*inputs), one_by_one(*inputs)
@@ -77,12 +45,11 @@ def test_packed_attention_equals_a_loop_over_heads():
 @pytest.mark.parametrize("length", [7, 8, 21, 40])
 def test_packed_attention_and_its_gradients_equal_those_of_all_scores(length, monkeypatch):
     """One chunk of queries, several, and a last one that is shorter."""
-    monkeypatch.setattr(attention_module, "_LEAST_QUERIES", 8)
-    monkeypatch.setattr(attention_module, "_MOST_CHUNKS", 3)
+    monkeypatch.setattr(attention_chunks, "_LEAST_QUERIES", 8)
+    monkeypatch.setattr(attention_chunks, "_MOST_CHUNKS", 3)
     inputs = problem(length)
-    seen = attention_module._Seen(inputs[3], inputs[3], np.arange(length), None)
-    chunks = attention_module._chunks(seen, whole=True)
-    assert [queries.stop for queries, _ in chunks][-1] == length
+    chunks = attention_chunks._chunks(sight_of(inputs[3], None, None, None), Extent())
+    assert [queries.stop for queries, *_ in chunks][-1] == length
     assert len(chunks) == {7: 1, 8: 1, 21: 3, 40: 3}[length]
     got, want = (with_gradients(f, *inputs) for f in (plain, by_mask))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
@@ -95,7 +62,7 @@ def test_packed_attention_and_its_gradients_equal_those_of_all_scores(length, mo
 )
 def test_windows_caps_and_their_gradients_equal_those_of_all_scores(options, window, monkeypatch):
     """A window that the device turns on, as in a scan over layers, gives the same."""
-    monkeypatch.setattr(attention_module, "_LEAST_QUERIES", 8)
+    monkeypatch.setattr(attention_chunks, "_LEAST_QUERIES", 8)
     inputs = problem(21)
     static = functools.partial(packed_attention, options=options, window=window)
     naive = functools.partial(by_mask, options=options, window=window)
@@ -142,9 +109,9 @@ def test_scores_of_bfloat16_are_scaled_in_float32():
     """1 / sqrt(H) is no power of two for H = 6: a query scaled in bfloat16 is rounded once more."""
     query, key, _, _ = problem(9)
     rounded = [jnp.asarray(x, jnp.bfloat16) for x in (8 * query, key)]
-    grouped = attention_module._grouped(rounded[0], KV_HEADS)
-    scores = attention_module._scores(grouped, rounded[1], jnp.ones((B, 9, 9), bool), OPTIONS)
-    wide = [np.asarray(x, np.float32) for x in (grouped, rounded[1])]
+    by_head = grouped(rounded[0], KV_HEADS)
+    scores = masked_scores(by_head, rounded[1], jnp.ones((B, 9, 9), bool), OPTIONS)
+    wide = [np.asarray(x, np.float32) for x in (by_head, rounded[1])]
     exact = np.einsum("bkqh,bksh->bkqs", *wide) / H**0.5
     np.testing.assert_allclose(scores, exact, rtol=1e-5, atol=1e-5)
 
@@ -155,3 +122,8 @@ def test_the_last_query_alone_reads_all_keys():
     jaxpr = str(jax.make_jaxpr(plain)(*inputs))
     assert f"f32[{B},{KV_HEADS},{2 * 64},512]" in jaxpr
     assert f"{2 * 512},512]" not in jaxpr
+    # With a window of 100 not even that one: the last chunk starts at key 448 - 99, rounded down.
+    windowed = functools.partial(packed_attention, options=OPTIONS, window=100)
+    jaxpr = str(jax.make_jaxpr(windowed)(*inputs))
+    assert f"f32[{B},{KV_HEADS},{2 * 64},{512 - 320}]" in jaxpr
+    assert f"{2 * 64},512]" not in jaxpr

@@ -98,16 +98,25 @@ def _teacher_forced(params, tokens, targets, temperature, *, config, runtime):
 
 
 def trainer_view(
-    prompt, completion, temperature=1.0, *, params=PARAMS, config=CONFIG, dtype="float32", width=32
+    prompt,
+    completion,
+    temperature=1.0,
+    *,
+    params=PARAMS,
+    config=CONFIG,
+    dtype="float32",
+    attention="xla",
+    width=32,
 ):
     """Log-probs, entropies and logits of the completion, in one forward pass like the trainer's."""
     sequence = np.array([*prompt, *completion], np.int32)
     size = len(sequence) - 1
     tokens, targets = (np.zeros(width, np.int32) for _ in range(2))
     tokens[:size], targets[:size] = sequence[:-1], sequence[1:]
+    runtime = Runtime(dtype, attention=attention)
     with jax.default_matmul_precision("highest"):
         stats, logits = _teacher_forced(
-            params, tokens[None], targets, temperature, config=config, runtime=Runtime(dtype)
+            params, tokens[None], targets, temperature, config=config, runtime=runtime
         )
     of_completion = slice(len(prompt) - 1, size)
     return tuple(np.asarray(x)[of_completion] for x in (*stats, logits))

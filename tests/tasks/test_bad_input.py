@@ -3,14 +3,17 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 from tiny_runs import tiny_arguments
 
 import run
 from srft_jax.config import UsageError, parse
+from srft_jax.mesh import AXES
 from srft_jax.models.config_hf import to_hf_config
 from srft_jax.models.json_files import write_json
-from srft_jax.tasks import rollouts
+from srft_jax.tasks import rollouts, setup
 
 NO_EVALUATION = "--data.held_out=null", "--data.ood=null"
 JSONL = (
@@ -330,6 +333,23 @@ def test_a_mistake_in_the_configuration(arguments, message, directory, compilati
     assert_refused(code, *capsys.readouterr(), message, directory)
     assert not compilations
     assert not (directory / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((2, 8, 2, 1), "training.rows_per_microbatch = 8 does not split over the 16 data-parallel"),
+        (
+            (1, 2, 3, 1),
+            "training.row_length = 32 does not split into the 6 chunks that mesh.context = 3",
+        ),
+    ],
+)
+def test_rows_that_a_mesh_cannot_split(sizes, message, directory, monkeypatch, capsys):
+    mesh = Mesh(np.full(sizes, jax.devices()[0]), AXES)
+    monkeypatch.setattr(setup, "make_mesh", lambda config: mesh)
+    code = run.main(command_line(directory, "train", []))
+    assert_refused(code, *capsys.readouterr(), message, directory)
 
 
 @pytest.mark.parametrize(("arguments", "message"), OTHER_VERBS.values(), ids=OTHER_VERBS)

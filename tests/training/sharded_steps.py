@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import sys
+import tempfile
 
 import jax
 import jax.monitoring
@@ -25,6 +26,7 @@ from srft_jax.objectives.methods import expand
 from srft_jax.objectives.objective import Objective
 from srft_jax.ops.head import token_stats
 from srft_jax.tasks.compilations import Compilations
+from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.logprobs import make_old_logprobs
 from srft_jax.training.microbatch import in_batch_order, rows_of
 from srft_jax.training.optimizer import make_optimizer
@@ -227,6 +229,40 @@ def pass_differences(shape: Shape, batch: Batch) -> dict[str, float]:
     }
 
 
+def restore_differences(shape: Shape) -> dict[str, float]:
+    """A state saved from fsdp=8 and restored onto a mesh of this shape: leaves of other bits."""
+    random = np.random.default_rng(4)
+    state = jax.tree.map(
+        lambda x: random.normal(size=np.shape(x)).astype(np.asarray(x).dtype), initial_state()
+    )
+
+    def on(shape: Shape) -> TrainState:
+        return state_shardings(mesh_of(shape), MODEL, {"policy": OPTIMIZER}, state.params)
+
+    saved = jax.device_put(state, on((1, 8, 1, 1)))
+    like = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), saved, on(shape)
+    )
+    with tempfile.TemporaryDirectory() as run_dir:
+        with Checkpoints(run_dir, keep=1) as checkpoints:
+            checkpoints.save(3, saved, {"position": 5})
+            checkpoints.wait()
+            restored, data_state = checkpoints.restore(3, like)
+        with Checkpoints(run_dir, keep=1) as checkpoints:
+            params = checkpoints.restore_params(3, like.params)
+    assert data_state == {"position": 5}
+    assert jax.tree.map(lambda x: x.sharding, restored) == on(shape)
+    pairs = [(restored, state), (params, state.params)]
+    other = [
+        np.asarray(a).tobytes() != np.asarray(b).tobytes()
+        for got, wanted in pairs
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+    ]
+    gate, saved_gate = (x.params["layers"]["gate"].sharding for x in (restored, saved))
+    moved = gate.shard_shape((2, 16, 32)) != saved_gate.shard_shape((2, 16, 32))
+    return {"moved": float(moved), "leaves of other bits": float(sum(other))}
+
+
 def flat_rows(batch: Batch) -> Rows:
     """Of microbatch 1."""
     return jax.tree.map(lambda x: x.reshape(-1), rows_of(batch, 1))
@@ -242,6 +278,7 @@ def main() -> None:
         "elementwise:": lambda shape: step_differences(ELEMENTWISE, shape, batch),
         "lora:": lambda shape: lora_differences(shape, batch),
         "passes:": lambda shape: pass_differences(shape, batch),
+        "restore:": restore_differences,
         "head:": head_flops_share,
     }
     results: dict = {}

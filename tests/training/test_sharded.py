@@ -30,6 +30,7 @@ MESHES = [
     "1x1x2x4",
     "1x2x2x2",
 ]
+QUICK = ["plain:1x2x2x2", "restore:2x1x2x2"]
 HEAD = "head:4x1x2x1"
 OTHERS = [f"{case}:1x2x2x2" for case in ("elementwise", "lora", "passes")]
 
@@ -57,10 +58,20 @@ def check(found):
     assert max(found.values()) < 1e-5, found
 
 
-def test_fsdp_context_and_tensor_together_equal_a_single_device():
-    found = run("plain:1x2x2x2")["plain:1x2x2x2"]
+@pytest.fixture(scope="module")
+def quick():
+    return run(*QUICK)
+
+
+def test_fsdp_context_and_tensor_together_equal_a_single_device(quick):
+    found = quick["plain:1x2x2x2"]
     assert {"loss/total", "policy/ratio_mean", "params"} < set(found)
     check(found)
+
+
+def test_a_checkpoint_is_restored_onto_another_mesh_bit_for_bit(quick):
+    """Of fsdp=8 onto data=2, context=2, tensor=2."""
+    check(quick["restore:2x1x2x2"])
 
 
 @pytest.mark.slow
