@@ -119,6 +119,7 @@ def _ways(values: jsonargparse.Namespace, key: str) -> list[str]:
 
 @functools.cache
 def _parser() -> jsonargparse.ArgumentParser:
+    jsonargparse.set_parsing_settings(config_read_mode_fsspec_enabled=True)  # --config gs://...
     parser = jsonargparse.ArgumentParser(
         prog="run.py",
         usage=f"run.py [{'|'.join(get_args(Verb))}] [options]",

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from srft_jax.config.data import DataConfig
+from srft_jax.config.errors import UsageError
 from srft_jax.config.lora import LoraConfig
 from srft_jax.config.model import ModelConfig, RopeScaling
 from srft_jax.config.objective import ObjectiveConfig
@@ -27,7 +28,8 @@ class ModelSection:
         rope_scaling: In place of the model's own, likewise.
         dtype: Of activations and matmul inputs. Parameters, log-probs and losses stay float32.
         remat: What of a block the backward pass computes again: nothing, all but the matmuls
-            (dots), or the whole block. Less memory; on a CPU dots is also the fastest.
+            (dots), or the whole block. Less memory; on a CPU dots is also the fastest. With offload
+            the results of the matmuls wait in the host's memory.
         matmul_precision: Of products of float32 matrices, where the hardware has faster ones than
             exact: as JAX has it, three bfloat16 passes (high), or full float32 (highest).
         attention: Kernel of attention over packed rows and prompts; auto takes the best that the
@@ -44,7 +46,7 @@ class ModelSection:
     max_positions: int | None = None
     rope_scaling: RopeScaling | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "block"] = "dots"
+    remat: Literal["none", "dots", "block", "offload"] = "dots"
     matmul_precision: Literal["default", "high", "highest"] = "default"
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
 
@@ -140,19 +142,25 @@ class RewardsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up, then constant or cosine decay.
+    """An optimizer, with linear warm-up, then constant or cosine decay of its learning rate.
 
     Args:
+        name: AdamW; Adafactor, whose second moment is kept by rows and columns, without a first; or
+            Muon on the matrices of blocks, which keeps momentum alone, and AdamW on all else. One's
+            learning rate fits the others. See docs/memory.md.
+        state_dtype: Of moments between updates; bfloat16 is rounded to by chance.
         learning_rate: Peak.
         warmup_steps: Optimizer steps until the peak, in equal rises.
         schedule: What follows the warm-up, until training.num_steps.
         final_fraction: Of the peak, at the end of a cosine.
-        b1: Decay of the first moment.
-        b2: Decay of the second moment.
+        b1: Decay of the first moment, of Muon's momentum too.
+        b2: Decay of the second moment; Adafactor's goes by the number of updates.
         weight_decay: Decoupled; applied to matrices only.
         clip_norm: Global norm the gradient is clipped to.
     """
 
+    name: Literal["adamw", "adafactor", "muon"] = "adamw"
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
     learning_rate: float = 1e-3
     warmup_steps: int = 10
     schedule: Literal["constant", "cosine"] = "constant"
@@ -171,7 +179,9 @@ class TrainingConfig:
         num_steps: Rollout steps.
         updates_per_rollout: Optimizer steps each rollout batch is split into, by prompts.
         row_length: Tokens of a packed row, T.
-        rows_per_microbatch: Rows of one forward and backward pass, B.
+        rows_per_microbatch: Rows of one forward and backward pass, B. With auto as many as fit the
+            memory, by compiling the step for more and more; the run keeps that number.
+        memory_mib: Of each device, for auto; by default what the device says it has left.
         checkpoint_every: Steps between checkpoints; the last step is always saved.
         keep_checkpoints: How many are kept.
         logits_mib: Memory for tiles of logits on each device; see ops/head.py.
@@ -180,7 +190,7 @@ class TrainingConfig:
         gradient_norms_every: Steps between measurements of each loss term's own gradient norm; 0
             never measures.
         profile_steps: Steps whose traces are written to run_dir/profile; see docs/memory.md.
-        optimizer: AdamW.
+        optimizer: How parameters are updated.
         demonstration_optimizer: Of steps on demonstrations alone: the first stage of sft_rl, the
             buffered ones of relift.
     """
@@ -188,7 +198,8 @@ class TrainingConfig:
     num_steps: int = 100
     updates_per_rollout: int = 1
     row_length: int = 128
-    rows_per_microbatch: int = 64
+    rows_per_microbatch: int | Literal["auto"] = 64
+    memory_mib: int | None = None
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
     logits_mib: int = 64
@@ -197,6 +208,15 @@ class TrainingConfig:
     profile_steps: list[int] = dataclasses.field(default_factory=list)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     demonstration_optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+
+    @property
+    def rows(self) -> int:
+        """`rows_per_microbatch`, once it is a number."""
+        if self.rows_per_microbatch == "auto":
+            raise UsageError(
+                "training.rows_per_microbatch = auto is chosen when a run starts: give a number"
+            )
+        return self.rows_per_microbatch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,13 @@ it.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -32,8 +34,11 @@ Params = dict[str, Any]
 # of those that slide.
 Rotary = tuple[tuple[Array, Array], ...]
 
-# What `remat="dots"` keeps of a block: all that costs a matmul to compute again.
+# What `remat="dots"` keeps of a block: all that costs a matmul to compute again. "offload" keeps
+# the same in the host's memory, and what each block starts from.
 _DOTS = ("query", "key", "value", "attention", "attention_lse", "middle", "gate", "up")
+_BLOCK_INPUT = "block_input"
+HOST_MEMORY = "pinned_host"  # as JAX calls what an accelerator can copy to and from by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +48,12 @@ class Runtime:
     Attributes:
         dtype: Of activations and matmul inputs.
         remat: What of a block the backward pass computes again: none of it, all but the matmuls
-            (dots), or the whole block.
+            (dots), whose results may also lie in the host's memory (offload), or the whole block.
         attention: Kernel of attention over packed rows.
     """
 
     dtype: str = "float32"
-    remat: Literal["none", "dots", "block"] = "none"
+    remat: Literal["none", "dots", "block", "offload"] = "none"
     attention: Kernel = "xla"
 
 
@@ -207,6 +212,7 @@ def _forward_scanned(
 
     def layer(x: Array, weights: Params, slides: bool | Array) -> tuple[Array, tuple[Array, ...]]:
         kept: tuple[Array, ...] = ()
+        x = checkpoint_name(x, _BLOCK_INPUT)
         # In a scan over layers of both kinds, the device knows which one this is.
         traced = None if isinstance(slides, bool) else slides
         window = config.sliding_window if slides is not False else None
@@ -225,10 +231,9 @@ def _forward_scanned(
         return x, kept
 
     if runtime.remat != "none":
-        names = _DOTS if runtime.remat == "dots" else ()
-        # In a scan nothing else stops XLA from keeping what should be computed again.
-        policy = jax.checkpoint_policies.save_only_these_names(*names)
         static = () if len(set(config.slides)) > 1 else (2,)
+        policy = _remat_policy(runtime.remat)
+        # In a scan nothing else stops XLA from keeping what should be computed again.
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=False, static_argnums=static)
     if len(set(config.slides)) == 1:
         return jax.lax.scan(
@@ -237,6 +242,17 @@ def _forward_scanned(
     # Which layers slide goes through the scan beside their parameters.
     slides = jnp.array(config.slides)
     return jax.lax.scan(lambda x, of: layer(x, *of), x, (params["layers"], slides))
+
+
+def _remat_policy(remat: str) -> Callable[..., Any]:
+    if remat == "offload":
+        return jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[*_DOTS, _BLOCK_INPUT],
+            offload_src="device",
+            offload_dst=HOST_MEMORY,
+        )
+    return jax.checkpoint_policies.save_only_these_names(*(_DOTS if remat == "dots" else ()))
 
 
 def _score_options(config: ModelConfig) -> ScoreOptions:

@@ -15,6 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from srft_jax.config import AdaptedModelConfig, LoraConfig, ModelConfig, UsageError
+from srft_jax.config.paths import absolute
 from srft_jax.models import families, lora
 from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import Params
@@ -150,7 +151,7 @@ def _replaced_directory(path: str | os.PathLike[str]) -> Iterator[epath.Path]:
     stores rename file by file: there, the two renamings are what must not be killed.
     """
     check_target(path)
-    target = epath.Path(path).resolve()
+    target = absolute(path)
     partial = target.with_name(f".{target.name}.export")
     replaced = target.with_name(f".{target.name}.replaced")
     if jax.process_index() == 0:

@@ -54,7 +54,7 @@ def max_microbatches(num_sequences: int, longest: int, training: TrainingConfig)
     In: 256 sequences of up to 60, rows of 128, 64 rows.  Out: 2, as a row holds at least two.
     """
     per_row = training.row_length // longest
-    return -(-num_sequences // (per_row * training.rows_per_microbatch))
+    return -(-num_sequences // (per_row * training.rows))
 
 
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
@@ -214,15 +214,15 @@ def make_batch(
         ValueError: the sequences need more than M microbatches.
     """
     packed = pack([sequence.num_inputs for sequence in sequences], training.row_length)
-    used = -(-len(packed) // training.rows_per_microbatch)
+    used = -(-len(packed) // training.rows)
     if used > num_microbatches:
         raise ValueError(
             f"{len(packed)} rows need {used} microbatches of {num_microbatches} there are"
         )
-    rows = empty_rows((num_microbatches, training.rows_per_microbatch, training.row_length))
+    rows = empty_rows((num_microbatches, training.rows, training.row_length))
     sequences_in = [0] * num_microbatches
     for number, indices in enumerate(packed):
-        microbatch, row = divmod(number, training.rows_per_microbatch)
+        microbatch, row = divmod(number, training.rows)
         start = 0
         for segment, index in enumerate(indices, start=1):
             end = start + sequences[index].num_inputs

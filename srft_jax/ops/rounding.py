@@ -1,5 +1,21 @@
-"""How programs that must agree in bfloat16 are compiled."""
+"""How programs that must agree in bfloat16 are compiled, and rounding to it by chance."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 # XLA may leave out a rounding to bfloat16 between two operations that it fuses, other ones in other
 # programs. What sampler and trainer say of a token then differs as much as bfloat16 from float32.
 ROUND_AS_WRITTEN = {"xla_allow_excess_precision": False}
+
+
+def rounded_by_chance(x: Float[Array, "*shape"], key: Array) -> Float[Array, "*shape"]:
+    """float32 to one of its two neighbours in bfloat16, the nearer more often: its mean is x.
+
+    In: 1.002, between 1 and 1.0078125.  Out: 1.0078125 in a quarter of the draws, or 1.
+    """
+    # bfloat16 is the upper half of float32. The carry out of the lower half rounds up.
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    drawn = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    upper = (bits + drawn) >> 16
+    return jax.lax.bitcast_convert_type(upper.astype(jnp.uint16), jnp.bfloat16)

@@ -1,12 +1,15 @@
 """The files of a run directory that grow line by line: metrics, samples and TensorBoard events.
 
 The JSONL files are the record: the report reads them, resuming cuts them back to the checkpoint.
-TensorBoard's events are a copy for looking at; they are never read.
+TensorBoard's events are a copy for looking at; they are never read. On an object store, which
+cannot append, a file is written anew with each line, and TensorBoard's, whose writer knows local
+files alone, is written elsewhere and copied.
 """
 
 import json
 import math
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -14,6 +17,7 @@ from etils import epath
 from tensorboard.summary import Writer
 
 from srft_jax.config import UsageError
+from srft_jax.config.paths import on_object_store
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
@@ -27,7 +31,10 @@ class RunWriter:
     def __init__(self, run_dir: str) -> None:
         self._run_dir = epath.Path(run_dir)
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        self._events = Writer(os.fspath(self._run_dir / "tensorboard"))
+        self._events_dir, self._local = self._run_dir / "tensorboard", None
+        if on_object_store(self._run_dir):
+            self._local = tempfile.TemporaryDirectory()
+        self._events = Writer(self._local.name if self._local else os.fspath(self._events_dir))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Appends the step and the values, as Python floats at full precision, keys sorted.
@@ -40,6 +47,7 @@ class RunWriter:
         for name, value in sorted(finite.items()):
             self._events.add_scalar(name, value, int(step))
         self._events.flush()
+        self._copy_events()
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Appends one line a row; every row holds its integer `step`, which `cut_back` goes by."""
@@ -47,6 +55,14 @@ class RunWriter:
 
     def close(self) -> None:
         self._events.close()
+        if self._local:
+            self._copy_events()
+            self._local.cleanup()
+
+    def _copy_events(self) -> None:
+        if self._local:
+            for file in epath.Path(self._local.name).iterdir():
+                (self._events_dir / file.name).write_bytes(file.read_bytes())
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +119,7 @@ def cut_back(run_dir: str, step: int) -> None:
 
 def _append(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     data = b"".join(json.dumps(row, sort_keys=True).encode() + b"\n" for row in rows)
-    if "://" in os.fspath(path):  # object stores cannot append: the object is written anew
+    if on_object_store(path):
         path.write_bytes(path.read_bytes() + data if path.exists() else data)
         return
     with path.open("ab") as file:

@@ -4,7 +4,7 @@ import functools
 import math
 from typing import Any
 
-from srft_jax.config import RunConfig, UsageError
+from srft_jax.config import OptimizerConfig, RunConfig, UsageError
 from srft_jax.rewards.verifiers import check_options
 from srft_jax.rollout import Truncation
 
@@ -52,7 +52,6 @@ def _check_numbers(config: RunConfig) -> None:
         "training.num_steps",
         "training.updates_per_rollout",
         "training.row_length",
-        "training.rows_per_microbatch",
         "training.checkpoint_every",
         "training.keep_checkpoints",
         "training.logits_mib",
@@ -74,7 +73,16 @@ def _check_numbers(config: RunConfig) -> None:
         "training.gradient_norms_every",
         "generate.temperature",
     )
+    for key in ("training.rows_per_microbatch", "training.memory_mib"):
+        if _value(config, key) not in ("auto", None):
+            _at_least(config, 1, key)
     _above_zero(config, "rollout.temperature", "rewards.timeout_seconds")
+    beyond = set(config.training.profile_steps) - set(range(1, config.training.num_steps + 1))
+    if beyond:
+        raise UsageError(
+            f"training.profile_steps has {sorted(beyond)}, which are none of the steps from 1 to "
+            f"training.num_steps = {config.training.num_steps}"
+        )
     for optimizer in ("training.optimizer", "training.demonstration_optimizer"):
         _check_optimizer(config, optimizer)
 
@@ -92,6 +100,10 @@ def _check_optimizer(config: RunConfig, section: str) -> None:
     for key in (f"{section}.b1", f"{section}.b2"):
         if not 0 <= _value(config, key) < 1:
             raise UsageError(f"{key} = {_value(config, key)} is not in [0, 1)")
+    for name in ("b1", "b2"):
+        own, default = _value(config, f"{section}.{name}"), vars(OptimizerConfig())[name]
+        if _value(config, f"{section}.name") == "adafactor" and own != default:
+            raise UsageError(f"{section}.{name} = {own} says nothing to {section}.name = adafactor")
 
 
 def _check_shapes(config: RunConfig) -> None:

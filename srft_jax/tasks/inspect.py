@@ -24,6 +24,7 @@ from srft_jax.models.tokenizer import Tokenizer
 from srft_jax.objectives.rows import TrainingSequence, make_batch, max_microbatches, pack
 from srft_jax.report.terminal import Style, shows_colours, styled, table
 from srft_jax.tasks.batches import demonstration_sequence
+from srft_jax.tasks.microbatch_size import with_rows
 from srft_jax.tasks.setup import Setup, prepare
 from srft_jax.tasks.summary import batch_arithmetic
 
@@ -32,7 +33,7 @@ _PERCENTILES = (50, 90, 99)
 
 def inspect(config: RunConfig) -> int:
     """Prints batch arithmetic, sets, lengths, the prompt's form and the first rows of a set."""
-    setup = prepare(config)
+    setup, _ = with_rows(prepare(config))
     names = ["train", *setup.sets.evaluation]
     if config.inspect.set not in names:
         raise UsageError(f"inspect.set = {config.inspect.set} is none of {', '.join(names)}")

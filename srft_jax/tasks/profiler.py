@@ -1,19 +1,20 @@
-"""Traces of chosen steps, for TensorBoard's profile page or xprof: what ran when, on host and device.
+"""Traces of chosen steps, for TensorBoard or xprof: what ran when, on host and device.
 
 Device work carries the names of its phases (attention, mlp, head, optimizer), the host's those of
 the step (rollout, train).
 """
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Self
 
 import jax
 from etils import epath
 
 from srft_jax.config import RunConfig
+from srft_jax.config.paths import on_object_store
 
 
 class Profiler:
@@ -50,13 +51,11 @@ class Profiler:
 @contextlib.contextmanager
 def _written(path: epath.Path) -> Iterator[epath.Path]:
     """A directory whose files end up in `path`: XLA's profiler writes to local disks alone."""
-    if "://" not in os.fspath(path):
+    if not on_object_store(path):
         yield path
         return
     with tempfile.TemporaryDirectory() as local:
         yield epath.Path(local)
-        for file in epath.Path(local).glob("**/*"):
+        for file in Path(local).rglob("*"):
             if file.is_file():
-                target = path / file.relative_to(local)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                file.copy(target, overwrite=True)
+                (path / file.relative_to(local)).write_bytes(file.read_bytes())

@@ -12,6 +12,7 @@ from srft_jax.batch import Batch, Role, Rows, TrainState
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.objectives import loss as losses
 from srft_jax.report.terminal import table
+from srft_jax.tasks.microbatch_size import with_rows
 from srft_jax.tasks.setup import Setup, prepare
 from srft_jax.tasks.stages import Stage
 from srft_jax.tasks.states import abstract_state, load_frozen, load_reference
@@ -45,7 +46,7 @@ def replay(config: RunConfig) -> int:
     Raises:
         UsageError: the run has no saved batch, or no checkpoint.
     """
-    setup = prepare(config)
+    setup, _ = with_rows(prepare(config))
     found = saved_batch(config.run_dir)
     if found is None:
         raise UsageError(f"{config.run_dir} has no saved batch: none of its updates was skipped")

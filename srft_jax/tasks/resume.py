@@ -11,7 +11,7 @@ from srft_jax.tasks.stored_config import changes, stored_config
 from srft_jax.tasks.streams import Streams
 from srft_jax.training.checkpoint import Checkpoints
 
-# Sections and keys that may differ when a run is continued; anything else would make it another run.
+# What may differ when a run is continued, sections or keys; all else would make it another run.
 MAY_CHANGE = (
     *("run_dir", "compilation_cache", "training.profile_steps"),
     *("evaluation", "generate", "inspect", "export", "report"),

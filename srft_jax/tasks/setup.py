@@ -18,7 +18,7 @@ from srft_jax.evaluation.verdicts import probes, row_problems
 from srft_jax.mesh import make_mesh
 from srft_jax.models import lora
 from srft_jax.models.config_hf import check_architecture, read_config
-from srft_jax.models.decoder import Runtime
+from srft_jax.models.decoder import HOST_MEMORY, Runtime
 from srft_jax.models.kernels import resolve_attention
 from srft_jax.models.tokenizer import Tokenizer, load_tokenizer
 from srft_jax.objectives.methods import expand
@@ -182,6 +182,7 @@ def prepare(config: RunConfig) -> Setup:
     architecture = lora.adapted(architecture, config.model.lora)
     setup = Setup(config, objective, architecture, mesh, tokenizer, sets, encoded, dropped)
     _check_model(setup)
+    _check_offload(setup)
     check_export(config)
     _check_reference(setup)
     _check_data(setup)
@@ -269,9 +270,10 @@ def check_sizes(run: Outline) -> None:
             f"the model's {model.max_positions}"
         )
     ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
-    if config.training.rows_per_microbatch % ways:
+    rows = config.training.rows_per_microbatch
+    if rows != "auto" and rows % ways:
         raise UsageError(
-            f"training.rows_per_microbatch = {config.training.rows_per_microbatch} does not split "
+            f"training.rows_per_microbatch = {rows} does not split "
             f"over the {ways} data-parallel devices of the mesh"
         )
     chunks = 2 * run.mesh.shape["context"]
@@ -279,6 +281,17 @@ def check_sizes(run: Outline) -> None:
         raise UsageError(
             f"training.row_length = {config.training.row_length} does not split into the {chunks} "
             f"chunks that mesh.context = {chunks // 2} takes, two for each device"
+        )
+
+
+def _check_offload(setup: Setup) -> None:
+    """Where activations would wait is there."""
+    device = setup.mesh.devices.flat[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if setup.config.model.remat == "offload" and HOST_MEMORY not in kinds:
+        raise UsageError(
+            f"model.remat = offload needs {HOST_MEMORY} memory, but a {device.platform} device has "
+            f"{', '.join(kinds)}; set model.remat to block"
         )
 
 

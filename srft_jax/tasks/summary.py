@@ -84,7 +84,7 @@ def _stage_rows(setup: Setup, stage: Stage) -> list[list[str]]:
     training, buffered = setup.config.training, stage.name == "buffered"
     updates = 1 if buffered else training.updates_per_rollout
     most_tokens = stage.sequences_per_update * updates * setup.longest_sequence
-    capacity = training.rows_per_microbatch * training.row_length
+    capacity = training.rows * training.row_length
     microbatches = f"{setup.num_microbatches(stage)} of {capacity:,} tokens"
     rows = [
         [f"tokens per {'update' if buffered else 'step'}, at most", f"{most_tokens:,}"],

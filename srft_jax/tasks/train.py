@@ -22,6 +22,7 @@ from srft_jax.tasks.batches import Update, make_updates
 from srft_jax.tasks.compilations import Compilations, listed
 from srft_jax.tasks.export import keep_model_files, write_export
 from srft_jax.tasks.interrupt import stop_requests
+from srft_jax.tasks.microbatch_size import with_rows
 from srft_jax.tasks.profiler import Profiler
 from srft_jax.tasks.records import Diverged, Recorder
 from srft_jax.tasks.resume import check_same_run, fresh_or_resumed, open_run_dir
@@ -39,7 +40,7 @@ def train(config: RunConfig) -> int:
     Returns:
         Exit code: 0, or 130 where a signal stopped the run, which has then saved.
     """
-    setup = prepare(config)
+    setup, chosen = with_rows(prepare(config))
     config, run_dir = setup.config, setup.config.run_dir
     check_same_run(config)
     with contextlib.ExitStack() as stack:
@@ -59,6 +60,8 @@ def train(config: RunConfig) -> int:
         progress = stack.enter_context(Progress(config.training.num_steps))
         recorder, watch = Recorder(writer, progress, config), VerdictWatch()
         progress.message(to_yaml(config))
+        if chosen:
+            progress.message(chosen)
         progress.message(summary.batch_arithmetic(setup, frozen, state.params))
 
         if start == config.training.num_steps:
@@ -103,7 +106,7 @@ def train(config: RunConfig) -> int:
             host |= _timing(began, rolled_out, of_step)
             compile_metrics, compiled = compilations.since_last()
             host |= compile_metrics
-            if step == start + 1:
+            if compiled and step == start + 1:
                 progress.message("\n".join(listed(compiled)))
             elif compiled:  # nobody expects it after the first
                 progress.message(f"step {step} compiled {', '.join(map(str, compiled))}")

@@ -4,10 +4,10 @@ from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 
 from srft_jax.batch import TrainState
 from srft_jax.config import UsageError
+from srft_jax.config.paths import absolute
 from srft_jax.models.decoder import Params
 
 
@@ -15,15 +15,15 @@ class Checkpoints:
     """The checkpoints of one run directory, by step; leaving the context waits for the last."""
 
     def __init__(self, run_dir: str, keep: int) -> None:
-        path = epath.Path(run_dir).resolve() / "checkpoints"
+        path = absolute(run_dir) / "checkpoints"
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:  # a file in the way, or no permission
             raise UsageError(f"{path} cannot be made: {error.strerror or error}") from error
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         # A kill in the middle of the first save leaves half a checkpoint, which is as good as none.
-        entries = [entry for entry in path.iterdir() if not ocp.utils.is_tmp_checkpoint(entry)]
-        found = sorted(entry.name for entry in entries)
+        entries = path.iterdir() if path.exists() else ()  # an object store has no empty ones
+        found = sorted(one.name for one in entries if not ocp.utils.is_tmp_checkpoint(one))
         self._manager = ocp.CheckpointManager(path, options=options)
         self._path = path
         if found and self._manager.latest_step() is None:

@@ -1,10 +1,12 @@
-"""AdamW by Optax, from its config section."""
+"""The optimizer of a config section, by Optax: clip, direction, decay, learning rate."""
 
 import optax
 
 from srft_jax.config import ModelConfig, OptimizerConfig
 from srft_jax.models import families, lora
 from srft_jax.models.decoder import Params
+from srft_jax.training.directions import direction
+from srft_jax.training.moments import stored_as
 
 
 def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
@@ -26,8 +28,11 @@ def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, model_config: ModelConfig, num_updates: int
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW; matrices decay, those of adapters too, norms and biases do
-    not."""
+    """Clip by global norm, then the direction that `config.name` says, decoupled decay and the
+    learning rate; matrices decay, those of adapters too, norms and biases do not.
+
+    The state's last part is the schedule's.
+    """
 
     def decays(params: Params) -> Params:
         rows = families.parameters(model_config)
@@ -36,11 +41,7 @@ def make_optimizer(
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config, num_updates),
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=decays,
-        ),
+        stored_as(config.state_dtype, direction(config, model_config)),
+        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        optax.scale_by_learning_rate(learning_rate(config, num_updates)),
     )

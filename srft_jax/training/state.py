@@ -13,6 +13,7 @@ from srft_jax.config import ModelConfig
 from srft_jax.models.decoder import Params
 from srft_jax.models.families import param_shardings
 from srft_jax.models.lora import trained
+from srft_jax.training.moments import moment_shardings
 
 Optimizers = Mapping[str, optax.GradientTransformation]  # by name, see TrainState
 
@@ -31,23 +32,17 @@ def new_state(params: Params, optimizers: Optimizers) -> TrainState:
 def state_shardings(
     mesh: Mesh, config: ModelConfig, optimizers: Optimizers, params: Params
 ) -> TrainState:
-    """Of each leaf: moments lie where their parameter lies, all else is on every device."""
+    """Of each leaf: moments lie as their parameter lies, all else is on every device."""
     of_params = trained(param_shardings(mesh, config), config)
     everywhere: Any = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(lambda p: new_state(p, optimizers), params)
     of_moments = {
-        name: optax.tree.map_params(
-            optimizer,
-            lambda _, where: where,
-            shapes.optimizer_states[name],
-            of_params,
-            transform_non_params=lambda _: everywhere,
-        )
-        for name, optimizer in optimizers.items()
+        name: moment_shardings(mesh, config, state)
+        for name, state in shapes.optimizer_states.items()
     }
     return TrainState(everywhere, of_params, of_moments, everywhere, everywhere)
 
 
 def updates_made(state: TrainState, optimizer: str) -> int:
     """How often the optimizer of that name has stepped: where its learning-rate schedule stands."""
-    return int(optax.tree.get_all_with_path(state.optimizer_states[optimizer], "count")[0][1])
+    return int(state.optimizer_states[optimizer][-1].count)

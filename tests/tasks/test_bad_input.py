@@ -14,6 +14,7 @@ from srft_jax.mesh import AXES
 from srft_jax.models.config_hf import to_hf_config
 from srft_jax.models.json_files import write_json
 from srft_jax.tasks import rollouts, setup
+from srft_jax.tasks.setup import prepare
 
 NO_EVALUATION = "--data.held_out=null", "--data.ood=null"
 JSONL = (
@@ -51,6 +52,15 @@ CASES = {
     "ill-typed key": (["--training.num_steps=many"], '"training.num_steps": Expected a'),
     "not a choice": (["--objective.preset=ppo"], '"objective.preset"'),
     "the choices": (["--objective.preset=ppo"], "'relift', 'uft', 'prefix_rft', 'on_policy_sft'"),
+    "a step that is none": (
+        ["--training.profile_steps=[0, 2]"],
+        "training.profile_steps has [0], which are none of the steps from 1 to",
+    ),
+    "decays that Adafactor has not": (
+        ["--training.optimizer.name=adafactor", "--training.optimizer.b2=0.99"],
+        "training.optimizer.b2 = 0.99 says nothing to training.optimizer.name = adafactor",
+    ),
+    "no room": (["--training.memory_mib=0"], "training.memory_mib = 0 is not at least 1"),
     "missing config file": (["--config={dir}/none.yaml"], "{dir}/none.yaml"),
     "missing model": (
         ["--model.architecture=null", "--model.path={dir}/none"],
@@ -383,3 +393,11 @@ def test_a_bug_is_not_taken_for_a_mistake(directory, monkeypatch):
     with pytest.raises(ValueError, match="a bug") as caught:
         run.main(command_line(directory, "train", []))
     assert not isinstance(caught.value, UsageError)
+
+
+def test_activations_wait_only_where_the_platform_has_room_for_them(tmp_path, monkeypatch):
+    arguments = tiny_arguments(tmp_path / "run", "--model.remat=offload")
+    prepare(parse(arguments)[1])
+    monkeypatch.setattr(setup, "HOST_MEMORY", "shelf")
+    with pytest.raises(UsageError, match="model.remat = offload needs shelf memory, but a cpu dev"):
+        prepare(parse(arguments)[1])

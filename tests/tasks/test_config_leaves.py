@@ -25,6 +25,7 @@ from srft_jax.data.sources import load_sets
 from srft_jax.models import forward, init_params, output_head
 from srft_jax.models.config_hf import to_hf_config
 from srft_jax.models.json_files import write_json
+from srft_jax.tasks import microbatch_size
 from srft_jax.tasks.jax_options import jax_options
 from srft_jax.tasks.setup import prepare
 from srft_jax.tasks.states import load_frozen
@@ -105,6 +106,22 @@ def cached(config):
         return [jax.config.values[name] for name in names]
 
 
+def microbatch(config):
+    """Rows that are chosen, were each to need 4 MiB."""
+
+    def lowered(config, *_):
+        return config.training
+
+    def needed(name, training, *_):
+        return types.SimpleNamespace(needed=training.rows * 2**22)
+
+    with (
+        mock.patch.object(microbatch_size, "lowered_train_step", lowered),
+        mock.patch.object(microbatch_size, "account", needed),
+    ):
+        return microbatch_size.with_rows(prepare(config))[0].config.training.rows
+
+
 def kept(config):
     """What is left out of the sets, or the mistake that it is."""
     try:
@@ -173,6 +190,7 @@ def objective(**coefficients):
 OWN = objective(demo_policy=0, demo_source="own", demo_per_step=3)
 MIX = objective(mix="share", mix_start=0.9, mix_end=0.3, mix_steps=2)
 PREFIX = objective(prefix="all", prefix_steps=3, prefix_until=3, prefix_end=0.2, prefix_chunks=0)
+AUTO = ("--training.rows_per_microbatch=auto", "--training.memory_mib=16")
 LORA = ("--model.lora.rank=2",)
 KL = (*objective(kl=0.1), "--model.reference={dir}/reference")
 # Groups of one: where there is no demonstration, all rewards are equal.
@@ -413,12 +431,15 @@ TABLE = {
     "training.updates_per_rollout": Change("1"),
     "training.row_length": Change("40"),
     "training.rows_per_microbatch": Change("16"),
+    "training.memory_mib": Change("64", microbatch, base=AUTO),
     "training.checkpoint_every": Change("2"),
     "training.keep_checkpoints": Change("1"),
     "training.logits_mib": Change("32"),
     "training.max_skipped": Change("2", dry_divergence),
     "training.gradient_norms_every": Change("2"),
     "training.profile_steps": Change("[1]", traces),
+    "training.optimizer.name": Change("adafactor"),
+    "training.optimizer.state_dtype": Change("bfloat16"),
     "training.optimizer.learning_rate": Change("0.02"),
     "training.optimizer.warmup_steps": Change("3"),
     "training.optimizer.schedule": Change("constant"),
@@ -427,6 +448,8 @@ TABLE = {
     "training.optimizer.b2": Change("0.9"),
     "training.optimizer.weight_decay": Change("0.2"),
     "training.optimizer.clip_norm": Change("0.5"),
+    "training.demonstration_optimizer.name": Change("adafactor", base=SFT),
+    "training.demonstration_optimizer.state_dtype": Change("bfloat16", base=SFT),
     "training.demonstration_optimizer.learning_rate": Change("0.02", base=SFT),
     "training.demonstration_optimizer.warmup_steps": Change("3", base=SFT),
     "training.demonstration_optimizer.schedule": Change("constant", base=SFT),

@@ -51,6 +51,27 @@ def test_a_stopped_run_continues_bit_for_bit(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["name=adafactor"],
+        ["name=muon", "state_dtype=bfloat16"],
+        ["name=muon", "state_dtype=bfloat16", "lora"],
+    ],
+)
+def test_every_optimizer_continues_bit_for_bit(flags, tmp_path, interrupt_in, monkeypatch):
+    options = [f"--training.optimizer.{flag}" for flag in flags if flag != "lora"]
+    options += ["--model.lora.rank=2"] if "lora" in flags else []
+    options += scored_by_parity(tmp_path)
+    interrupt_in(3)
+    assert run_in_process(tmp_path / "stopped", *options) == 130
+    monkeypatch.undo()
+    assert run_in_process(tmp_path / "stopped", *options) == 0
+    assert run_in_process(tmp_path / "whole", *options) == 0
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
 METHODS = {
     "sft_rl": (["sft_steps=3"], [2, 3]),  # in the first stage, and at its end
     "relift": (["demo_buffer=5", "gate_solved=1"], [1, 4]),

@@ -35,10 +35,10 @@ HEAD = "head:4x1x2x1"
 OTHERS = [f"{case}:1x2x2x2" for case in ("elementwise", "lora", "passes")]
 
 
-def run(*cases):
+def run(*cases, script=SCRIPT):
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *cases],
+        [sys.executable, str(script), *cases],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, "XLA_FLAGS": FLAGS},
         capture_output=True,
         text=True,
@@ -89,3 +89,10 @@ def test_all_metrics_were_compared(results):
 def test_the_head_is_split_over_the_devices(results):
     """Each device has the blocks of its own rows."""
     assert results[HEAD] < 1.1 / 8
+
+
+@pytest.mark.slow
+def test_every_optimizer_makes_the_updates_of_a_single_device():
+    for name, found in run(script=SCRIPT.with_name("sharded_optimizers.py")).items():
+        assert found["moved"] > 1e-2
+        assert found["difference"] < 1e-5, name

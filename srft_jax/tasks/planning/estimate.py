@@ -65,14 +65,14 @@ def estimate(run: Outline, work: Workload, topology: Topology, of_run: Held) -> 
 
 def _read_tokens(run: Outline, work: Workload) -> int:
     training = run.config.training
-    rows = work.updates * work.microbatches * training.rows_per_microbatch
+    rows = work.updates * work.microbatches * training.rows
     return max(work.tokens, rows * training.row_length)
 
 
 def _local_tokens(run: Outline) -> float:
     """Of a microbatch, on one device."""
     training, shape = run.config.training, run.mesh.shape
-    rows = training.rows_per_microbatch / (shape["data"] * shape["fsdp"])
+    rows = training.rows / (shape["data"] * shape["fsdp"])
     return rows * training.row_length / shape["context"]
 
 

@@ -28,7 +28,7 @@ def _scaled(run: Outline, topology: Topology, larger: Topology) -> Outline:
     factor = len(larger.devices) / len(topology.devices)
     mesh, config = run.mesh.shape, run.config
     shards = mesh["data"] * mesh["fsdp"]
-    rows = config.training.rows_per_microbatch // shards
+    rows = config.training.rows // shards
     data = mesh["data"] * len(larger.devices) // len(topology.devices)
     scaled = changed(
         config,

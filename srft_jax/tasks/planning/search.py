@@ -46,7 +46,7 @@ class Candidate:
         mesh, config = self.run.mesh.shape, self.run.config
         return (
             f"--mesh.data={mesh['data']} --mesh.fsdp={mesh['fsdp']} --mesh.tensor={mesh['tensor']} "
-            f"--training.rows_per_microbatch={config.training.rows_per_microbatch} "
+            f"--training.rows_per_microbatch={config.training.rows} "
             f"--model.remat={config.model.remat}"
         )
 

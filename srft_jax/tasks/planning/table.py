@@ -42,7 +42,7 @@ def _what(plan: Plan) -> str:
         ["updates", f"{work.updates} of {work.sequences:,} sequences"],
         [
             "microbatches",
-            f"{work.microbatches} of {training.rows_per_microbatch} x {training.row_length:,} "
+            f"{work.microbatches} of {training.rows} x {training.row_length:,} "
             f"tokens, remat {run.config.model.remat}",
         ],
     ]

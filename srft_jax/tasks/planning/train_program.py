@@ -64,7 +64,7 @@ def fixed_params(run: Outline) -> tuple[Params, Params | None]:
 def abstract_batch(run: Outline, stage: Stage) -> Batch:
     """Shapes and places of a stage's batches [M, B, T]."""
     training = run.config.training
-    shape = (run.num_microbatches(stage), training.rows_per_microbatch, training.row_length)
+    shape = (run.num_microbatches(stage), training.rows, training.row_length)
     number: Any = jax.ShapeDtypeStruct((), jnp.float32)
     num_used: Any = jax.ShapeDtypeStruct((), jnp.int32)
     shapes = Batch(

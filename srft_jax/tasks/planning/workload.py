@@ -77,14 +77,14 @@ def _microbatches(run: Outline, stage: Stage, length: int) -> int:
     """Rows packed full, as mixed lengths make them, but no more than the run has."""
     training = run.config.training
     rows = math.ceil(stage.sequences_per_update * length / training.row_length)
-    return min(math.ceil(rows / training.rows_per_microbatch), run.num_microbatches(stage))
+    return min(math.ceil(rows / training.rows), run.num_microbatches(stage))
 
 
 def head_blocks(run: Outline, work: Workload) -> int:
     """How often the head's loop over blocks of trained tokens runs on a device, a microbatch."""
     training, model, shape = run.config.training, run.model_config, run.mesh.shape
     shards = shape["data"] * shape["fsdp"] * shape["context"]
-    tokens = training.rows_per_microbatch * training.row_length // shards
+    tokens = training.rows * training.row_length // shards
     columns = model.vocab_size
     for axis in split_axes(run.mesh, "vocab", columns):
         columns //= shape[axis]

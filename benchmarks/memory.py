@@ -1,0 +1,95 @@
+"""What a train step holds on each device under each policy and optimizer, by XLA's accounting.
+
+    python benchmarks/memory.py --topology cpu:1
+    python benchmarks/memory.py --topology v5e:2x2 --training.rows_per_microbatch=8
+
+The run's own step is compiled from abstract shapes, as the verb plan does; TPUs need not be there,
+but libtpu must be. What follows --topology are keys of a run, by default the small model of
+`sizes.py` over rows of 1,024 tokens. Every variant changes one thing of the first. MiB of a device;
+`host` is of its machine. Prints one JSON line last.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from typing import Any
+
+from srft_jax.config import RunConfig, parse
+from srft_jax.report.terminal import table
+from srft_jax.tasks.planning.planned_run import planned_run
+from srft_jax.tasks.planning.topology import Topology, prepare_backend, topology_of
+from srft_jax.tasks.planning.train_program import lowered_train_step
+
+SMALL = [
+    "--model.architecture.vocab_size=4096",
+    "--model.architecture.dim=256",
+    "--model.architecture.num_layers=4",
+    "--model.architecture.num_heads=4",
+    "--model.architecture.num_kv_heads=2",
+    "--model.architecture.head_dim=64",
+    "--model.architecture.mlp_dim=1024",
+    "--model.architecture.tie_embeddings=false",
+    "--data.max_prompt_tokens=256",
+    "--rollout.max_new_tokens=768",
+    "--training.row_length=1024",
+    "--training.rows_per_microbatch=4",
+    "--model.remat=none",
+]
+VARIANTS = {
+    "remat none": [],
+    "remat dots": ["--model.remat=dots"],
+    "remat block": ["--model.remat=block"],
+    "remat offload": ["--model.remat=offload"],
+    "bfloat16 activations": ["--model.dtype=bfloat16"],
+    "half the rows": [],
+    "moments in bfloat16": ["--training.optimizer.state_dtype=bfloat16"],
+    "muon": ["--training.optimizer.name=muon"],
+    "muon in bfloat16": [
+        "--training.optimizer.name=muon",
+        "--training.optimizer.state_dtype=bfloat16",
+    ],
+    "adafactor": ["--training.optimizer.name=adafactor"],
+}
+
+
+def halved(config: RunConfig) -> RunConfig:
+    training = config.training
+    fewer = dataclasses.replace(training, rows_per_microbatch=training.rows // 2)
+    return dataclasses.replace(config, training=fewer)
+
+
+def measure(config: RunConfig, topology: Topology) -> dict[str, float]:
+    """MiB by XLA; seconds to compile."""
+    run = planned_run(config, topology.devices)
+    lowered: Any = lowered_train_step(run.config, run.model_config, run.objective, run.mesh)
+    start = time.perf_counter()
+    memory = lowered.compile().memory_analysis()
+    found = {
+        "state_and_batch": memory.argument_size_in_bytes,
+        "in_place": memory.alias_size_in_bytes,
+        "temp": memory.temp_size_in_bytes,
+        "host": memory.host_temp_size_in_bytes,
+    }
+    mib = {name: round(size / 2**20, 1) for name, size in found.items()}
+    return mib | {"compile_s": round(time.perf_counter() - start, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--topology", default="cpu:1")
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    args, keys = parser.parse_known_args()
+    prepare_backend(args.topology)
+    topology, results = topology_of(args.topology), {}
+    for name in args.only:
+        config = parse([*SMALL, *keys, *VARIANTS[name]])[1]
+        results[name] = measure(halved(config) if name == "half the rows" else config, topology)
+        print(name, results[name], flush=True)
+    columns = list(next(iter(results.values())))
+    print(table(["", *columns], [[name, *row.values()] for name, row in results.items()]))
+    print(json.dumps({"topology": args.topology, "keys": keys, "mib": results}))
+
+
+if __name__ == "__main__":
+    main()

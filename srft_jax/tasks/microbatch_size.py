@@ -1,0 +1,87 @@
+"""`training.rows_per_microbatch: auto`: the most rows whose compiled train step fits the memory."""
+
+import dataclasses
+import math
+from typing import TypeVar
+
+import jax
+
+from srft_jax.config import UsageError
+from srft_jax.mesh import largest_of_processes
+from srft_jax.tasks.planning.accounts import OutOfMemory, account, loops
+from srft_jax.tasks.planning.train_program import lowered_train_step
+from srft_jax.tasks.setup import Outline
+from srft_jax.tasks.stored_config import stored_config
+
+AnyRun = TypeVar("AnyRun", bound=Outline)
+
+# Of what a device has left: fragments and the runtime's own buffers take some.
+_SHARE_OF_LEFT = 0.9
+
+
+def with_rows(run: AnyRun) -> tuple[AnyRun, str]:
+    """The run with a number of rows, and a line that says how it was found, empty if it was given.
+
+    A run that goes on keeps the number that it was started with. Otherwise the rows are doubled,
+    from one for each data-parallel device, until the next step would not fit or one microbatch
+    holds a whole update.
+
+    Raises:
+        UsageError: not even the fewest rows fit, or the memory is not known.
+    """
+    if run.config.training.rows_per_microbatch != "auto":
+        return run, ""
+    stored = stored_config(run.config.run_dir)
+    if stored is not None:
+        return _with(run, stored.training.rows), ""
+    budget = _budget_mib(run)
+    rows = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    needed = {rows: _needed_mib(_with(run, rows))}
+    while needed[rows] <= budget and _num_microbatches(_with(run, rows)) > 1:
+        rows *= 2
+        needed[rows] = _needed_mib(_with(run, rows))
+    said = ", ".join(f"{rows} rows need {mib:,.0f}" for rows, mib in needed.items())
+    fitting = [rows for rows, mib in needed.items() if mib <= budget]
+    if not fitting:
+        raise UsageError(
+            f"training.rows_per_microbatch = auto: of {budget:,} MiB on each device {said}; "
+            "docs/memory.md says what needs less"
+        )
+    line = f"training.rows_per_microbatch = {fitting[-1]}: of {budget:,} MiB on each device {said}"
+    return _with(run, fitting[-1]), line
+
+
+def _with(run: AnyRun, rows: int) -> AnyRun:
+    training = dataclasses.replace(run.config.training, rows_per_microbatch=rows)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, training=training))
+
+
+def _num_microbatches(run: Outline) -> int:
+    return max(run.num_microbatches(stage) for stage in run.stages)
+
+
+def _needed_mib(run: Outline) -> float:
+    """By XLA, on each device: state, batch, gradients, activations and the program."""
+    lowered = lowered_train_step(run.config, run.model_config, run.objective, run.mesh)
+    found = account("train_step", lowered, loops({}, 1.0), run.mesh.size)
+    return math.inf if isinstance(found, OutOfMemory) else found.needed / 2**20
+
+
+def _budget_mib(run: Outline) -> int:
+    """The least of all devices has: every process must compile the same step."""
+    given = run.config.training.memory_mib
+    if given is not None:
+        return given
+    left = [_mib_left(device) for device in jax.local_devices()]
+    (least,) = largest_of_processes(-min(left))
+    return -least
+
+
+def _mib_left(device: jax.Device) -> int:
+    stats = device.memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        raise UsageError(
+            f"training.rows_per_microbatch = auto needs training.memory_mib: a {device.platform} "
+            "device does not say what it has"
+        )
+    return int(_SHARE_OF_LEFT * (stats["bytes_limit"] - stats["bytes_in_use"]) / 2**20)
