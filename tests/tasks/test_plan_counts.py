@@ -124,6 +124,30 @@ def test_what_libtpu_writes():
     assert found.hbm_bytes == a + 300 + gathered + scattered
 
 
+SPLASH = """ENTRY %main (m: s8[1,16,16], q: bf16[28,8192,128], k: bf16[4,8192,128]) -> bf16[28,8192,128] {
+  %m = s8[1,16,16]{2,1,0:T(8,128)(4,1)S(1)} parameter(0)
+  %q = bf16[28,8192,128]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %k = bf16[4,8192,128]{2,1,0:T(8,128)(2,1)} parameter(2)
+  ROOT %x = bf16[28,8192,128]{2,1,0} custom-call(%m, %m, %q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512, \\"block_kv\\": 512}"
+}}, metadata={op_name="jit(f)/PASS_segmented_residuals/pallas_call" stack_frame_id=7}
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("name", "products"), [("splash_mha_fwd", 2), ("splash_mha_dkv", 4), ("splash_mha_dq", 3)]
+)
+def test_splash_attention_by_its_formula(name, products):
+    """Blocks of 512 x 512 on and below the diagonal: 136 of 256."""
+    found = count(parse(SPLASH.replace("PASS", name)), loops({}, 1), 1)
+    assert found.flops == products * 2 * 28 * 136 * 512 * 512 * 128
+    queries, keys = 2 * 28 * 8192 * 128, 2 * 4 * 8192 * 128
+    once = queries + queries  # queries are read, outputs are written
+    again = 2 * 28 * 136 * 512 * 128 * 2  # two blocks for each pair of blocks and head
+    assert found.hbm_bytes == once + again and again > once + 2 * keys
+
+
 @pytest.mark.parametrize(
     ("groups", "first"),
     [

@@ -58,11 +58,14 @@ def split_name(name: str) -> tuple[str, tuple[int, ...]]:
 def prepare_backend(name: str) -> None:
     """Before JAX is used: on the CPU, with as many fake devices as will be asked for.
 
+    Without the cache of compiled programs: what is compiled for a topology cannot be read back.
+
     Raises:
         UsageError: as `split_name`.
     """
     chip, sizes = split_name(name)
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
     if CHIPS[chip].kind != "tpu":
         jax.config.update("jax_num_cpu_devices", math.prod(sizes))
 
