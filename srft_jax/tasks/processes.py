@@ -26,7 +26,7 @@ def joined(verb: Verb, config: RunConfig) -> Iterator[RunConfig]:
     """Meets the other processes, if there are any, and stays in touch with them.
 
     Process 0 alone prints to standard output. An error ends this process without waiting for the
-    others, which are told of it and end as well: see `Peers`. The verb `report` reads files alone,
+    others, which are told of it and end as well: see `Peers`. The verbs `report` and `plan` touch no device of theirs,
     so it is one process everywhere. Where others do not come, JAX ends this process.
 
     Yields:
@@ -36,7 +36,7 @@ def joined(verb: Verb, config: RunConfig) -> Iterator[RunConfig]:
         UsageError: the section is incomplete, or processes have different configurations.
     """
     plain = dataclasses.replace(config, distributed=DistributedConfig())
-    if verb == "report" or not _initialize(config.distributed):
+    if verb in ("report", "plan") or not _initialize(config.distributed):
         yield plain
         return
     with Peers() as peers, contextlib.ExitStack() as stack:
