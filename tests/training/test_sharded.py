@@ -22,11 +22,8 @@ MESHES = [
     "1x1x8x1",
     "1x1x1x8",
     "1x1x1x4",
-    "1x1x1x2",
     "2x2x1x2",
-    "1x4x1x2",
     "2x2x2x1",
-    "2x1x2x2",
     "1x1x2x4",
     "1x2x2x2",
 ]
@@ -42,7 +39,7 @@ def run(*cases, script=SCRIPT):
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, "XLA_FLAGS": FLAGS},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
