@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from srft_jax.ops.attention_scores import masked_scores, matmul, mean_gradient, score_gradients
 from srft_jax.ops.attention_terms import ScoreOptions, Sight
@@ -192,7 +192,7 @@ def _key_blocks(key: Array, value: Array, sight: Sight) -> _Keys:
 
 
 def _blocks(sight: Sight) -> _Block:
-    """Which blocks may meet is told by their first and last slots and segments, over all rows.
+    """Which blocks of keys each block of queries meets.
 
     In: queries in slots [0, 256) and [256, 512), keys [0, 512) and [512, 1024), one segment.
     Out: order [[0, 1], [0, 1]], num_met [1, 1].
@@ -200,21 +200,36 @@ def _blocks(sight: Sight) -> _Block:
     more = -sight.slots.shape[0] % _QUERIES
     # The last query again: of it, too, the result is a number.
     slots = jnp.pad(sight.slots, (0, more), mode="edge").reshape(-1, _QUERIES)
-    ids = jnp.pad(sight.segment_ids, ((0, 0), (0, more)), mode="edge")
-    ids = ids.reshape(ids.shape[0], -1, _QUERIES)
-    num_keys = sight.key_segment_ids.shape[1]
-    more = -num_keys % _KEYS
-    key_ids = jnp.pad(sight.key_segment_ids, ((0, 0), (0, more)), mode="edge")
-    key_ids = key_ids.reshape(ids.shape[0], -1, _KEYS)
-    first_key = jnp.arange(key_ids.shape[1]) * _KEYS
-    window = jnp.asarray(num_keys if sight.window is None else sight.window)
-    meet = (first_key <= jnp.max(slots, 1, keepdims=True)) & (
-        jnp.min(slots, 1, keepdims=True) - (first_key + _KEYS - 1) < window
-    )
-    shared = (jnp.min(ids, 2)[:, :, None] <= jnp.max(key_ids, 2)[:, None]) & (
-        jnp.max(ids, 2)[:, :, None] >= jnp.min(key_ids, 2)[:, None]
-    )
-    meet &= jnp.any(shared, axis=0)
+    ids = _id_blocks(sight.segment_ids, _QUERIES)
+    key_ids = _id_blocks(sight.key_segment_ids, _KEYS)
+    window = jnp.asarray(key_ids.size if sight.window is None else sight.window)
+    meet = _near(slots, key_ids.shape[1], window) & _share_segments(ids, key_ids)
     order = jnp.argsort(~meet, axis=1, stable=True)
     windows = jnp.broadcast_to(window, slots.shape[:1])
     return _Block(jnp.moveaxis(ids, 1, 0), slots, order, jnp.sum(meet, axis=1), windows)
+
+
+def _id_blocks(ids: Int[Array, "B T"], size: int) -> Int[Array, "B blocks C"]:
+    more = -ids.shape[1] % size
+    return jnp.pad(ids, ((0, 0), (0, more)), mode="edge").reshape(ids.shape[0], -1, size)
+
+
+def _near(
+    slots: Int[Array, "n C"], num_blocks: int, window: Int[Array, ""]
+) -> Bool[Array, "n blocks"]:
+    """Whether a block of keys is neither behind all the queries nor beyond their windows."""
+    first_key = jnp.arange(num_blocks) * _KEYS
+    last_key = first_key + _KEYS - 1
+    causal = first_key <= jnp.max(slots, axis=1, keepdims=True)
+    return causal & (jnp.min(slots, axis=1, keepdims=True) - last_key < window)
+
+
+def _share_segments(
+    ids: Int[Array, "B n C"], key_ids: Int[Array, "B blocks D"]
+) -> Bool[Array, "n blocks"]:
+    """Whether ranges of ids overlap in any row: ids grow along a row, up to its padding."""
+    lowest, highest = jnp.min(ids, axis=2)[:, :, None], jnp.max(ids, axis=2)[:, :, None]
+    overlap = (lowest <= jnp.max(key_ids, axis=2)[:, None]) & (
+        highest >= jnp.min(key_ids, axis=2)[:, None]
+    )
+    return jnp.any(overlap, axis=0)
