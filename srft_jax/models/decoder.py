@@ -38,6 +38,7 @@ Rotary = tuple[tuple[Array, Array], ...]
 # the same in the host's memory, and what each block starts from.
 _DOTS = ("query", "key", "value", "attention", "attention_lse", "middle", "gate", "up")
 _BLOCK_INPUT = "block_input"
+_SMALL = ["attention_lse"]  # a number a head: stays, as libtpu cannot lay it out on the host
 HOST_MEMORY = "pinned_host"  # as JAX calls what an accelerator can copy to and from by itself
 
 
@@ -247,8 +248,8 @@ def _forward_scanned(
 def _remat_policy(remat: str) -> Callable[..., Any]:
     if remat == "offload":
         return jax.checkpoint_policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[*_DOTS, _BLOCK_INPUT],
+            names_which_can_be_saved=_SMALL,
+            names_which_can_be_offloaded=[*(n for n in _DOTS if n not in _SMALL), _BLOCK_INPUT],
             offload_src="device",
             offload_dst=HOST_MEMORY,
         )
