@@ -35,9 +35,12 @@ Params = dict[str, Any]
 Rotary = tuple[tuple[Array, Array], ...]
 
 # What `remat="dots"` keeps of a block: all that costs a matmul to compute again. "offload" keeps
-# the same in the host's memory, and what each block starts from.
+# most of it in the host's memory, and what each block starts from.
 _DOTS = ("query", "key", "value", "attention", "attention_lse", "middle", "gate", "up")
 _BLOCK_INPUT = "block_input"
+# Stay on the device: splash attention names its normalisers "attention" too, and libtpu cannot lay
+# these out on the host.
+_NOT_OFFLOADED = ["attention", "attention_lse"]
 HOST_MEMORY = "pinned_host"  # as JAX calls what an accelerator can copy to and from by itself
 
 
@@ -247,8 +250,8 @@ def _forward_scanned(
 def _remat_policy(remat: str) -> Callable[..., Any]:
     if remat == "offload":
         return jax.checkpoint_policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[*_DOTS, _BLOCK_INPUT],
+            names_which_can_be_saved=_NOT_OFFLOADED,
+            names_which_can_be_offloaded=[*sorted({*_DOTS} - {*_NOT_OFFLOADED}), _BLOCK_INPUT],
             offload_src="device",
             offload_dst=HOST_MEMORY,
         )
