@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from srft_jax.ops.attention_scores import masked_scores, matmul, mean_gradient, score_gradients
 from srft_jax.ops.attention_terms import ScoreOptions, Sight
 
-_QUERIES, _KEYS = 256, 512
+_QUERIES, KEYS = 256, 512
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -104,7 +104,7 @@ class _Keys(NamedTuple):
         sight = Sight(
             queries.segment_ids, of_block(self.segment_ids, axis=1), queries.slots, queries.window
         )
-        mask = sight.mask(number * _KEYS + jnp.arange(_KEYS))
+        mask = sight.mask(number * KEYS + jnp.arange(KEYS))
         return of_block(self.key, axis=2), of_block(self.value, axis=2), mask
 
 
@@ -182,13 +182,13 @@ def _joined(blocks: Float[Array, "n B K GC *H"], length: int) -> Float[Array, "B
 
 def _key_blocks(key: Array, value: Array, sight: Sight) -> _Keys:
     """Keys that fill the last block are of no segment."""
-    more = -key.shape[2] % _KEYS
+    more = -key.shape[2] % KEYS
     key, value = (
-        jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))).reshape(*x.shape[:2], -1, _KEYS, x.shape[3])
+        jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))).reshape(*x.shape[:2], -1, KEYS, x.shape[3])
         for x in (key, value)
     )
     ids = jnp.pad(sight.key_segment_ids, ((0, 0), (0, more)), constant_values=-1)
-    return _Keys(key, value, ids.reshape(ids.shape[0], -1, _KEYS))
+    return _Keys(key, value, ids.reshape(ids.shape[0], -1, KEYS))
 
 
 def _blocks(sight: Sight) -> _Block:
@@ -203,13 +203,13 @@ def _blocks(sight: Sight) -> _Block:
     ids = jnp.pad(sight.segment_ids, ((0, 0), (0, more)), mode="edge")
     ids = ids.reshape(ids.shape[0], -1, _QUERIES)
     num_keys = sight.key_segment_ids.shape[1]
-    more = -num_keys % _KEYS
+    more = -num_keys % KEYS
     key_ids = jnp.pad(sight.key_segment_ids, ((0, 0), (0, more)), mode="edge")
-    key_ids = key_ids.reshape(ids.shape[0], -1, _KEYS)
-    first_key = jnp.arange(key_ids.shape[1]) * _KEYS
+    key_ids = key_ids.reshape(ids.shape[0], -1, KEYS)
+    first_key = jnp.arange(key_ids.shape[1]) * KEYS
     window = jnp.asarray(num_keys if sight.window is None else sight.window)
     meet = (first_key <= jnp.max(slots, 1, keepdims=True)) & (
-        jnp.min(slots, 1, keepdims=True) - (first_key + _KEYS - 1) < window
+        jnp.min(slots, 1, keepdims=True) - (first_key + KEYS - 1) < window
     )
     shared = (jnp.min(ids, 2)[:, :, None] <= jnp.max(key_ids, 2)[:, None]) & (
         jnp.max(ids, 2)[:, :, None] >= jnp.min(key_ids, 2)[:, None]
