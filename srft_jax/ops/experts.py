@@ -65,7 +65,7 @@ def expert_mlp(
 def _expert_mlp(options: ExpertOptions, x: Float[Array, "N D"], params: ExpertParams) -> Array:
     weights, experts = _routed(x, params.router, options)
     num_experts = params.gate.shape[0]
-    size = _block_size(experts.size, num_experts)
+    size = block_size(experts.size, num_experts)
     places, blocks = _in_blocks(experts.reshape(-1), num_experts, size)
     room = blocks.experts.shape[0] * size
     # Set once and read once, which the backward pass knows: it adds nothing at random.
@@ -119,7 +119,7 @@ def _in_blocks(
     return places, _Blocks(jnp.minimum(of_block, num_experts - 1), jnp.sum(blocks))
 
 
-def _block_size(num_assignments: int, num_experts: int) -> int:
+def block_size(num_assignments: int, num_experts: int) -> int:
     """A power of two near what an expert gets on average."""
     average = max(1, num_assignments // num_experts)
     return min(max(1 << (average - 1).bit_length(), _LEAST_BLOCK), _MOST_BLOCK)

@@ -86,7 +86,7 @@ def test_work_grows_with_tokens_and_not_with_experts():
     for num_experts in (8, 64):
         products, program = dots(num_experts)
         assert products == 0 and program.count("while[") == 3
-        size = experts_module._block_size(128, num_experts)
+        size = experts_module.block_size(128, num_experts)
         assert f"f32[{size},{F}] = dot_general" in program
 
 

@@ -124,6 +124,39 @@ def test_what_libtpu_writes():
     assert found.hbm_bytes == a + 300 + gathered + scattered
 
 
+DOUBLED = """%condition (t: (s32[], f32[32,64])) -> pred[] {
+  %t = (s32[], f32[32,64]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %n = s32[] constant(8)
+  ROOT %go = pred[] compare(%i, %n), direction=LT
+}
+
+%body (t: (s32[], f32[32,64])) -> (s32[], f32[32,64]) {
+  %t = (s32[], f32[32,64]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %x = f32[32,64]{1,0} get-tuple-element(%t), index=1
+  %w = f32[64,64]{1,0} constant({...})
+  %y = f32[32,64]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %last = s32[] add(%next, %one)
+  ROOT %out = (s32[], f32[32,64]{1,0}) tuple(%last, %y)
+}
+
+ENTRY %main (s: (s32[], f32[32,64])) -> (s32[], f32[32,64]) {
+  %s = (s32[], f32[32,64]{1,0}) parameter(0)
+  ROOT %loop = (s32[], f32[32,64]{1,0}) while(%s), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_loop_whose_number_rises_by_two_runs_half_as_often():
+    """As libtpu doubles the bodies of loops that send parts of a product's operand around."""
+    assert count(parse(DOUBLED), loops({}, 99), 8).flops == 4 * PRODUCT
+    single = DOUBLED.replace("tuple(%last", "tuple(%next")
+    assert count(parse(single), loops({}, 99), 8).flops == 8 * PRODUCT
+
+
 SPLASH = """ENTRY %main (m: s8[1,16,16], q: bf16[28,8192,128], k: bf16[4,8192,128]) -> bf16[28,8192,128] {
   %m = s8[1,16,16]{2,1,0:T(8,128)(4,1)S(1)} parameter(0)
   %q = bf16[28,8192,128]{2,1,0:T(8,128)(2,1)} parameter(1)

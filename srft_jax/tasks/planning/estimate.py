@@ -14,7 +14,7 @@ from srft_jax.tasks.setup import Outline
 
 # Of a train step's products of matrices, how much more is computed where the backward pass makes
 # parts of a block again; without it attention's own scores are, which is in all of them.
-_AGAIN: dict[str, float] = {"none": 1.05, "dots": 1.05, "block": 1.36}
+_AGAIN: dict[str, float] = {"none": 1.05, "dots": 1.05, "offload": 1.05, "block": 1.36}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +92,7 @@ def _activations(run: Outline) -> float:
         "none": 6 * model.dim + 2 * of_head + 2.5 * hidden,
         "dots": 2 * model.dim + of_head + hidden,
         "block": model.dim,
+        "offload": model.dim,  # the rest is in the host's memory
     }[run.config.model.remat]
     at_work = 2 * (6 * model.dim + 2 * of_head + 2 * hidden)
     size = 2 if run.config.model.dtype == "bfloat16" else 4

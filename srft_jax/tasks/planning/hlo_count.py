@@ -21,6 +21,7 @@ from srft_jax.tasks.planning.hlo_bytes import bytes_of
 from srft_jax.tasks.planning.hlo_flops import flops_of
 from srft_jax.tasks.planning.hlo_groups import Group, group_of
 from srft_jax.tasks.planning.hlo_kernels import declared, of_splash
+from srft_jax.tasks.planning.hlo_loops import fixed_trips
 from srft_jax.tasks.planning.hlo_text import Computation, Instruction, Module
 
 # Of the operand, what a device of a group of n sends, as rings do it.
@@ -143,25 +144,8 @@ class _Counter:
     def _trips(self, loop: Instruction) -> float:
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return float(found[1])
-        condition = self._called(loop, "condition")
-        assert condition is not None
-        bound = _bound(condition)
-        return self.trips(loop.op_name) if bound is None else float(bound)
-
-
-def _bound(condition: Computation) -> int | None:
-    """n of a loop that goes on while its number, from 0, is below a constant n; None of others."""
-    root = condition.root
-    if root.opcode not in ("compare", "fusion") or len(root.operands) != 2:
-        return None
-    if root.opcode == "compare" and "direction=LT" not in root.attributes:
-        return None
-    sides = [condition.instructions[name] for name in root.operands]
-    constants = [one for one in sides if one.opcode == "constant"]
-    others = [one for one in sides if one.opcode != "constant"]
-    if len(constants) != 1 or others[0].opcode != "get-tuple-element":
-        return None
-    return int(constants[0].arguments)
+        trips = fixed_trips(loop, self.module)
+        return self.trips(loop.op_name) if trips is None else trips
 
 
 def _is_slice_of(called: Computation, reduce: Instruction) -> bool:

@@ -121,8 +121,7 @@ def updates_plan(run: Outline, topology: Topology, report: Report) -> Plan:
 def train_account(run: Outline, work: Workload) -> Account | OutOfMemory:
     """Of one update."""
     lowered = lowered_train_step(run.config, run.model_config, run.objective, run.mesh)
-    trips = loops({"head": workload.head_blocks(run, work)}, otherwise=work.microbatches)
-    return account("train", lowered, trips, run.mesh.size)
+    return account("train", lowered, workload.train_loops(run, work), run.mesh.size)
 
 
 def _with_rollouts(plan: Plan, of_run: Held, report: Report) -> Plan:
@@ -134,6 +133,7 @@ def _with_rollouts(plan: Plan, of_run: Held, report: Report) -> Plan:
     shards = row_shards(decoding)
     pass_rows = workload.prefill_rows(work, shape, shards)
     otherwise = {"decode": shape.segment, "prefill": pass_rows}
+    tokens = {"decode": shape.rows / shards, "prefill": pass_rows * shape.prompt_capacity}
     programs: dict[str, Account] = {}
     refused: list[OutOfMemory] = []
     for name, lowered in lowered_sampler(
@@ -145,7 +145,9 @@ def _with_rollouts(plan: Plan, of_run: Held, report: Report) -> Plan:
         pass_rows=pass_rows,
     ):
         report(f"compiling {name}")
-        found = account(name, lowered, loops({}, otherwise.get(name, 1)), run.mesh.size)
+        by_scope = workload.block_loops(run, tokens.get(name, 1), work.prompt_length)
+        trips = loops(by_scope, otherwise.get(name, 1))
+        found = account(name, lowered, trips, run.mesh.size)
         if isinstance(found, OutOfMemory):
             refused.append(found)
         else:

@@ -9,10 +9,14 @@ from jax.sharding import Mesh
 from srft_jax.mesh import decode_mesh, split_axes
 from srft_jax.models import families
 from srft_jax.ops import head_passes
+from srft_jax.ops.attention_loop import KEYS
+from srft_jax.ops.experts import block_size
 from srft_jax.rollout.cache import CacheShape
 from srft_jax.rollout.packing import TOKENS_PER_PASS
 from srft_jax.rollout.plan import capacity_for, make_plan
 from srft_jax.rollout.slots import Job, Prompt
+from srft_jax.tasks.planning.accounts import loops
+from srft_jax.tasks.planning.hlo_count import Trips
 from srft_jax.tasks.setup import Outline
 from srft_jax.tasks.stages import Stage
 
@@ -97,6 +101,34 @@ def head_blocks(run: Outline, work: Workload) -> int:
     num_heads = 2 if run.objective.uses_reference else 1
     layout = head_passes.make_layout(tokens, columns, num_heads, options)
     return math.ceil(tokens * work.completion_length / work.inputs / layout.rows)
+
+
+def block_loops(run: Outline, tokens: float, length: int) -> dict[str, float]:
+    """Loops inside a layer whose range comes with the data, by the scope that they are in.
+
+    Attention without a kernel goes over the blocks of keys at or before each block of queries;
+    experts over the blocks that their tokens fill, the last of each half.
+
+    Args:
+        run: Model.
+        tokens: Of a forward pass, on one device.
+        length: Of a sequence.
+    """
+    model = run.model_config
+    found = {"attention": (math.ceil(length / KEYS) + 1) / 2}
+    if model.num_experts:
+        assigned = int(tokens) * (model.experts_per_token or 1)
+        found["mlp"] = assigned / block_size(assigned, model.num_experts) + model.num_experts / 2
+    return found
+
+
+def train_loops(run: Outline, work: Workload) -> Trips:
+    """Of the train step."""
+    training, shape = run.config.training, run.mesh.shape
+    shards = shape["data"] * shape["fsdp"] * shape["context"]
+    tokens = training.rows * training.row_length / shards
+    by_scope = {"head": float(head_blocks(run, work))} | block_loops(run, tokens, work.inputs)
+    return loops(by_scope, otherwise=work.microbatches)
 
 
 def cache_shape(run: Outline, work: Workload, budget: float) -> CacheShape:
