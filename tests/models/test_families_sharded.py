@@ -23,7 +23,7 @@ def test_sharded_equals_single_device():
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, "XLA_FLAGS": FLAGS},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert run.returncode == 0, run.stderr
     differences = json.loads(run.stdout.splitlines()[-1])
