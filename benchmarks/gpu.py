@@ -43,6 +43,7 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--remat", choices=["none", "dots", "block"], default="dots")
+    parser.add_argument("--attention", choices=["auto", "xla", "cudnn"], default="auto")
     parser.add_argument("--torch-checkpoint", action="store_true", help="recompute its blocks too")
     parser.add_argument("--no-compile", action="store_true", help="PyTorch eager")
     parser.add_argument("--only", nargs="*", default=PARTS, help="parts to run")

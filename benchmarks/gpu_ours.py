@@ -19,9 +19,11 @@ from gpu_figures import (
 from srft_jax.batch import Batch, Role
 from srft_jax.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
 from srft_jax.models.decoder import Runtime, init_params, num_params
+from srft_jax.models.kernels import resolve_attention
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.rows import TrainingSequence, make_batch
+from srft_jax.ops.attention import Kernel
 from srft_jax.rollout import Progress, Request, SamplingConfig
 from srft_jax.rollout import sample as draw
 from srft_jax.training.optimizer import make_optimizer
@@ -38,7 +40,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         optimizer,
         temperature=1.0,
         on_policy=True,
-        runtime=Runtime(dtype=args.dtype, remat=args.remat),
+        runtime=Runtime(dtype=args.dtype, remat=args.remat, attention=kernel_of(args)),
         logits_mib=args.logits_mib,
     )
     make = jax.jit(lambda key: new_state(init_params(model, key), {"policy": optimizer}))
@@ -51,7 +53,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         assert np.isfinite(metrics["loss/total"]) and not metrics["loss/skipped"]
 
     seconds = timed(run, args.iters)
-    return train_figures(args, count, seconds, our_matmul(args), device_kind()) | our_memory()
+    found = train_figures(args, count, seconds, our_matmul(args), device_kind())
+    return found | {"kernel": kernel_of(args)} | our_memory()
 
 
 def packed_batch(args: argparse.Namespace, objective: Objective, model: ModelConfig) -> Batch:
@@ -89,7 +92,11 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
     prompts = np.random.default_rng(0).integers(0, model.vocab_size, (args.batch, args.prompt))
     requests = [Request(prompt.tolist()) for prompt in prompts]
     sampling = SamplingConfig(
-        max_new_tokens=args.new, slots=args.batch, segment=args.segment, dtype=args.dtype
+        max_new_tokens=args.new,
+        slots=args.batch,
+        segment=args.segment,
+        dtype=args.dtype,
+        attention=kernel_of(args),
     )
     ends: list[Progress] = []
 
@@ -107,6 +114,11 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
     count = num_params(params)
     found = sample_figures(args, count, decode, prefill, device_kind())
     return found | {"decode_steps": counted[-1].steps} | our_memory()
+
+
+def kernel_of(args: argparse.Namespace) -> Kernel:
+    """Of attention, as a run resolves it for the device at hand."""
+    return resolve_attention(args.attention, jax.devices()[0].platform, model_of(args), args.dtype)
 
 
 def our_matmul(args: argparse.Namespace) -> float:

@@ -1,6 +1,7 @@
 """benchmarks/gpu.py runs at tiny sizes, and its PyTorch arm computes what ours does."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -24,7 +25,10 @@ TINY = [
 @pytest.mark.slow
 def test_our_parts_run_and_count_the_same_work():
     command = [sys.executable, "benchmarks/gpu.py", *TINY, "--only", "ours_train", "ours_sample"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     train, sample = found["ours_train"], found["ours_sample"]
