@@ -26,8 +26,8 @@ def joined(verb: Verb, config: RunConfig) -> Iterator[RunConfig]:
     """Meets the other processes, if there are any, and stays in touch with them.
 
     Process 0 alone prints to standard output. An error ends this process without waiting for the
-    others, which are told of it and end as well: see `Peers`. The verbs `report` and `plan` touch no device of theirs,
-    so it is one process everywhere. Where others do not come, JAX ends this process.
+    others, which are told of it and end as well: see `Peers`. The verbs `report` and `plan` are one
+    process everywhere. Where others do not come, JAX ends this process.
 
     Yields:
         The configuration without the section `distributed`, which is not the same everywhere.
