@@ -38,7 +38,11 @@ LISTED = {
     # A router has a column for each expert, and every device routes its own rows.
     ("Qwen3-30B-A3B", "router", "tensor"),
     # Fewer kv heads than devices, or heads that do not come out even: none is cut in two.
-    *(("Qwen2.5-Math-7B", name, "tensor") for name in ("query", "key", "value", "output")),
+    *(
+        (model, name, "tensor")
+        for model in ("Qwen2.5-Math-7B", "Qwen2.5-Math-1.5B")
+        for name in ("query", "key", "value", "output")
+    ),
     *(("Qwen3-30B-A3B", name, "tensor") for name in ("key", "value")),
     *(("gemma-3-1b-it", name, "tensor") for name in ("query", "key", "value", "output")),
 }

@@ -97,7 +97,7 @@ def test_without_truncation_the_drawn_log_prob_is_the_log_prob():
     assert (truncated.drawn_logprob > truncated.logprob).all()
 
 
-@pytest.mark.parametrize("vocab", [11, 5_000, 151_936])
+@pytest.mark.parametrize("vocab", [11, 5_000, pytest.param(151_936, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("truncation", [OFF, Truncation(top_p=0.9), Truncation(top_k=40)], ids=str)
 def test_extremes_draw_tokens_that_have_probability(vocab, truncation):
     """Half of the tokens are masked, among them the first and the last."""

@@ -61,6 +61,7 @@ def test_progress_where_one_waits_for_a_row():
     assert all(x > 0 for x in parts) and last.seconds == sum(parts)
 
 
+@pytest.mark.slow
 def test_occupancy_counts_idle_rows_only_while_some_completion_waits():
     """Forced tokens fill both completions of the last request: its row draws nothing.
 

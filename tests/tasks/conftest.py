@@ -6,6 +6,7 @@ import sys
 
 import jax
 import pytest
+from filelock import FileLock
 from jax.experimental.compilation_cache import compilation_cache
 from tiny_runs import ROOT, metrics_lines, run_in_process, tiny_arguments
 
@@ -17,11 +18,23 @@ CACHE_OPTIONS = {
 
 
 @pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory):
-    """One for all processes of a run of pytest."""
+def shared_dir(tmp_path_factory):
+    """Of all processes of a run of pytest."""
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    return str(shared / "compilations")
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def cache_dir(shared_dir):
+    return str(shared_dir / "compilations")
+
+
+def made_once(path, make):
+    """Calls `make(path)` in the process that comes first; the others wait for it."""
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            make(path)
+    return path
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -71,19 +84,23 @@ def command(start):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, command):
+def trained(shared_dir, command):
     """Run directory of a finished tiny run, made by the command line; not to be changed."""
-    run_dir = tmp_path_factory.mktemp("trained") / "run"
-    code, out, err = command("train", *tiny_arguments(run_dir))
-    assert (code, err) == (0, "")
-    (run_dir / "stdout.txt").write_text(out)
-    return run_dir
+
+    def make(run_dir):
+        code, out, err = command("train", *tiny_arguments(run_dir))
+        assert (code, err) == (0, "")
+        (run_dir / "stdout.txt").write_text(out)
+
+    return made_once(shared_dir / "trained", make)
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory, cache_dir):
-    """Run directory of the same run, made in this process in one go."""
-    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    assert run_in_process(run_dir) == 0
-    assert len(metrics_lines(run_dir)) == 9  # six steps, three evaluations
-    return run_dir
+def uninterrupted(shared_dir, cache_dir):
+    """Run directory of the same run, made within a process of pytest in one go; likewise."""
+
+    def make(run_dir):
+        assert run_in_process(run_dir) == 0
+        assert len(metrics_lines(run_dir)) == 9  # six steps, three evaluations
+
+    return made_once(shared_dir / "uninterrupted", make)

@@ -150,6 +150,7 @@ def test_export_on_other_devices_than_the_run_had(run_dir, uninterrupted):
     assert written == (uninterrupted / "hf" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_other_adapters_than_the_runs_are_refused(run_dir, capsys):
     """A target left out, or another alpha, would make another model without a word."""
 

@@ -55,6 +55,7 @@ def last_line(out):
     return json.loads(out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_plan_on_fake_devices(arguments, command, tmp_path):
     """Of supervised training, which has no rollouts to compile."""
     flags = ("--objective.preset=sft", "--mesh.fsdp=2", "--topology", "cpu:8", "--json")

@@ -14,6 +14,7 @@ def names_in(file):
     return found
 
 
+@pytest.mark.slow
 def test_chosen_steps_are_traced(tmp_path):
     assert run_in_process(tmp_path / "run", "--training.profile_steps=[2, 3]") == 0
     folder = tmp_path / "run" / "profile"

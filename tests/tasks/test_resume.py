@@ -37,7 +37,8 @@ def interrupt_in(monkeypatch):
     yield install
 
 
-@pytest.mark.parametrize("step", [1, 3, 4])  # checkpoints are due after 3 and 6
+# Checkpoints are due after 3 and 6.
+@pytest.mark.parametrize("step", [1, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_a_stopped_run_continues_bit_for_bit(
     step, tmp_path, uninterrupted, interrupt_in, monkeypatch, capsys
 ):

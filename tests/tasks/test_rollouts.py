@@ -137,6 +137,7 @@ def test_times_of_refills_add_up(tmp_path):
     assert values["time/reward_wait"] == sum(one.reward_wait for one in found.rollouts) > 0
 
 
+@pytest.mark.slow
 def test_a_run_says_how_far_its_rollouts_are(tmp_path, monkeypatch):
     """Where they take long."""
     out = traced_run(tiny_config(tmp_path / "run", "--training.num_steps=2")).out

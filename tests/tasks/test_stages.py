@@ -36,6 +36,7 @@ def roles(batch):
     return set(np.unique(batch.rows.role[batch.rows.loss_mask]).tolist())
 
 
+@pytest.mark.slow
 def test_two_stages(run):
     """Schedules count their own updates, moments are fresh; only the second stage samples."""
     trace, steps = run("sft_rl", "--objective.sft_steps=2", "--training.num_steps=4")

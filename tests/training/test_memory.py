@@ -58,6 +58,7 @@ def total(remat):
     return total
 
 
+@pytest.mark.slow
 def test_offloaded_activations_give_the_gradient_of_kept_ones():
     params = init_params(MODEL, jax.random.key(0))
     programs = {
