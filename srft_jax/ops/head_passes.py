@@ -303,4 +303,7 @@ def _total_head(d_head: Any, axes: _Axes, options: Options) -> Any:
     if axes.model:
         dimension = 1 if options.transposed else 0
         d_head = jax.lax.psum_scatter(d_head, axes.model, scatter_dimension=dimension, tiled=True)
+        # Else XLA, to exchange less, sums whole gradients over the microbatches before devices:
+        # on each of 64 devices 2 GiB for a head of 7B, where its part takes 34 MiB.
+        d_head = jax.lax.optimization_barrier(d_head)
     return _total(d_head, tuple(axis for axis in axes.rows if axis not in axes.model))
