@@ -43,16 +43,24 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     shape = mesh_shape(config, len(devices))
     if config.slices == 1:
         # Else libtpu's 2D tori refuse axes that are no product of whole physical ones.
-        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
-        placed = mesh_utils.create_hybrid_device_mesh(
+        arranged = mesh_utils.create_hybrid_device_mesh(
             (shape[0] // config.slices, *shape[1:]),
             (config.slices, 1, 1, 1),
             devices,
             process_is_granule=by_process,
             allow_split_physical_axes=True,
         )
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def flat_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices, or these, along `fsdp`, of however many slices: for what reads or writes
+    parameters once and computes nothing."""
+    devices = jax.devices() if devices is None else devices
+    arranged = np.asarray(devices).reshape(1, -1, 1, 1)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _check_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> bool:

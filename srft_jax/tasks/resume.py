@@ -16,7 +16,7 @@ from srft_jax.training.checkpoint import Checkpoints
 
 # What may differ when a run is continued, sections or keys; all else would make it another run.
 MAY_CHANGE = (
-    *("run_dir", "compilation_cache", "training.profile_steps"),
+    *("run_dir", "compilation_cache", "training.profile_steps", "training.memory_mib"),
     *("mesh", "evaluation", "generate", "inspect", "export", "report", "plan"),
 )
 
