@@ -39,7 +39,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             are of another number of slices.
     """
     devices = jax.devices() if devices is None else devices
-    by_process = _check_slices(config, devices)
+    by_process = _processes_are_slices(config, devices)
     shape = mesh_shape(config, len(devices))
     if config.slices == 1:
         # Else libtpu's 2D tori refuse axes that are no product of whole physical ones.
@@ -63,8 +63,12 @@ def flat_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _check_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> bool:
-    """Whether a process counts as a slice: where devices do not say what slice they are of."""
+def _processes_are_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> bool:
+    """Whether they count as such: where devices do not say what slice they are of.
+
+    Raises:
+        UsageError: there are not `mesh.slices` of them.
+    """
     if config.slices < 1:
         raise UsageError(f"mesh.slices = {config.slices} is below 1")
     by_process = not hasattr(devices[0], "slice_index")
