@@ -271,6 +271,15 @@ def largest_of_processes(*values: int) -> tuple[int, ...]:
     return tuple(int(value) for value in gathered.max(axis=0))
 
 
+def least_mib_left() -> int | None:
+    """Memory that every device of every process still has; None where devices do not say."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if not all("bytes_limit" in one for one in stats):
+        return None
+    least = min(one["bytes_limit"] - one["bytes_in_use"] for one in stats)
+    return -largest_of_processes(-(least // 2**20))[0]
+
+
 def placed(tree: Any, shardings: Any) -> Any:
     """Host arrays that are the same in every process, each on its sharding."""
     if jax.process_count() == 1:

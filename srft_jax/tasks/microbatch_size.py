@@ -7,7 +7,7 @@ from typing import TypeVar
 import jax
 
 from srft_jax.config import UsageError
-from srft_jax.mesh import gathered, largest_of_processes
+from srft_jax.mesh import gathered, least_mib_left
 from srft_jax.tasks.planning.accounts import OutOfMemory, account, loops
 from srft_jax.tasks.planning.train_program import lowered_train_step
 from srft_jax.tasks.setup import Outline, check_sizes
@@ -77,16 +77,10 @@ def _budget_mib(run: Outline) -> int:
     given = run.config.training.memory_mib
     if given is not None:
         return given
-    left = [_mib_left(device) for device in jax.local_devices()]
-    (least,) = largest_of_processes(-min(left))
-    return -least
-
-
-def _mib_left(device: jax.Device) -> int:
-    stats = device.memory_stats()
-    if not stats or "bytes_limit" not in stats:
+    left = least_mib_left()
+    if left is None:
         raise UsageError(
-            f"training.rows_per_microbatch = auto needs training.memory_mib: a {device.platform} "
-            "device does not say what it has"
+            "training.rows_per_microbatch = auto needs training.memory_mib: a "
+            f"{jax.default_backend()} device does not say what it has"
         )
-    return int(_SHARE_OF_LEFT * (stats["bytes_limit"] - stats["bytes_in_use"]) / 2**20)
+    return int(_SHARE_OF_LEFT * left)
