@@ -39,24 +39,36 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             are of another number of slices.
     """
     devices = jax.devices() if devices is None else devices
-    by_process = _check_slices(config, devices)
+    by_process = _processes_are_slices(config, devices)
     shape = mesh_shape(config, len(devices))
     if config.slices == 1:
         # Else libtpu's 2D tori refuse axes that are no product of whole physical ones.
-        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
-        placed = mesh_utils.create_hybrid_device_mesh(
+        arranged = mesh_utils.create_hybrid_device_mesh(
             (shape[0] // config.slices, *shape[1:]),
             (config.slices, 1, 1, 1),
             devices,
             process_is_granule=by_process,
             allow_split_physical_axes=True,
         )
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _check_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> bool:
-    """Whether a process counts as a slice: where devices do not say what slice they are of."""
+def flat_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices, or these, along `fsdp`, of however many slices: for what reads or writes
+    parameters once and computes nothing."""
+    devices = jax.devices() if devices is None else devices
+    arranged = np.asarray(devices).reshape(1, -1, 1, 1)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _processes_are_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> bool:
+    """Whether they count as such: where devices do not say what slice they are of.
+
+    Raises:
+        UsageError: there are not `mesh.slices` of them.
+    """
     if config.slices < 1:
         raise UsageError(f"mesh.slices = {config.slices} is below 1")
     by_process = not hasattr(devices[0], "slice_index")
@@ -257,6 +269,15 @@ def largest_of_processes(*values: int) -> tuple[int, ...]:
         return values
     gathered = multihost_utils.process_allgather(np.asarray(values, np.int32))
     return tuple(int(value) for value in gathered.max(axis=0))
+
+
+def least_mib_left() -> int | None:
+    """Memory that every device of every process still has; None where devices do not say."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if not all("bytes_limit" in one for one in stats):
+        return None
+    least = min(one["bytes_limit"] - one["bytes_in_use"] for one in stats)
+    return -largest_of_processes(-(least // 2**20))[0]
 
 
 def placed(tree: Any, shardings: Any) -> Any:

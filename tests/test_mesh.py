@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh
 
 from srft_jax import mesh as mesh_module
 from srft_jax.config import MeshConfig, UsageError
-from srft_jax.mesh import AXES, make_mesh, mesh_shape, spec, split_heads
+from srft_jax.mesh import AXES, flat_mesh, make_mesh, mesh_shape, spec, split_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +138,13 @@ def test_the_number_of_slices_is_what_there_is():
         make_mesh(MeshConfig(slices=0), slices(2, 4))
     with pytest.raises(UsageError, match="number of processes, which count here, is 1"):
         make_mesh(MeshConfig(slices=2), torus("TPU v5 lite", 2, 4))
+
+
+def test_what_computes_nothing_takes_devices_of_any_slices():
+    devices = slices(2, 4, "tpu")
+    mesh = flat_mesh(devices)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 8, "context": 1, "tensor": 1}
+    assert list(mesh.devices.flat) == devices
 
 
 def test_machines_with_gpus_may_be_laid_out_as_one():

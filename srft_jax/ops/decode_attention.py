@@ -14,11 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from srft_jax.batch import KVCache
 from srft_jax.mesh import split_axes
-from srft_jax.ops.attention import ScoreOptions
+from srft_jax.ops.attention_terms import MASKED, ScoreOptions
 from srft_jax.ops.layers import softcapped
-
-# Far below any real score, finite: where nothing is seen the mean of values comes out, never a NaN.
-_MASKED = -1e30
 
 
 def decode_attention(
@@ -145,7 +142,7 @@ def _scores(
     options: ScoreOptions,
 ) -> Float[Array, "B K Q S"]:
     raw = jnp.einsum("bkqh,bkhs->bkqs", query, part[0], preferred_element_type=jnp.float32)
-    return jnp.where(mask[:, None], softcapped(raw * options.scale, options.softcap), _MASKED)
+    return jnp.where(mask[:, None], softcapped(raw * options.scale, options.softcap), MASKED)
 
 
 def _mixed(

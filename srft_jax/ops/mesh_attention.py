@@ -63,7 +63,7 @@ def mesh_attention(
             kernel=kernel,
         )
 
-    if split.rows or split.heads:
+    if mesh.size > 1:  # also where nothing is split: XLA cannot partition a TPU kernel
         of_query = PartitionSpec(split.rows, None, split.heads)
         of_keys = PartitionSpec(split.rows, split.kv_heads)
         attend = jax.shard_map(

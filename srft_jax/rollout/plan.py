@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from srft_jax.config import ModelConfig, UsageError
-from srft_jax.mesh import largest_of_processes, row_shards, split_axes
+from srft_jax.mesh import largest_of_processes, least_mib_left, row_shards, split_axes
 from srft_jax.rollout.requests import SamplingConfig
 from srft_jax.rollout.slots import Prompt, power_of_two
 
@@ -119,12 +119,5 @@ def _mib_left(_: ModelConfig) -> int:
 
     Asked once for a model: a run in which it changed would change its shapes.
     """
-    (least,) = largest_of_processes(-min(map(_mib_left_on, jax.local_devices())))
-    return -least
-
-
-def _mib_left_on(device: jax.Device) -> int:
-    stats = device.memory_stats()
-    if not stats or "bytes_limit" not in stats:
-        return _UNKNOWN_LEFT
-    return int(_SHARE_OF_LEFT * (stats["bytes_limit"] - stats["bytes_in_use"]) / 2**20)
+    left = least_mib_left()
+    return _UNKNOWN_LEFT if left is None else int(_SHARE_OF_LEFT * left)

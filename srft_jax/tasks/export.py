@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from srft_jax.config import AdaptedModelConfig, MeshConfig, RunConfig, UsageError
-from srft_jax.mesh import make_mesh
+from srft_jax.config import AdaptedModelConfig, RunConfig, UsageError
+from srft_jax.mesh import flat_mesh
 from srft_jax.models import lora
 from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import Params
@@ -29,7 +29,7 @@ def export(config: RunConfig) -> int:
     files = _model_files(config)
     if not files.is_dir():
         raise UsageError(f"{files} is not there, which a run makes when it starts; train first")
-    mesh = make_mesh(MeshConfig(data=1, fsdp=jax.device_count()))  # whatever the run's mesh was
+    mesh = flat_mesh()  # whatever the run's was
     architecture = lora.adapted(read_config(files), config.model.lora)
     params = restored_params(config, architecture, mesh, config.export.step)
     if config.export.lora == "merged":

@@ -7,10 +7,10 @@ from typing import TypeVar
 import jax
 
 from srft_jax.config import UsageError
-from srft_jax.mesh import largest_of_processes
+from srft_jax.mesh import gathered, least_mib_left
 from srft_jax.tasks.planning.accounts import OutOfMemory, account, loops
 from srft_jax.tasks.planning.train_program import lowered_train_step
-from srft_jax.tasks.setup import Outline
+from srft_jax.tasks.setup import Outline, check_sizes
 from srft_jax.tasks.stored_config import stored_config
 
 AnyRun = TypeVar("AnyRun", bound=Outline)
@@ -27,13 +27,16 @@ def with_rows(run: AnyRun) -> tuple[AnyRun, str]:
     holds a whole update.
 
     Raises:
-        UsageError: not even the fewest rows fit, or the memory is not known.
+        UsageError: not even the fewest rows fit, the memory is not known, or the rows of a run that
+            goes on do not split over the mesh.
     """
     if run.config.training.rows_per_microbatch != "auto":
         return run, ""
     stored = stored_config(run.config.run_dir)
     if stored is not None:
-        return _with(run, stored.training.rows), ""
+        kept = _with(run, stored.training.rows)
+        check_sizes(kept)  # of a mesh that may be another one
+        return kept, ""
     budget = _budget_mib(run)
     rows = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
     needed = {rows: _needed_mib(_with(run, rows))}
@@ -61,27 +64,23 @@ def _num_microbatches(run: Outline) -> int:
 
 
 def _needed_mib(run: Outline) -> float:
-    """By XLA, on each device: state, batch, gradients, activations and the program."""
+    """By XLA, on each device: state, batch, gradients, activations and the program. The most that
+    any process finds: they must all choose the same step."""
     lowered = lowered_train_step(run.config, run.model_config, run.objective, run.mesh)
     found = account("train_step", lowered, loops({}, 1.0), run.mesh.size)
-    return math.inf if isinstance(found, OutOfMemory) else found.needed / 2**20
+    needed = math.inf if isinstance(found, OutOfMemory) else found.needed / 2**20
+    return max(gathered(needed))
 
 
 def _budget_mib(run: Outline) -> int:
-    """The least of all devices has: every process must compile the same step."""
+    """Of the device that has the least, of all processes."""
     given = run.config.training.memory_mib
     if given is not None:
         return given
-    left = [_mib_left(device) for device in jax.local_devices()]
-    (least,) = largest_of_processes(-min(left))
-    return -least
-
-
-def _mib_left(device: jax.Device) -> int:
-    stats = device.memory_stats()
-    if not stats or "bytes_limit" not in stats:
+    left = least_mib_left()
+    if left is None:
         raise UsageError(
-            f"training.rows_per_microbatch = auto needs training.memory_mib: a {device.platform} "
-            "device does not say what it has"
+            "training.rows_per_microbatch = auto needs training.memory_mib: a "
+            f"{jax.default_backend()} device does not say what it has"
         )
-    return int(_SHARE_OF_LEFT * (stats["bytes_limit"] - stats["bytes_in_use"]) / 2**20)
+    return int(_SHARE_OF_LEFT * left)

@@ -20,8 +20,8 @@ from srft_jax.config.paths import on_object_store
 class Profiler:
     """Writes run_dir/profile/step_N for each N of `training.profile_steps`.
 
-    Every process writes the files of its own devices. Leaving the context ends a trace that an
-    error has cut short.
+    Every process writes the files of its own devices; of several, into step_N/process_K, as XLA
+    names files by the machine. Leaving the context ends a trace that an error has cut short.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -33,7 +33,10 @@ class Profiler:
         """Before anything of a step, which counts from 1."""
         if step not in self._steps:
             return
-        folder = self._open.enter_context(_written(self._folder / f"step_{step}"))
+        place = self._folder / f"step_{step}"
+        if jax.process_count() > 1:
+            place /= f"process_{jax.process_index()}"
+        folder = self._open.enter_context(_written(place))
         self._open.enter_context(jax.profiler.trace(folder))
         self._open.enter_context(jax.profiler.StepTraceAnnotation("step", step_num=step))
 

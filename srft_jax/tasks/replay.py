@@ -48,11 +48,11 @@ def replay(config: RunConfig) -> int:
     Raises:
         UsageError: the run has no saved batch, or no checkpoint.
     """
-    setup, _ = with_rows(prepare(config))
     found = saved_batch(config.run_dir)
     if found is None:
         raise UsageError(f"{config.run_dir} has no saved batch: none of its updates was skipped")
     step, batch = found
+    setup, _ = with_rows(prepare(config))  # which compiles where there is no run
     with jax.set_mesh(setup.mesh):
         saved_at, state = _newest_state(setup)
         stage = _stage_of(setup, step, batch)

@@ -1,5 +1,7 @@
 """How a run goes on from its newest checkpoint, and what keeps it from being another run."""
 
+import time
+
 import jax
 from etils import epath
 from jax.experimental import multihost_utils
@@ -16,9 +18,12 @@ from srft_jax.training.checkpoint import Checkpoints
 
 # What may differ when a run is continued, sections or keys; all else would make it another run.
 MAY_CHANGE = (
-    *("run_dir", "compilation_cache", "training.profile_steps"),
+    *("run_dir", "compilation_cache", "training.profile_steps", "training.memory_mib"),
     *("mesh", "evaluation", "generate", "inspect", "export", "report", "plan"),
 )
+
+# NFS remembers so long that a file was not there, by default; processes have just looked for it.
+_SEEN_SECONDS = 60.0
 
 
 def check_same_run(config: RunConfig) -> None:
@@ -73,9 +78,19 @@ def open_run_dir(config: RunConfig, start: int) -> None:
         cut_back(config.run_dir, start if start else -1)
         file.write_text(text)
     multihost_utils.sync_global_devices("config.yaml is written")
-    sees = gathered(file.exists() and file.read_text() == text)
+    sees = gathered(_comes(file, text))
     if not all(sees):
         raise UsageError(
             f"process {sees.index(False)} does not see the {file} of process 0: run_dir must be a "
             "directory that all processes share"
         )
+
+
+def _comes(file: epath.Path, text: str) -> bool:
+    """Whether this process sees the file, in time."""
+    latest = time.monotonic() + _SEEN_SECONDS
+    while not (file.exists() and file.read_text() == text):
+        if time.monotonic() > latest:
+            return False
+        time.sleep(0.2)
+    return True

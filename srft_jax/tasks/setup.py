@@ -285,8 +285,8 @@ def check_sizes(run: Outline) -> None:
 
 
 def _check_offload(setup: Setup) -> None:
-    """Where activations would wait is there."""
-    device = setup.mesh.devices.flat[0]
+    """Where activations would wait is there: a process knows of its own devices."""
+    device = setup.mesh.local_devices[0]
     kinds = [memory.kind for memory in device.addressable_memories()]
     if setup.config.model.remat == "offload" and HOST_MEMORY not in kinds:
         raise UsageError(

@@ -26,14 +26,14 @@ def _digest(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def _check_same_everywhere(digest: str) -> None:
-    """Raises UsageError where processes have read different training sets."""
-    first, *others = gathered(digest)
+def _check_same_everywhere(digests: dict[str, str]) -> None:
+    """Raises UsageError where processes have read different sets."""
+    first, *others = gathered(digests)
     for number, other in enumerate(others, start=1):
-        if other != first:
+        if different := [name for name, digest in first.items() if other[name] != digest]:
             raise UsageError(
-                f"process {number} reads another training set than process 0 under the same "
-                "configuration"
+                f"process {number} reads other rows than process 0 under the same configuration, "
+                f"in the sets {', '.join(different)}"
             )
 
 
@@ -43,7 +43,7 @@ class Streams:
     They are the same in all processes, so that a checkpoint serves any number of them.
 
     Raises:
-        UsageError: the processes have read different training sets.
+        UsageError: the processes have read different sets, be it for training or evaluation.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -52,8 +52,9 @@ class Streams:
         prompts = data.prompts_per_step
         weights = [source.weight for source in data.mixture] or [1.0]
         batches = functools.partial(prompt_batches, train, weights=weights)
-        self._examples = _digest(train)
-        _check_same_everywhere(self._examples)
+        digests = {name: _digest(rows) for name, rows in setup.sets.evaluation.items()}
+        self._examples = digests["train"] = _digest(train)
+        _check_same_everywhere(digests)
         self._iterators: dict[str, grain.DatasetIterator[PromptBatch]] = {}
         if objective.uses_rollouts:
             self._iterators["prompts"] = batches(prompts, seed)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
@@ -83,28 +82,28 @@ def moment_shardings(mesh: Mesh, config: ModelConfig, state: Any) -> Any:
         state: Shapes of the state.
     """
     rows = {row.path: row for row in families.parameters(config)}
+    counted = families.counting_heads(config)
 
     def of_leaf(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         row = rows.get(_parameter_of(path))
         if row is None:
             return NamedSharding(mesh, PartitionSpec())
-        whole = families.stacked_shape(row, config)
-        return sharding(mesh, _axes_left(row.stacked_axes, whole, leaf.shape), leaf.shape)
+        left = _axes_left(families.stacked_shape(row, config), leaf.shape)
+        sizes = families.stacked_shape(row, counted)
+        return sharding(mesh, [row.stacked_axes[i] for i in left], [sizes[i] for i in left])
 
     return jax.tree.map_with_path(of_leaf, state)
 
 
-def _axes_left(
-    axes: tuple[str, ...], whole: tuple[int, ...], shape: tuple[int, ...]
-) -> tuple[str | None, ...]:
-    """Logical axes of a moment of this shape: all of its parameter's, those but the one that it is
-    a mean over, or none.
+def _axes_left(whole: tuple[int, ...], shape: tuple[int, ...]) -> list[int]:
+    """Which of its parameter's axes a moment of this shape has: all, all but the one that it is a
+    mean over, or none.
 
-    In: ("layers", "model", "mlp"), (28, 3584, 18944), (28, 3584).  Out: ("layers", "model").
+    In: (28, 3584, 18944), (28, 3584).  Out: [0, 1].
     """
-    if shape == whole:
-        return axes
-    for mean_over in reversed(range(len(whole))):
-        if tuple(np.delete(whole, mean_over)) == shape:
-            return tuple(axis for i, axis in enumerate(axes) if i != mean_over)
-    return (None,) * len(shape)
+    axes = list(range(len(whole)))
+    without_one = [axes[:i] + axes[i + 1 :] for i in reversed(axes)]
+    for left in (axes, *without_one):
+        if tuple(whole[i] for i in left) == shape:
+            return left
+    return []

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from attention_problems import HEADS, KV_HEADS, OPTIONS, H, by_mask, problem, with_gradients
 from jax.extend.core import jaxprs_in_params
+from jax.sharding import AbstractMesh, use_abstract_mesh
 
+from srft_jax.mesh import AXES
 from srft_jax.models.decoder import _DOTS
 from srft_jax.ops import (
     attention,
@@ -20,6 +22,7 @@ from srft_jax.ops import (
 )
 from srft_jax.ops.attention import Part, ScoreOptions, packed_attention
 from srft_jax.ops.attention_terms import Extent, sight_of
+from srft_jax.ops.mesh_attention import mesh_attention
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -228,3 +231,14 @@ def test_splash_is_lowered_for_tpu_in_the_shapes_of_models(
         name: program.count(f'kernel_name = "splash_mha_{name}') for name in ("fwd", "dq", "dkv")
     }
     assert kernels == dict.fromkeys(kernels, 1 if window is None else 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 8), (2, 1, 1, 1)])
+def test_a_kernel_is_never_left_to_xla_to_partition(shape):
+    """Which refuses to; here neither the row nor the heads can be split."""
+    query, key = jnp.zeros((1, 64, 28, 8)), jnp.zeros((1, 4, 64, 8))
+    attend = functools.partial(mesh_attention, options=ScoreOptions(1.0), kernel="splash")
+    arrays = (query, key, key, jnp.ones((1, 64), jnp.int32))
+    with use_abstract_mesh(AbstractMesh(shape, AXES)):
+        (equation,) = jax.make_jaxpr(attend)(*arrays).eqns
+    assert equation.primitive.name == "shard_map"

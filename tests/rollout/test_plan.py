@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from sampler_models import CONFIG, sampling
 
+from srft_jax import mesh
 from srft_jax.config import UsageError
 from srft_jax.rollout import Request, plan
 from srft_jax.rollout.plan import Plan, capacity_for, make_plan
@@ -66,18 +67,30 @@ def test_memory_holds_what_is_planned():
     assert rows == sorted(rows) and rows[0] == 1 and len({*rows}) > 3
 
 
-def test_all_processes_plan_with_the_least_memory_of_any(monkeypatch):
-    """Here another one has 30 MiB; what is agreed on is a maximum, of negative numbers."""
-    args = groups(64, 4, length=100), LARGE
-    least = plan_of(*args, max_new_tokens=200, cache_mib=30)
+class Device:
+    """With half of its 2 GiB in use."""
+
+    def memory_stats(self):
+        return {"bytes_limit": 2**31, "bytes_in_use": 2**30}
+
+
+@pytest.fixture
+def known_memory(monkeypatch):
+    monkeypatch.setattr(mesh.jax, "local_devices", lambda: [Device(), Device()])
     plan._mib_left.cache_clear()
+    yield
+    plan._mib_left.cache_clear()
+
+
+def test_all_processes_plan_with_the_least_memory_of_any(monkeypatch, known_memory):
+    """Here another one has 50 MiB; what is agreed on is a maximum, of negative numbers."""
+    args = groups(64, 4, length=100), LARGE
+    least = plan_of(*args, max_new_tokens=200, cache_mib=40)  # 80%
+    assert mesh.least_mib_left() == 1024
     assert plan_of(*args, max_new_tokens=200).rows > least.rows
     plan._mib_left.cache_clear()
-    monkeypatch.setattr(
-        plan, "largest_of_processes", lambda *own: [max(n, -30) if n < 0 else n for n in own]
-    )
+    monkeypatch.setattr(mesh, "largest_of_processes", lambda left: (max(left, -50),))
     assert plan_of(*args, max_new_tokens=200) == least
-    plan._mib_left.cache_clear()
 
 
 def test_bfloat16_takes_half():

@@ -1,9 +1,12 @@
 """training.rows_per_microbatch: auto chooses what fits, by XLA's accounting of the real step."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 from tiny_runs import assert_same_run, run_in_process, tiny_config
 
-from srft_jax.config import UsageError, parse
+from srft_jax.config import UsageError, parse, to_yaml
 from srft_jax.tasks import microbatch_size
 from srft_jax.tasks.microbatch_size import with_rows
 from srft_jax.tasks.planning.accounts import OutOfMemory
@@ -64,13 +67,24 @@ def test_more_rows_need_more_memory_and_refusals_are_none(tmp_path, monkeypatch)
     assert microbatch_size._needed_mib(microbatch_size._with(setup, 2)) == float("inf")
 
 
+def test_rows_that_another_mesh_cannot_split_are_refused(tmp_path):
+    stored = tiny_config(tmp_path / "run", "--training.rows_per_microbatch=2")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(stored))
+    setup = prepare(tiny_config(tmp_path / "run", AUTO))
+    assert with_rows(setup)[0].config.training.rows == 2
+    larger = SimpleNamespace(shape=setup.mesh.shape | {"fsdp": 4}, devices=setup.mesh.devices)
+    with pytest.raises(UsageError, match="rows_per_microbatch = 2 does not split over the 4"):
+        with_rows(dataclasses.replace(setup, mesh=larger))
+
+
 @pytest.mark.slow
 def test_a_run_keeps_the_number_it_was_started_with(tmp_path, needs):
     needs(1)
     flags = [AUTO, "--training.memory_mib=8", "--training.num_steps=2", "--evaluation.every=0"]
     assert run_in_process(tmp_path / "run", *flags) == 0
-    needs(4)  # another machine would choose 2
-    assert run_in_process(tmp_path / "run", *flags) == 0
+    needs(4)  # another machine would choose 4
+    assert run_in_process(tmp_path / "run", *flags, "--training.memory_mib=16") == 0
     stored = parse([f"--config={tmp_path}/run/config.yaml"])[1]
     assert stored.training.rows_per_microbatch == 8
     given = ["--training.rows_per_microbatch=8", *flags[1:]]

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from tiny_runs import (
     tiny_arguments,
 )
 
-from srft_jax.tasks import rollouts
+from srft_jax.config import RunConfig, UsageError, to_yaml
+from srft_jax.tasks import resume, rollouts
 
 
 @pytest.fixture
@@ -218,3 +220,17 @@ def test_ctrl_c_at_the_terminal(tmp_path, start, trained):
     step = newest_checkpoint(run_dir)[0]
     assert f"stopped after step {step} and saved" in out
     assert metrics_lines(run_dir)[-1]["step"] == step
+
+
+def test_a_run_directory_that_another_process_sees_late_or_never(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(resume, "gathered", lambda sees: [True, sees])
+    config, file = RunConfig(run_dir=str(tmp_path)), tmp_path / "config.yaml"
+    written = threading.Timer(0.3, file.write_text, [to_yaml(config)])
+    written.start()
+    resume.open_run_dir(config, 0)
+    written.join()
+    file.unlink()
+    monkeypatch.setattr(resume, "_SEEN_SECONDS", 0.1)
+    with pytest.raises(UsageError, match="process 1 does not see the .*config.yaml of process 0"):
+        resume.open_run_dir(config, 0)
