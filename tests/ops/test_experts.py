@@ -54,7 +54,12 @@ def with_gradients(function, *inputs):
 
 @pytest.mark.parametrize(
     ("num_tokens", "num_experts", "per_token", "favourite"),
-    [(40, 4, 2, 0.0), (40, 4, 2, 9.0), (1, 16, 4, 0.0), (300, 3, 1, 0.0)],
+    [
+        (40, 4, 2, 0.0),
+        pytest.param(40, 4, 2, 9.0, marks=pytest.mark.slow),
+        (1, 16, 4, 0.0),
+        pytest.param(300, 3, 1, 0.0, marks=pytest.mark.slow),
+    ],
 )
 def test_experts_and_their_gradients_equal_those_of_all(
     num_tokens, num_experts, per_token, favourite

@@ -100,7 +100,7 @@ ROUTES = {  # bytes for logits, and the fewest rows that are worth keeping
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("has_reference", [False, True])
-@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("softcap", [pytest.param(None, marks=pytest.mark.slow), 3.0])
 def test_every_route_equals_the_naive_loss(route, has_reference, softcap, monkeypatch):
     logits_bytes, least = ROUTES[route]
     monkeypatch.setattr(head_passes, "LEAST_KEPT_ROWS", least)

@@ -49,8 +49,6 @@ OBJECTIVE = expand(
 )
 # The head forms its gradient in one go with the statistics.
 ELEMENTWISE = dataclasses.replace(OBJECTIVE, entropy_scope="token")
-# Sooner compiled.
-PLAIN = expand(ObjectiveConfig(preset="srft"))
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1.0, warmup_steps=0), MODEL, num_updates=8)
 
 
@@ -274,7 +272,6 @@ def main() -> None:
     batch = batch_of(sequences(), OBJECTIVE, rows_per_microbatch=4, shape=(2, 8))
     cases = {
         "": lambda shape: step_differences(OBJECTIVE, shape, batch),
-        "plain:": lambda shape: step_differences(PLAIN, shape, batch),
         "elementwise:": lambda shape: step_differences(ELEMENTWISE, shape, batch),
         "lora:": lambda shape: lora_differences(shape, batch),
         "passes:": lambda shape: pass_differences(shape, batch),

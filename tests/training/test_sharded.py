@@ -10,6 +10,8 @@ import pytest
 
 from srft_jax.training import metrics
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("sharded_steps.py")
 ROOT = Path(__file__).parents[2]
 # Nearly all of the time goes to compiling.
@@ -27,7 +29,6 @@ MESHES = [
     "1x1x2x4",
     "1x2x2x2",
 ]
-QUICK = ["plain:1x2x2x2", "restore:2x1x2x2"]
 HEAD = "head:4x1x2x1"
 OTHERS = [f"{case}:1x2x2x2" for case in ("elementwise", "lora", "passes")]
 
@@ -55,40 +56,25 @@ def check(found):
     assert max(found.values()) < 1e-5, found
 
 
-@pytest.fixture(scope="module")
-def quick():
-    return run(*QUICK)
-
-
-def test_fsdp_context_and_tensor_together_equal_a_single_device(quick):
-    found = quick["plain:1x2x2x2"]
-    assert {"loss/total", "policy/ratio_mean", "params"} < set(found)
-    check(found)
-
-
-def test_a_checkpoint_is_restored_onto_another_mesh_bit_for_bit(quick):
+def test_a_checkpoint_is_restored_onto_another_mesh_bit_for_bit():
     """Of fsdp=8 onto data=2, context=2, tensor=2."""
-    check(quick["restore:2x1x2x2"])
+    check(run("restore:2x1x2x2")["restore:2x1x2x2"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", [*MESHES, *OTHERS])
 def test_every_mesh_equals_a_single_device(results, case):
     check(dict(results[case]))
 
 
-@pytest.mark.slow
 def test_all_metrics_were_compared(results):
     assert set(metrics.METRICS) < set(results["1x2x2x2"])
 
 
-@pytest.mark.slow
 def test_the_head_is_split_over_the_devices(results):
     """Each device has the blocks of its own rows."""
     assert results[HEAD] < 1.1 / 8
 
 
-@pytest.mark.slow
 def test_every_optimizer_makes_the_updates_of_a_single_device():
     for name, found in run(script=SCRIPT.with_name("sharded_optimizers.py")).items():
         assert found["moved"] > 1e-2
