@@ -1,6 +1,7 @@
 """The verb `plan` as a user starts it, and what it prints."""
 
 import importlib.metadata
+import itertools
 import json
 
 import jax
@@ -98,6 +99,7 @@ def test_plan_for_tpus(arguments, command):
     found = last_line(out)
     assert found["fits"] and found["hbm_bytes_of_device"] == 15.75 * 2**30
     assert found["flops_per_device"]["train"] >= found["model_flops_per_device"]
+    assert all(line.startswith("compiling ") for line in err.splitlines()), err
     code, out, err = command("plan", *arguments, *flags, "--training.row_length=262144")
     assert code == 0 and "fits: no" in out and not last_line(out)["fits"], err
 
@@ -140,19 +142,29 @@ class Place:
         self.coords = coords
 
 
+def links(chip, sizes, places):
+    """How many a group of these places has, on a slice of these sizes."""
+    every = list(itertools.product(*map(range, sizes)))
+    topology = Topology("a slice", CHIPS[chip], sizes, tuple(Place(*one) for one in every))
+    group = tuple(every.index(one) for one in places)
+    return 1e9 / seconds_to_send(topology, group, 1e9) / CHIPS[chip].link_rate
+
+
 def test_a_group_has_the_links_of_the_axes_it_extends_over():
-    """4 x 8 chips of a v5p: 8 closes to a ring, as does 4; half of an axis is a line."""
-    devices = tuple(Place(x, y, 0) for x in range(4) for y in range(8))
-    topology = Topology("v5p:4x8x1", CHIPS["v5p"], (4, 8, 1), devices)
-    link = CHIPS["v5p"].link_rate
+    """Whole axes of cubes are rings, half of one is a line."""
+    along_y = [(0, y, 0) for y in range(8)]
+    plane = list(itertools.product(range(4), range(8), [0]))
+    assert links("v5p", (4, 8, 4), along_y) == pytest.approx(2)
+    assert links("v5p", (4, 8, 4), along_y[:4]) == pytest.approx(1)
+    assert links("v5p", (4, 8, 4), plane) == pytest.approx(4)
 
-    def links(*group):
-        return 1e9 / seconds_to_send(topology, group, 1e9) / link
 
-    assert links(*range(8)) == pytest.approx(2)  # along y
-    assert links(*range(4)) == pytest.approx(1)  # half of it
-    assert links(*range(32)) == pytest.approx(4)
-    assert links(*range(0, 32, 8)) == pytest.approx(2)  # along x
+def test_which_slices_are_tori():
+    """Of a v5p whole cubes alone; of a v5e each axis of 16."""
+    of_v5p = list(itertools.product(range(2), range(2), range(4)))
+    assert links("v5p", (2, 2, 4), of_v5p) == pytest.approx(3)
+    of_v5e = list(itertools.product(range(8), range(16), [0]))
+    assert links("v5e", (8, 16, 1), of_v5e) == pytest.approx(3)
 
 
 def test_names_of_topologies():

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+import os
 import re
 from typing import Any
 
@@ -31,10 +32,6 @@ class Topology:
     sizes: tuple[int, ...]
     devices: tuple[Any, ...]
 
-    @property
-    def num_chips(self) -> int:
-        return math.prod(self.sizes)
-
     def ordered(self, mesh: Mesh) -> "Topology":
         """With the devices in the mesh's order."""
         return dataclasses.replace(self, devices=tuple(mesh.devices.flat))
@@ -55,10 +52,21 @@ def split_name(name: str) -> tuple[str, tuple[int, ...]]:
     return found[1], tuple(map(int, found[2].split("x")))
 
 
+# What libtpu otherwise looks for on the machine, in vain and with complaints where there is no TPU;
+# and that a second process may load it, as nothing here touches a chip.
+_LIBTPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_HOST_BOUNDS": "1,1,1",
+}
+
+
 def prepare_backend(name: str) -> None:
     """Before JAX is used: on the CPU, with as many fake devices as will be asked for.
 
     Without the cache of compiled programs: what is compiled for a topology cannot be read back.
+    Libtpu is told that there is no TPU, where the environment does not say otherwise.
 
     Raises:
         UsageError: as `split_name`.
@@ -66,7 +74,10 @@ def prepare_backend(name: str) -> None:
     chip, sizes = split_name(name)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
-    if CHIPS[chip].kind != "tpu":
+    if CHIPS[chip].kind == "tpu":
+        for variable, value in _LIBTPU.items():
+            os.environ.setdefault(variable, value)
+    else:
         jax.config.update("jax_num_cpu_devices", math.prod(sizes))
 
 
@@ -120,14 +131,17 @@ def seconds_to_send(topology: Topology, group: Group, sent: float) -> float:
         return sent / chip.link_rate
     extents = _extents([topology.devices[number].coords for number in group])
     sizes = _extents([device.coords for device in topology.devices])
-    links = sum(_links(chip, *of_axis) for of_axis in zip(extents, sizes, strict=True))
+    links = sum(
+        (extent > 1) + (extent == size and is_ring)
+        for extent, size, is_ring in zip(extents, sizes, _rings(chip, sizes), strict=True)
+    )
     return sent / (chip.link_rate * (links or 2 * len(topology.sizes)))
 
 
-def _links(chip: Chip, extent: int, size: int) -> int:
-    if extent == 1:
-        return 0
-    return 2 if extent == size and chip.wraps and size % chip.wraps == 0 else 1
+def _rings(chip: Chip, sizes: list[int]) -> list[bool]:
+    """Which axes of a slice close.  In: v5p, [2, 4, 4].  Out: none; of a v5p's [4, 4, 8], all."""
+    found = [bool(chip.wraps) and size % chip.wraps == 0 for size in sizes]
+    return [all(found)] * len(sizes) if chip.cubes else found
 
 
 def _extents(places: list[tuple[int, ...]]) -> list[int]:
