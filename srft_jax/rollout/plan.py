@@ -21,7 +21,7 @@ _SPARE_PROMPTS = 2  # few rows vary more: one group of 16 at a time keeps 97% bu
 
 # MiB, where a device does not say what it has left (a CPU), and the share of it that is taken.
 _UNKNOWN_LEFT = 2048
-_SHARE_OF_LEFT = 0.8
+SHARE_OF_LEFT = 0.8
 
 _LEAST_CAPACITY = 32
 
@@ -127,4 +127,4 @@ def _mib_left_on(device: jax.Device) -> int:
     stats = device.memory_stats()
     if not stats or "bytes_limit" not in stats:
         return _UNKNOWN_LEFT
-    return int(_SHARE_OF_LEFT * (stats["bytes_limit"] - stats["bytes_in_use"]) / 2**20)
+    return int(SHARE_OF_LEFT * (stats["bytes_limit"] - stats["bytes_in_use"]) / 2**20)

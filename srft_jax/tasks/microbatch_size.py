@@ -16,7 +16,7 @@ from srft_jax.tasks.stored_config import stored_config
 AnyRun = TypeVar("AnyRun", bound=Outline)
 
 # Of what a device has left: fragments and the runtime's own buffers take some.
-_SHARE_OF_LEFT = 0.9
+SHARE_OF_LEFT = 0.9
 
 
 def with_rows(run: AnyRun) -> tuple[AnyRun, str]:
@@ -34,7 +34,15 @@ def with_rows(run: AnyRun) -> tuple[AnyRun, str]:
     stored = stored_config(run.config.run_dir)
     if stored is not None:
         return _with(run, stored.training.rows), ""
-    budget = _budget_mib(run)
+    return most_rows(run, _budget_mib(run))
+
+
+def most_rows(run: AnyRun, budget: int) -> tuple[AnyRun, str]:
+    """The run with the most rows that so many MiB of each device hold, and what was tried.
+
+    Raises:
+        UsageError: not even the fewest rows fit.
+    """
     rows = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
     needed = {rows: _needed_mib(_with(run, rows))}
     while needed[rows] <= budget and _num_microbatches(_with(run, rows)) > 1:
@@ -84,4 +92,4 @@ def _mib_left(device: jax.Device) -> int:
             f"training.rows_per_microbatch = auto needs training.memory_mib: a {device.platform} "
             "device does not say what it has"
         )
-    return int(_SHARE_OF_LEFT * (stats["bytes_limit"] - stats["bytes_in_use"]) / 2**20)
+    return int(SHARE_OF_LEFT * (stats["bytes_limit"] - stats["bytes_in_use"]) / 2**20)

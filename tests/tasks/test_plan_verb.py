@@ -100,7 +100,7 @@ def test_plan_for_tpus(arguments, command):
     assert found["fits"] and found["hbm_bytes_of_device"] == 15.75 * 2**30
     assert found["flops_per_device"]["train"] >= found["model_flops_per_device"]
     assert all(line.startswith("compiling ") for line in err.splitlines()), err
-    code, out, err = command("plan", *arguments, *flags, "--training.row_length=262144")
+    code, out, err = command("plan", *arguments, *flags, "--training.rows_per_microbatch=262144")
     assert code == 0 and "fits: no" in out and not last_line(out)["fits"], err
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from srft_jax.mesh import row_shards
+from srft_jax.rollout.plan import SHARE_OF_LEFT
 from srft_jax.tasks.planning import memory, workload
 from srft_jax.tasks.planning.accounts import (
     Account,
@@ -25,9 +26,6 @@ from srft_jax.tasks.planning.topology import Topology
 from srft_jax.tasks.planning.train_program import lowered_train_step
 from srft_jax.tasks.planning.workload import Workload, model_flops, workload_of
 from srft_jax.tasks.setup import Outline
-
-# Of what the train state and the sampler's parameters leave, as rollout/plan.py takes it.
-_SHARE_FOR_CACHE = 0.8
 
 Report = Callable[[str], None]  # a line of progress
 
@@ -129,7 +127,7 @@ def _with_rollouts(plan: Plan, of_run: Held, report: Report) -> Plan:
     decoding, params = workload.decoding(run), memory.policy_params(run)
     copy = bytes_on_device(abstract_decode_params(params, run.model_config, decoding, dtype))
     left = plan.topology.chip.hbm - of_run.parameters - of_run.optimizer - copy
-    shape = workload.cache_shape(run, work, _SHARE_FOR_CACHE * left)
+    shape = workload.cache_shape(run, work, SHARE_OF_LEFT * left)
     shards = row_shards(decoding)
     pass_rows = workload.prefill_rows(work, shape, shards)
     otherwise = {"decode": shape.segment, "prefill": pass_rows}
