@@ -27,7 +27,7 @@ def plan(config: RunConfig) -> int:
     if wanted.topology is None:
         raise UsageError("plan needs plan.topology, e.g. --topology v5p:4x4x4, cpu:8 or h100:8")
     prepare_backend(wanted.topology)
-    topology = topology_of(wanted.topology)
+    topology = topology_of(wanted.topology, config.mesh.slices)
     run = planned_run(config, topology.devices)
     if wanted.search:
         candidates = search(run, topology, _report)

@@ -6,10 +6,12 @@ import json
 
 import jax
 import pytest
+from dry_plan import dry_plan
 from tiny_runs import ROOT, tiny_arguments
 
 import run
 from srft_jax.config import UsageError, parse
+from srft_jax.tasks import plan as verb
 from srft_jax.tasks.planning.accounts import OutOfMemory, account, loops
 from srft_jax.tasks.planning.chips import CHIPS
 from srft_jax.tasks.planning.planned_run import planned_run
@@ -105,6 +107,18 @@ def test_plan_for_tpus(arguments, command):
 
 
 @pytest.mark.slow
+def test_plan_for_two_slices(arguments, command):
+    """Each device sums its quarter of the gradients, bfloat16 or float32, with its like."""
+    flags = ("--objective.preset=sft", "--mesh.fsdp=4", "--mesh.slices=2")
+    code, out, err = command(
+        "plan", *arguments, *flags, "--topology=v5e:2x2", "--json", JAX_PLATFORMS="cpu"
+    )
+    assert code == 0 and "plan for 2 x v5e:2x2" in out, err
+    crossed = last_line(out)["bytes_to_other_slices"]["train"]
+    assert 2 * NUM_PARAMETERS / 4 <= crossed <= 1.1 * 4 * NUM_PARAMETERS / 4
+
+
+@pytest.mark.slow
 def test_gpus_are_planned_by_arithmetic(arguments, command):
     code, out, err = command("plan", *arguments, "--topology=h100:8", "--json")
     assert code == 0, err
@@ -117,9 +131,11 @@ def test_gpus_are_planned_by_arithmetic(arguments, command):
         ((), "plan needs plan.topology"),
         (("--topology=v5p",), "is not of the form v5p:4x4x4"),
         (("--topology=v9:2x2",), "with one of v4, v5e"),
+        (("--topology=h100:8", "--mesh.slices=2"), "only of TPUs several are planned"),
     ],
 )
-def test_what_cannot_be_planned(flags, message, arguments, capsys):
+def test_what_cannot_be_planned(flags, message, arguments, capsys, monkeypatch):
+    monkeypatch.setattr(verb, "prepare_backend", split_name)  # the tests' own devices stay
     assert run.main(["plan", *arguments, *flags]) == 2
     assert message in capsys.readouterr().err
 
@@ -165,6 +181,21 @@ def test_which_slices_are_tori():
     assert links("v5p", (2, 2, 4), of_v5p) == pytest.approx(3)
     of_v5e = list(itertools.product(range(8), range(16), [0]))
     assert links("v5e", (8, 16, 1), of_v5e) == pytest.approx(3)
+
+
+def test_a_search_falls_back_to_what_needs_the_least(tmp_path):
+    """The fastest by arithmetic are refused: all of them keep more than the fewest rows do."""
+    config = parse(tiny_arguments(tmp_path, "--plan.topology=cpu:1", "--plan.search=true"))[1]
+
+    def is_least(run):
+        return run.config.training.rows == 1 and run.config.model.remat == "block"
+
+    asked, out = dry_plan(config, fits=is_least)
+    tried = [(remat, training.rows) for remat, training, *_ in asked]
+    assert ("block", 1) not in tried[:4] and tried[4:] == 2 * [("block", 1)]  # searched, planned
+    assert "--training.rows_per_microbatch=1 --model.remat=block" in out
+    with pytest.raises(UsageError, match="no mesh, microbatch and remat fits"):
+        dry_plan(config, fits=lambda run: False)
 
 
 def test_names_of_topologies():

@@ -18,19 +18,21 @@ from srft_jax.tasks.planning.hlo_groups import Group
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices of one slice.
+    """Devices of one slice, or of several of the same sizes.
 
     Attributes:
         name: As asked for.
         chip: Of each device.
-        sizes: Of the slice along its axes, in chips.
+        sizes: Of a slice along its axes, in chips.
         devices: For a mesh; of GPUs, which nothing here compiles for, fake ones on the CPU.
+        slices: How many, joined by the data-centre network.
     """
 
     name: str
     chip: Chip
     sizes: tuple[int, ...]
     devices: tuple[Any, ...]
+    slices: int = 1
 
     def ordered(self, mesh: Mesh) -> "Topology":
         """With the devices in the mesh's order."""
@@ -81,26 +83,33 @@ def prepare_backend(name: str) -> None:
         jax.config.update("jax_num_cpu_devices", math.prod(sizes))
 
 
-def topology_of(name: str) -> Topology:
-    """The devices; `prepare_backend` comes before.
+def topology_of(name: str, slices: int = 1) -> Topology:
+    """The devices of so many slices; `prepare_backend` comes before.
 
     Raises:
         UsageError: there is no such slice, or nothing to compile for it with.
     """
     kind, sizes = split_name(name)
     chip = CHIPS[kind]
-    devices = _tpus(name) if chip.kind == "tpu" else _cpus(name, math.prod(sizes))
-    return Topology(name, chip, sizes, devices)
+    if chip.kind == "tpu":
+        return Topology(name, chip, sizes, _tpus(name, chip, slices), slices)
+    if slices != 1:
+        raise UsageError(f"mesh.slices = {slices}: only of TPUs several are planned, not of {name}")
+    return Topology(name, chip, sizes, _cpus(name, math.prod(sizes)))
 
 
-def _tpus(name: str) -> tuple[Any, ...]:
+def _tpus(name: str, chip: Chip, slices: int) -> tuple[Any, ...]:
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError(
             f"plan.topology = {name} is compiled by libtpu, which runs on any machine but is not "
             "installed: pip install 'srft_jax[tpu]'"
         )
+    options: dict[str, Any] = {"chip_config_name": chip.config} if chip.config else {}
+    if slices > 1:  # else devices say nothing of slices
+        options["num_slices"] = slices
     try:
-        return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        return tuple(found.devices)
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         said = " ".join(str(error).split())[:300]
         raise UsageError(f"plan.topology = {name}: libtpu knows no such slice: {said}") from error
@@ -136,6 +145,11 @@ def seconds_to_send(topology: Topology, group: Group, sent: float) -> float:
         for extent, size, is_ring in zip(extents, sizes, _rings(chip, sizes), strict=True)
     )
     return sent / (chip.link_rate * (links or 2 * len(topology.sizes)))
+
+
+def between_slices(topology: Topology, summed: float) -> float:
+    """Bytes that a device sends to sum so many with its like in every other slice, as rings do."""
+    return 2 * summed * (topology.slices - 1) / topology.slices
 
 
 def _rings(chip: Chip, sizes: list[int]) -> list[bool]:
