@@ -108,14 +108,14 @@ def test_plan_for_tpus(arguments, command):
 
 @pytest.mark.slow
 def test_plan_for_two_slices(arguments, command):
-    """Each device sums its quarter of the gradients, bfloat16 or float32, with its like."""
+    """Each device sums its quarter of the float32 gradients with its like, and little else."""
     flags = ("--objective.preset=sft", "--mesh.fsdp=4", "--mesh.slices=2")
     code, out, err = command(
         "plan", *arguments, *flags, "--topology=v5e:2x2", "--json", JAX_PLATFORMS="cpu"
     )
     assert code == 0 and "plan for 2 x v5e:2x2" in out, err
     crossed = last_line(out)["bytes_to_other_slices"]["train"]
-    assert 2 * NUM_PARAMETERS / 4 <= crossed <= 1.1 * 4 * NUM_PARAMETERS / 4
+    assert NUM_PARAMETERS <= crossed <= 1.5 * NUM_PARAMETERS
 
 
 @pytest.mark.slow
