@@ -1,5 +1,6 @@
 """The verb `plan` as a user starts it, and what it prints."""
 
+import dataclasses
 import importlib.metadata
 import itertools
 import json
@@ -12,10 +13,14 @@ from tiny_runs import ROOT, tiny_arguments
 import run
 from srft_jax.config import UsageError, parse
 from srft_jax.tasks import plan as verb
+from srft_jax.tasks.planning import plans
 from srft_jax.tasks.planning.accounts import OutOfMemory, account, loops
 from srft_jax.tasks.planning.chips import CHIPS
+from srft_jax.tasks.planning.memory import held
 from srft_jax.tasks.planning.planned_run import planned_run
+from srft_jax.tasks.planning.table import plan_text
 from srft_jax.tasks.planning.topology import Topology, seconds_to_send, split_name
+from srft_jax.tasks.planning.workload import workload_of
 
 ARCHITECTURE = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -196,6 +201,21 @@ def test_a_search_falls_back_to_what_needs_the_least(tmp_path):
     assert "--training.rows_per_microbatch=1 --model.remat=block" in out
     with pytest.raises(UsageError, match="no mesh, microbatch and remat fits"):
         dry_plan(config, fits=lambda run: False)
+
+
+def test_no_room_for_a_cache_is_an_answer(tmp_path):
+    lengths = ("rollout.max_new_tokens=65536", "training.row_length=65568")
+    flags = [f"--{one}" for one in (*lengths, "model.architecture.max_positions=131072")]
+    config = parse(tiny_arguments(tmp_path, *flags))[1]
+    chip = dataclasses.replace(CHIPS["cpu"], hbm=1.0)
+    run = planned_run(config, jax.devices()[:1])
+    topology = Topology("cpu:1", chip, (1,), tuple(jax.devices()[:1]))
+    plan = plans.Plan(run, topology, workload_of(run), (), {"updates": {}}, (), ())
+    plan = plans._with_rollouts(plan, held(run), print)
+    assert plan.refused[0].name == "the sampler's cache" and not plan.fits
+    text = plan_text(plan)
+    assert "there is no room for the sampler's cache:\n    the KV cache of one prompt" in text
+    assert plan.memory["rollouts"]["sampler's parameters"] > 0
 
 
 def test_names_of_topologies():

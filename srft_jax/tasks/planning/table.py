@@ -69,7 +69,7 @@ def _verdict(plan: Plan) -> str:
         return f"fits: yes, {plan.needed / GIB:.2f} of {has}"
     lines = [f"fits: no, {plan.needed / GIB:.2f} GiB are needed where a device has {has}"]
     for refused in plan.refused:
-        lines.append(f"  XLA refuses {refused.name}; its largest buffers:")
+        lines.append(f"  there is no room for {refused.name}" + ":" * bool(refused.largest))
         lines += [f"    {buffer}" for buffer in refused.largest]
     lines.append("  largest by purpose: " + ", ".join(_largest(plan)))
     lines.append("  see --search, or docs/plan.md for what makes it smaller")
