@@ -8,12 +8,14 @@ import json
 import jax
 import pytest
 from dry_plan import dry_plan
+from jax.sharding import AbstractMesh
 from tiny_runs import ROOT, tiny_arguments
 
 import run
 from srft_jax.config import UsageError, parse
+from srft_jax.mesh import AXES
 from srft_jax.tasks import plan as verb
-from srft_jax.tasks.planning import plans
+from srft_jax.tasks.planning import plans, search
 from srft_jax.tasks.planning.accounts import OutOfMemory, account, loops
 from srft_jax.tasks.planning.chips import CHIPS
 from srft_jax.tasks.planning.memory import held
@@ -21,6 +23,7 @@ from srft_jax.tasks.planning.planned_run import planned_run
 from srft_jax.tasks.planning.table import plan_text
 from srft_jax.tasks.planning.topology import Topology, seconds_to_send, split_name
 from srft_jax.tasks.planning.workload import workload_of
+from srft_jax.tasks.setup import Outline
 
 ARCHITECTURE = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -201,6 +204,18 @@ def test_a_search_falls_back_to_what_needs_the_least(tmp_path):
     assert "--training.rows_per_microbatch=1 --model.remat=block" in out
     with pytest.raises(UsageError, match="no mesh, microbatch and remat fits"):
         dry_plan(config, fits=lambda run: False)
+
+
+@pytest.mark.parametrize(("slices", "data"), [(1, {1, 2, 4, 8}), (2, {2, 4, 8})])
+def test_a_search_keeps_data_over_all_slices(slices, data, tmp_path, monkeypatch):
+    config = parse(tiny_arguments(tmp_path, f"--mesh.slices={slices}"))[1]
+    mesh = AbstractMesh((8, 1, 1, 1), AXES)
+    run = Outline(config, None, config.model.architecture, mesh)
+    monkeypatch.setattr(search, "planned_run", lambda config, devices: config.mesh)
+    topology = Topology("v5e:2x2", CHIPS["v5e"], (2, 2), (), slices)
+    found = list(search._meshes(run, topology))
+    assert {one.data for one in found} == data
+    assert all(one.data * one.fsdp * one.tensor == 8 for one in found)
 
 
 def test_no_room_for_a_cache_is_an_answer(tmp_path):

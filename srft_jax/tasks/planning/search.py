@@ -115,12 +115,12 @@ def _candidates(run: Outline, topology: Topology) -> Iterator[Candidate]:
 
 
 def _meshes(run: Outline, topology: Topology) -> Iterator[Outline]:
-    """The run on every mesh whose axis `tensor` splits whole heads."""
+    """The run on every mesh whose axis `tensor` splits whole heads, and `data` spans the slices."""
     size, context = run.mesh.size, run.mesh.shape["context"]
     for fsdp, tensor in itertools.product(_divisors(size), repeat=2):
-        if size % (fsdp * tensor * context) or run.model_config.num_heads % tensor:
+        data, rest = divmod(size, fsdp * tensor * context)
+        if rest or data % run.config.mesh.slices or run.model_config.num_heads % tensor:
             continue
-        data = size // (fsdp * tensor * context)
         config = changed(
             run.config,
             mesh={"data": data, "fsdp": fsdp, "tensor": tensor},
