@@ -1,7 +1,7 @@
 """Attention over packed rows, forward and backward: time here, or the program for TPUs.
 
     python benchmarks/attention.py --length 4096 --segments 8
-    JAX_PLATFORMS=cpu python benchmarks/attention.py --topology v5p:2x2x1 --kernel splash \
+    python benchmarks/attention.py --topology v5p:2x2x1 --kernel splash \
         --model qwen2.5-7b --length 8192 --dtype bfloat16
 
 Rows hold `--segments` sequences of one length. With a topology nothing runs: libtpu compiles the
@@ -19,13 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from srft_jax.config import MeshConfig
 from srft_jax.mesh import RULES, make_mesh
 from srft_jax.ops.attention import ScoreOptions
 from srft_jax.ops.mesh_attention import mesh_attention
+from srft_jax.tasks.planning.topology import prepare_backend, topology_of
 
 # Query heads, kv heads, head dim, softcap, window; of a window half the layers, chosen by the
 # device.
@@ -73,7 +73,8 @@ def abstract(mesh: Mesh, shape: Sequence[int], dtype: Any) -> Any:
 
 
 def compiled_for(args: argparse.Namespace) -> dict[str, Any]:
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=args.topology)
+    prepare_backend(args.topology)
+    topology = topology_of(args.topology)
     sizes = MeshConfig(data=1, fsdp=-1, context=args.context, tensor=args.tensor)
     mesh = make_mesh(sizes, topology.devices)
     inputs = [abstract(mesh, *one) for one in shapes(args, args.batch * mesh.shape["fsdp"])]

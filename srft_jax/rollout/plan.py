@@ -21,7 +21,7 @@ _SPARE_PROMPTS = 2  # few rows vary more: one group of 16 at a time keeps 97% bu
 
 # MiB, where a device does not say what it has left (a CPU), and the share of it that is taken.
 _UNKNOWN_LEFT = 2048
-_SHARE_OF_LEFT = 0.8
+SHARE_OF_LEFT = 0.8
 
 _LEAST_CAPACITY = 32
 
@@ -120,4 +120,4 @@ def _mib_left(_: ModelConfig) -> int:
     Asked once for a model: a run in which it changed would change its shapes.
     """
     left = least_mib_left()
-    return _UNKNOWN_LEFT if left is None else int(_SHARE_OF_LEFT * left)
+    return _UNKNOWN_LEFT if left is None else int(SHARE_OF_LEFT * left)

@@ -16,7 +16,7 @@ from srft_jax.tasks.stored_config import stored_config
 AnyRun = TypeVar("AnyRun", bound=Outline)
 
 # Of what a device has left: fragments and the runtime's own buffers take some.
-_SHARE_OF_LEFT = 0.9
+SHARE_OF_LEFT = 0.9
 
 
 def with_rows(run: AnyRun) -> tuple[AnyRun, str]:
@@ -37,7 +37,15 @@ def with_rows(run: AnyRun) -> tuple[AnyRun, str]:
         kept = _with(run, stored.training.rows)
         check_sizes(kept)  # of a mesh that may be another one
         return kept, ""
-    budget = _budget_mib(run)
+    return most_rows(run, _budget_mib(run))
+
+
+def most_rows(run: AnyRun, budget: int) -> tuple[AnyRun, str]:
+    """The run with the most rows that so many MiB of each device hold, and what was tried.
+
+    Raises:
+        UsageError: not even the fewest rows fit.
+    """
     rows = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
     needed = {rows: _needed_mib(_with(run, rows))}
     while needed[rows] <= budget and _num_microbatches(_with(run, rows)) > 1:
@@ -83,4 +91,4 @@ def _budget_mib(run: Outline) -> int:
             "training.rows_per_microbatch = auto needs training.memory_mib: a "
             f"{jax.default_backend()} device does not say what it has"
         )
-    return int(_SHARE_OF_LEFT * left)
+    return int(SHARE_OF_LEFT * left)

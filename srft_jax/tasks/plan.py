@@ -7,12 +7,14 @@ import json
 import sys
 
 from srft_jax.config import RunConfig, UsageError
+from srft_jax.tasks.microbatch_size import SHARE_OF_LEFT, most_rows
 from srft_jax.tasks.planning import table
 from srft_jax.tasks.planning.planned_run import planned_run
 from srft_jax.tasks.planning.plans import compiled_plan, estimated_plan
 from srft_jax.tasks.planning.scaling import scaled_plans
 from srft_jax.tasks.planning.search import search
-from srft_jax.tasks.planning.topology import prepare_backend, topology_of
+from srft_jax.tasks.planning.topology import Topology, prepare_backend, topology_of
+from srft_jax.tasks.setup import Outline
 
 
 def plan(config: RunConfig) -> int:
@@ -25,12 +27,14 @@ def plan(config: RunConfig) -> int:
     if wanted.topology is None:
         raise UsageError("plan needs plan.topology, e.g. --topology v5p:4x4x4, cpu:8 or h100:8")
     prepare_backend(wanted.topology)
-    topology = topology_of(wanted.topology)
+    topology = topology_of(wanted.topology, config.mesh.slices)
     run = planned_run(config, topology.devices)
     if wanted.search:
         candidates = search(run, topology, _report)
         print(table.search_text(candidates) + "\n")
         run = candidates[0].run
+    elif run.config.training.rows_per_microbatch == "auto" and topology.chip.kind != "gpu":
+        run = _with_rows(run, topology)
     if topology.chip.kind == "gpu":
         print(f"{topology.name}: by arithmetic alone, as nothing here compiles for GPUs\n")
         found = estimated_plan(run, topology)
@@ -43,6 +47,15 @@ def plan(config: RunConfig) -> int:
     if wanted.json:
         print(json.dumps(table.plan_json(found, scaling)))
     return 0
+
+
+def _with_rows(run: Outline, topology: Topology) -> Outline:
+    """As many rows as a run would choose on devices with nothing else in their memory."""
+    budget = run.config.training.memory_mib or int(SHARE_OF_LEFT * topology.chip.hbm / 2**20)
+    _report("compiling train for more and more rows")
+    run, line = most_rows(run, budget)
+    _report(line)
+    return run
 
 
 def _report(line: str) -> None:

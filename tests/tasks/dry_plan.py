@@ -9,23 +9,25 @@ import jax
 
 from srft_jax.tasks import plan as verb
 from srft_jax.tasks.planning import plans, scaling, search
-from srft_jax.tasks.planning.accounts import Account
+from srft_jax.tasks.planning.accounts import Account, OutOfMemory
 from srft_jax.tasks.planning.chips import CHIPS
 from srft_jax.tasks.planning.hlo_count import Count
 from srft_jax.tasks.planning.topology import Topology, split_name
 
 
-def fake_topology(name):
+def fake_topology(name, slices=1):
     kind, sizes = split_name(name)
     return Topology(name, CHIPS[kind], sizes, tuple(jax.devices()[:1]))
 
 
-def dry_plan(config):
+def dry_plan(config, fits=lambda run: True):
     """Runs whose train step is compiled, and all that is printed."""
     asked = []
 
     def train_account(run, work):
         asked.append((run.config.model.remat, run.config.training, run.model_config, work))
+        if not fits(run):
+            return OutOfMemory("train", None, ())
         return Account("train", 0.0, 1e6, 0.0, 1e6, 0.0, Count(1e9, 1e6))
 
     patches = [

@@ -4,6 +4,7 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
+from dry_plan import dry_plan
 from tiny_runs import assert_same_run, run_in_process, tiny_config
 
 from srft_jax.config import UsageError, parse, to_yaml
@@ -56,6 +57,13 @@ def test_nothing_fits(tmp_path, needs):
 def test_a_device_that_does_not_say_what_it_has(tmp_path):
     with pytest.raises(UsageError, match="needs training.memory_mib: a cpu device"):
         chosen(tmp_path)
+
+
+def test_a_plan_chooses_as_a_run_does(needs, tmp_path):
+    needs(900)  # of the 3,686 MiB that are nine tenths of a fake device's
+    flags = ("--objective.preset=sft", "--plan.topology=cpu:1", "--training.num_steps=1")
+    (compiled,), _ = dry_plan(tiny_config(tmp_path / "run", AUTO, *flags))
+    assert compiled[1].rows_per_microbatch == 4
 
 
 @pytest.mark.slow

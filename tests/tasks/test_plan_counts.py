@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import pytest
 
 from srft_jax.tasks.planning.accounts import account, loops
+from srft_jax.tasks.planning.chips import CHIPS
 from srft_jax.tasks.planning.hlo_count import count
 from srft_jax.tasks.planning.hlo_groups import group_of
 from srft_jax.tasks.planning.hlo_text import parse
+from srft_jax.tasks.planning.phases import phase
+from srft_jax.tasks.planning.topology import Topology
 
 L, N, D = 5, 32, 64
 PRODUCT = 2.0 * N * D * D
@@ -155,6 +158,28 @@ def test_a_loop_whose_number_rises_by_two_runs_half_as_often():
     assert count(parse(DOUBLED), loops({}, 99), 8).flops == 4 * PRODUCT
     single = DOUBLED.replace("tuple(%last", "tuple(%next")
     assert count(parse(single), loops({}, 99), 8).flops == 8 * PRODUCT
+
+
+BETWEEN_SLICES = """ENTRY %main (g: f32[4096,8,128]) -> f32[4096,8,128] {
+  %g = f32[4096,8,128]{2,1,0:T(8,128)} parameter(0)
+  %before = token[] after-all()
+  %send = (f32[4096,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%g, %before), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %recv = (f32[4096,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%sent), channel_id=1, is_host_transfer=true
+  %got = (f32[4096,8,128]{2,1,0:T(8,128)}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %sum = f32[4096,8,128]{2,1,0:T(8,128)} get-tuple-element(%got), index=0
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(("slices", "sent"), [(2, 1.0), (4, 1.5)])
+def test_what_slices_sum_goes_over_their_own_network(slices, sent):
+    found = count(parse(BETWEEN_SLICES), loops({}, 1), 8).times(3)
+    size = 3 * 4 * 4096 * 8 * 128
+    assert found.summed == size and not found.collectives
+    of_step = phase("train", found, Topology("v5e:2x2", CHIPS["v5e"], (2, 2), (), slices))
+    assert of_step.to_slices == sent * size and of_step.bound == "links"
+    assert of_step.exchange == sent * size / 3.125e9
 
 
 SPLASH = """ENTRY %main (m: s8[1,16,16], q: bf16[28,8192,128], k: bf16[4,8192,128]) -> bf16[28,8192,128] {

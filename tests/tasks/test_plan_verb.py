@@ -1,18 +1,29 @@
 """The verb `plan` as a user starts it, and what it prints."""
 
+import dataclasses
 import importlib.metadata
+import itertools
 import json
 
 import jax
 import pytest
+from dry_plan import dry_plan
+from jax.sharding import AbstractMesh
 from tiny_runs import ROOT, tiny_arguments
 
 import run
 from srft_jax.config import UsageError, parse
+from srft_jax.mesh import AXES
+from srft_jax.tasks import plan as verb
+from srft_jax.tasks.planning import plans, search
 from srft_jax.tasks.planning.accounts import OutOfMemory, account, loops
 from srft_jax.tasks.planning.chips import CHIPS
+from srft_jax.tasks.planning.memory import held
 from srft_jax.tasks.planning.planned_run import planned_run
+from srft_jax.tasks.planning.table import plan_text
 from srft_jax.tasks.planning.topology import Topology, seconds_to_send, split_name
+from srft_jax.tasks.planning.workload import workload_of
+from srft_jax.tasks.setup import Outline
 
 ARCHITECTURE = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -98,8 +109,21 @@ def test_plan_for_tpus(arguments, command):
     found = last_line(out)
     assert found["fits"] and found["hbm_bytes_of_device"] == 15.75 * 2**30
     assert found["flops_per_device"]["train"] >= found["model_flops_per_device"]
-    code, out, err = command("plan", *arguments, *flags, "--training.row_length=262144")
+    assert all(line.startswith("compiling ") for line in err.splitlines()), err
+    code, out, err = command("plan", *arguments, *flags, "--training.rows_per_microbatch=262144")
     assert code == 0 and "fits: no" in out and not last_line(out)["fits"], err
+
+
+@pytest.mark.slow
+def test_plan_for_two_slices(arguments, command):
+    """Each device sums its quarter of the float32 gradients with its like, and little else."""
+    flags = ("--objective.preset=sft", "--mesh.fsdp=4", "--mesh.slices=2")
+    code, out, err = command(
+        "plan", *arguments, *flags, "--topology=v5e:2x2", "--json", JAX_PLATFORMS="cpu"
+    )
+    assert code == 0 and "plan for 2 x v5e:2x2" in out, err
+    crossed = last_line(out)["bytes_to_other_slices"]["train"]
+    assert NUM_PARAMETERS <= crossed <= 1.5 * NUM_PARAMETERS
 
 
 @pytest.mark.slow
@@ -115,9 +139,11 @@ def test_gpus_are_planned_by_arithmetic(arguments, command):
         ((), "plan needs plan.topology"),
         (("--topology=v5p",), "is not of the form v5p:4x4x4"),
         (("--topology=v9:2x2",), "with one of v4, v5e"),
+        (("--topology=h100:8", "--mesh.slices=2"), "only of TPUs several are planned"),
     ],
 )
-def test_what_cannot_be_planned(flags, message, arguments, capsys):
+def test_what_cannot_be_planned(flags, message, arguments, capsys, monkeypatch):
+    monkeypatch.setattr(verb, "prepare_backend", split_name)  # the tests' own devices stay
     assert run.main(["plan", *arguments, *flags]) == 2
     assert message in capsys.readouterr().err
 
@@ -140,19 +166,71 @@ class Place:
         self.coords = coords
 
 
+def links(chip, sizes, places):
+    """How many a group of these places has, on a slice of these sizes."""
+    every = list(itertools.product(*map(range, sizes)))
+    topology = Topology("a slice", CHIPS[chip], sizes, tuple(Place(*one) for one in every))
+    group = tuple(every.index(one) for one in places)
+    return 1e9 / seconds_to_send(topology, group, 1e9) / CHIPS[chip].link_rate
+
+
 def test_a_group_has_the_links_of_the_axes_it_extends_over():
-    """4 x 8 chips of a v5p: 8 closes to a ring, as does 4; half of an axis is a line."""
-    devices = tuple(Place(x, y, 0) for x in range(4) for y in range(8))
-    topology = Topology("v5p:4x8x1", CHIPS["v5p"], (4, 8, 1), devices)
-    link = CHIPS["v5p"].link_rate
+    """Whole axes of cubes are rings, half of one is a line."""
+    along_y = [(0, y, 0) for y in range(8)]
+    plane = list(itertools.product(range(4), range(8), [0]))
+    assert links("v5p", (4, 8, 4), along_y) == pytest.approx(2)
+    assert links("v5p", (4, 8, 4), along_y[:4]) == pytest.approx(1)
+    assert links("v5p", (4, 8, 4), plane) == pytest.approx(4)
 
-    def links(*group):
-        return 1e9 / seconds_to_send(topology, group, 1e9) / link
 
-    assert links(*range(8)) == pytest.approx(2)  # along y
-    assert links(*range(4)) == pytest.approx(1)  # half of it
-    assert links(*range(32)) == pytest.approx(4)
-    assert links(*range(0, 32, 8)) == pytest.approx(2)  # along x
+def test_which_slices_are_tori():
+    """Of a v5p whole cubes alone; of a v5e each axis of 16."""
+    of_v5p = list(itertools.product(range(2), range(2), range(4)))
+    assert links("v5p", (2, 2, 4), of_v5p) == pytest.approx(3)
+    of_v5e = list(itertools.product(range(8), range(16), [0]))
+    assert links("v5e", (8, 16, 1), of_v5e) == pytest.approx(3)
+
+
+def test_a_search_falls_back_to_what_needs_the_least(tmp_path):
+    """The fastest by arithmetic are refused: all of them keep more than the fewest rows do."""
+    config = parse(tiny_arguments(tmp_path, "--plan.topology=cpu:1", "--plan.search=true"))[1]
+
+    def is_least(run):
+        return run.config.training.rows == 1 and run.config.model.remat == "block"
+
+    asked, out = dry_plan(config, fits=is_least)
+    tried = [(remat, training.rows) for remat, training, *_ in asked]
+    assert ("block", 1) not in tried[:4] and tried[4:] == 2 * [("block", 1)]  # searched, planned
+    assert "--training.rows_per_microbatch=1 --model.remat=block" in out
+    with pytest.raises(UsageError, match="no mesh, microbatch and remat fits"):
+        dry_plan(config, fits=lambda run: False)
+
+
+@pytest.mark.parametrize(("slices", "data"), [(1, {1, 2, 4, 8}), (2, {2, 4, 8})])
+def test_a_search_keeps_data_over_all_slices(slices, data, tmp_path, monkeypatch):
+    config = parse(tiny_arguments(tmp_path, f"--mesh.slices={slices}"))[1]
+    mesh = AbstractMesh((8, 1, 1, 1), AXES)
+    run = Outline(config, None, config.model.architecture, mesh)
+    monkeypatch.setattr(search, "planned_run", lambda config, devices: config.mesh)
+    topology = Topology("v5e:2x2", CHIPS["v5e"], (2, 2), (), slices)
+    found = list(search._meshes(run, topology))
+    assert {one.data for one in found} == data
+    assert all(one.data * one.fsdp * one.tensor == 8 for one in found)
+
+
+def test_no_room_for_a_cache_is_an_answer(tmp_path):
+    lengths = ("rollout.max_new_tokens=65536", "training.row_length=65568")
+    flags = [f"--{one}" for one in (*lengths, "model.architecture.max_positions=131072")]
+    config = parse(tiny_arguments(tmp_path, *flags))[1]
+    chip = dataclasses.replace(CHIPS["cpu"], hbm=1.0)
+    run = planned_run(config, jax.devices()[:1])
+    topology = Topology("cpu:1", chip, (1,), tuple(jax.devices()[:1]))
+    plan = plans.Plan(run, topology, workload_of(run), (), {"updates": {}}, (), ())
+    plan = plans._with_rollouts(plan, held(run), print)
+    assert plan.refused[0].name == "the sampler's cache" and not plan.fits
+    text = plan_text(plan)
+    assert "there is no room for the sampler's cache:\n    the KV cache of one prompt" in text
+    assert plan.memory["rollouts"]["sampler's parameters"] > 0
 
 
 def test_names_of_topologies():

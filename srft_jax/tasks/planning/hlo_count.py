@@ -6,6 +6,7 @@ XLA's own figures count a loop's body once and a kernel's not at all. Counted he
     hbm_bytes    what instructions and fusions read and write in the device's memory; what stays in
                  its fast memory is free, and of what is sliced or updated in place only the part
     collectives  bytes that a device sends, by kind and group of devices
+    summed       bytes of which a device sums its own with those of its like in other slices
 
 A loop over a fixed range runs as often as its condition says. Any other is the caller's to know. Of
 a condition's branches the one with the most work counts.
@@ -40,22 +41,24 @@ Trips = Callable[[str], float]  # op_name of a loop of unknown length -> how oft
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Of one device. Collectives: bytes sent by (kind, group)."""
+    """Of one device. Collectives: bytes sent by (kind, group), within a slice."""
 
     flops: float = 0.0
     hbm_bytes: float = 0.0
     collectives: Counter[tuple[str, Group]] = dataclasses.field(default_factory=Counter)
+    summed: float = 0.0
 
     def __add__(self, other: "Count") -> "Count":
         return Count(
             self.flops + other.flops,
             self.hbm_bytes + other.hbm_bytes,
             Counter(self.collectives) + other.collectives,
+            self.summed + other.summed,
         )
 
     def times(self, number: float) -> "Count":
         exchanged = Counter({key: number * sent for key, sent in self.collectives.items()})
-        return Count(number * self.flops, number * self.hbm_bytes, exchanged)
+        return Count(number * self.flops, number * self.hbm_bytes, exchanged, number * self.summed)
 
 
 def count(module: Module, trips: Trips, num_devices: int) -> Count:
@@ -106,6 +109,10 @@ class _Counter:
         if kind == "custom-call":
             work = declared(instruction) or of_splash(instruction, computation)
             return Count(work.flops, work.bytes) if work else Count(0.0, moved)
+        if kind == "send" and "xla_megascale" in instruction.attributes:
+            # libtpu's all-reduce across slices: what one slice has summed goes out by the host.
+            sent = computation.instructions[instruction.operands[0]]
+            return Count(0.0, moved, summed=sum(shape.bytes for shape in sent.shapes))
         exchanged = self._exchanged(instruction, computation)
         return Count(flops_of(instruction, computation), moved, exchanged)
 

@@ -58,7 +58,7 @@ def of_rollouts(
     of_run: Held, sampler_params: float, cache: float, programs: Mapping[str, Account]
 ) -> ByPurpose:
     """The sampler's copy of the parameters and its cache, beside the train state; no batch yet."""
-    temp = max(one.temp + one.code for one in programs.values())
+    temp = max((one.temp + one.code for one in programs.values()), default=0.0)
     return {
         "parameters": of_run.parameters,
         "optimizer": of_run.optimizer,

@@ -8,7 +8,7 @@ overlap, is the other end.
 import dataclasses
 
 from srft_jax.tasks.planning.hlo_count import Count
-from srft_jax.tasks.planning.topology import Topology, seconds_to_send
+from srft_jax.tasks.planning.topology import Topology, between_slices, seconds_to_send
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Phase:
         count: Of all its programs, as often as a step runs them.
         compute: Seconds at peak.
         memory: Likewise.
-        exchange: Likewise.
+        exchange: Likewise, within a slice and between slices one after the other.
+        to_slices: Bytes sent to other slices.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Phase:
     compute: float
     memory: float
     exchange: float
+    to_slices: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -45,13 +47,15 @@ class Phase:
 
 def phase(name: str, count: Count, topology: Topology) -> Phase:
     """Of what the programs of a phase do in a step."""
-    chip = topology.chip
+    chip, to_slices = topology.chip, between_slices(topology, count.summed)
+    within = sum(
+        seconds_to_send(topology, group, sent) for (_, group), sent in count.collectives.items()
+    )
     return Phase(
         name,
         count,
         compute=count.flops / chip.flops,
         memory=count.hbm_bytes / chip.hbm_rate,
-        exchange=sum(
-            seconds_to_send(topology, group, sent) for (_, group), sent in count.collectives.items()
-        ),
+        exchange=within + (to_slices / chip.dcn_rate if to_slices else 0.0),
+        to_slices=to_slices,
     )

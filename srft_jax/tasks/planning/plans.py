@@ -3,7 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
+from srft_jax.config import UsageError
 from srft_jax.mesh import row_shards
+from srft_jax.rollout.cache import CacheShape
+from srft_jax.rollout.plan import SHARE_OF_LEFT
 from srft_jax.tasks.planning import memory, workload
 from srft_jax.tasks.planning.accounts import (
     Account,
@@ -25,9 +28,6 @@ from srft_jax.tasks.planning.topology import Topology
 from srft_jax.tasks.planning.train_program import lowered_train_step
 from srft_jax.tasks.planning.workload import Workload, model_flops, workload_of
 from srft_jax.tasks.setup import Outline
-
-# Of what the train state and the sampler's parameters leave, as rollout/plan.py takes it.
-_SHARE_FOR_CACHE = 0.8
 
 Report = Callable[[str], None]  # a line of progress
 
@@ -125,48 +125,67 @@ def train_account(run: Outline, work: Workload) -> Account | OutOfMemory:
 
 
 def _with_rollouts(plan: Plan, of_run: Held, report: Report) -> Plan:
-    run, work, dtype = plan.run, plan.work, plan.run.config.model.dtype
+    run, dtype = plan.run, plan.run.config.model.dtype
     decoding, params = workload.decoding(run), memory.policy_params(run)
     copy = bytes_on_device(abstract_decode_params(params, run.model_config, decoding, dtype))
     left = plan.topology.chip.hbm - of_run.parameters - of_run.optimizer - copy
-    shape = workload.cache_shape(run, work, _SHARE_FOR_CACHE * left)
-    shards = row_shards(decoding)
+    try:
+        shape = workload.cache_shape(run, plan.work, SHARE_OF_LEFT * left)
+    except UsageError as error:  # as with any program, that it does not fit is an answer
+        by_purpose = memory.of_rollouts(of_run, copy, 0.0, {})
+        no_room = OutOfMemory("the sampler's cache", None, (str(error),))
+        return _extended(plan, by_purpose, refused=(no_room,))
+    found = _sampler_accounts(run, plan.work, shape, report)
+    programs = {one.name: one for one in found if isinstance(one, Account)}
+    refused = tuple(one for one in found if isinstance(one, OutOfMemory))
+    cache = bytes_on_device(abstract_sampler_state(run.model_config, shape, decoding, dtype))
+    by_purpose = memory.of_rollouts(of_run, copy, cache, programs)
+    times = _times(run, plan.work, shape)
+    rollouts = [
+        phase(name, one.count.times(times[name]), plan.topology) for name, one in programs.items()
+    ]
+    plan = _extended(plan, by_purpose, refused)
+    return dataclasses.replace(
+        plan,
+        phases=(*rollouts, *plan.phases),
+        compiled=(*plan.compiled, *programs.values()),
+    )
+
+
+def _extended(plan: Plan, of_rollouts: ByPurpose, refused: tuple[OutOfMemory, ...]) -> Plan:
+    return dataclasses.replace(
+        plan, memory=plan.memory | {"rollouts": of_rollouts}, refused=refused
+    )
+
+
+def _sampler_accounts(
+    run: Outline, work: Workload, shape: CacheShape, report: Report
+) -> list[Account | OutOfMemory]:
+    """Of each of the sampler's programs."""
+    decoding, shards = workload.decoding(run), row_shards(workload.decoding(run))
     pass_rows = workload.prefill_rows(work, shape, shards)
     otherwise = {"decode": shape.segment, "prefill": pass_rows}
     tokens = {"decode": shape.rows / shards, "prefill": pass_rows * shape.prompt_capacity}
-    programs: dict[str, Account] = {}
-    refused: list[OutOfMemory] = []
+    found = []
     for name, lowered in lowered_sampler(
-        params,
-        run.model_config,
-        decoding,
-        shape,
+        *(memory.policy_params(run), run.model_config, decoding, shape),
         sampling=run.rollout_sampling,
         pass_rows=pass_rows,
     ):
         report(f"compiling {name}")
         by_scope = workload.block_loops(run, tokens.get(name, 1), work.prompt_length)
         trips = loops(by_scope, otherwise.get(name, 1))
-        found = account(name, lowered, trips, run.mesh.size)
-        if isinstance(found, OutOfMemory):
-            refused.append(found)
-        else:
-            programs[name] = found
-    state = abstract_sampler_state(run.model_config, shape, decoding, dtype)
-    by_purpose = memory.of_rollouts(of_run, copy, bytes_on_device(state), programs)
-    times = {
+        found.append(account(name, lowered, trips, run.mesh.size))
+    return found
+
+
+def _times(run: Outline, work: Workload, shape: CacheShape) -> dict[str, float]:
+    """How often a step runs each of the sampler's programs."""
+    shards = row_shards(workload.decoding(run))
+    of_pass = shards * workload.prefill_rows(work, shape, shards)
+    return {
         "convert_layer": float(run.model_config.num_layers),
         "convert_rest": 1.0,
-        "prefill": float(-(-work.prompts // (shards * pass_rows))),
+        "prefill": float(-(-work.prompts // of_pass)),
         "decode": workload.decode_steps(work, shape) / shape.segment,
     }
-    rollouts = [
-        phase(name, one.count.times(times[name]), plan.topology) for name, one in programs.items()
-    ]
-    return dataclasses.replace(
-        plan,
-        phases=(*rollouts, *plan.phases),
-        memory=plan.memory | {"rollouts": by_purpose},
-        refused=tuple(refused),
-        compiled=(*plan.compiled, *programs.values()),
-    )

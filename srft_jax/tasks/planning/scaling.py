@@ -20,7 +20,7 @@ def scaled_plans(run: Outline, topology: Topology, report: Report) -> dict[int, 
 
 def _divides(run: Outline, topology: Topology) -> bool:
     of_copy = run.mesh.size // run.mesh.shape["data"]
-    return len(topology.devices) % of_copy == 0
+    return len(topology.devices) % (of_copy * topology.slices) == 0
 
 
 def _scaled(run: Outline, topology: Topology, larger: Topology) -> Outline:
@@ -40,13 +40,13 @@ def _scaled(run: Outline, topology: Topology, larger: Topology) -> Outline:
 
 
 def _of_size(topology: Topology, chips: int) -> Topology | None:
-    """The most cubic slice of so many chips that there is."""
+    """The most cubic slice of so many chips that there is, or as many slices as before."""
     kind = topology.name.partition(":")[0]
-    if topology.chip.kind != "tpu":
+    if topology.chip.kind != "tpu" or chips % topology.slices:
         return None
-    for sizes in _slices(chips, len(topology.sizes)):
+    for sizes in _slices(chips // topology.slices, len(topology.sizes)):
         try:
-            return topology_of(f"{kind}:{'x'.join(map(str, sizes))}")
+            return topology_of(f"{kind}:{'x'.join(map(str, sizes))}", topology.slices)
         except UsageError:  # that shape is not built
             continue
     return None

@@ -57,25 +57,37 @@ def search(run: Outline, topology: Topology, report: Report) -> list[Candidate]:
     The context axis stays as configured.
 
     Raises:
-        UsageError: no candidate fits.
+        UsageError: no candidate that was compiled fits, not even the one that needs the least.
     """
-    began, hbm = time.monotonic(), topology.chip.hbm
+    hbm = topology.chip.hbm
     candidates = sorted(_candidates(run, topology), key=lambda one: one.estimate.seconds)
     likely = [one for one in candidates if one.estimate.needed < _MOST_OF_MEMORY * hbm]
     report(f"search: {len(candidates)} candidates, {len(likely)} that may fit")
     if topology.chip.kind == "gpu":
         fitting = [one for one in candidates if one.estimate.needed < hbm]
     else:
-        fitting = []
-        for candidate in likely[:_MOST_COMPILED]:
-            if fitting and time.monotonic() - began > run.config.plan.search_seconds:
-                report(f"search: plan.search_seconds = {run.config.plan.search_seconds} are over")
-                break
-            report(f"compiling train of {candidate.flags}")
-            fitting += _compiled(candidate, topology)
+        fitting = _fitting(likely, topology, run.config.plan.search_seconds, report)
     if not fitting:
         raise UsageError(_nothing_fits(candidates, topology))
     return sorted(fitting, key=lambda one: (one.train or one.estimate).seconds)
+
+
+def _fitting(
+    likely: list[Candidate], topology: Topology, most_seconds: int, report: Report
+) -> list[Candidate]:
+    """Of the fastest few those that do fit; if none does, the one that needs the least."""
+    began, fitting = time.monotonic(), list[Candidate]()
+    for candidate in likely[:_MOST_COMPILED]:
+        if fitting and time.monotonic() - began > most_seconds:
+            report(f"search: plan.search_seconds = {most_seconds} are over")
+            return fitting
+        report(f"compiling train of {candidate.flags}")
+        fitting += _compiled(candidate, topology)
+    if not fitting and len(likely) > _MOST_COMPILED:
+        least = min(likely, key=lambda one: one.estimate.needed)
+        report(f"compiling train of {least.flags}, which needs the least")
+        fitting += _compiled(least, topology)
+    return fitting
 
 
 def _compiled(candidate: Candidate, topology: Topology) -> list[Candidate]:
@@ -103,12 +115,12 @@ def _candidates(run: Outline, topology: Topology) -> Iterator[Candidate]:
 
 
 def _meshes(run: Outline, topology: Topology) -> Iterator[Outline]:
-    """The run on every mesh whose axis `tensor` splits whole heads."""
+    """The run on every mesh whose axis `tensor` splits whole heads, and `data` spans the slices."""
     size, context = run.mesh.size, run.mesh.shape["context"]
     for fsdp, tensor in itertools.product(_divisors(size), repeat=2):
-        if size % (fsdp * tensor * context) or run.model_config.num_heads % tensor:
+        data, rest = divmod(size, fsdp * tensor * context)
+        if rest or data % run.config.mesh.slices or run.model_config.num_heads % tensor:
             continue
-        data = size // (fsdp * tensor * context)
         config = changed(
             run.config,
             mesh={"data": data, "fsdp": fsdp, "tensor": tensor},

@@ -46,7 +46,8 @@ def _what(plan: Plan) -> str:
             f"tokens, remat {run.config.model.remat}",
         ],
     ]
-    return table([f"plan for {plan.topology.name}", ""], cells)
+    several = f"{plan.topology.slices} x " if plan.topology.slices > 1 else ""
+    return table([f"plan for {several}{plan.topology.name}", ""], cells)
 
 
 def _memory(plan: Plan) -> str:
@@ -68,7 +69,7 @@ def _verdict(plan: Plan) -> str:
         return f"fits: yes, {plan.needed / GIB:.2f} of {has}"
     lines = [f"fits: no, {plan.needed / GIB:.2f} GiB are needed where a device has {has}"]
     for refused in plan.refused:
-        lines.append(f"  XLA refuses {refused.name}; its largest buffers:")
+        lines.append(f"  there is no room for {refused.name}" + ":" * bool(refused.largest))
         lines += [f"    {buffer}" for buffer in refused.largest]
     lines.append("  largest by purpose: " + ", ".join(_largest(plan)))
     lines.append("  see --search, or docs/plan.md for what makes it smaller")
@@ -105,6 +106,11 @@ def _exchanged(plan: Plan) -> str:
         [one.name, kind, f"{size}", f"{sent / 1e9:.4g}"]
         for one in plan.phases
         for (kind, size), sent in _by_kind(one).most_common()
+    ]
+    cells += [
+        [one.name, "to other slices", f"{plan.topology.slices}", f"{one.to_slices / 1e9:.4g}"]
+        for one in plan.phases
+        if one.to_slices
     ]
     if not cells:
         return "no device sends anything"
@@ -185,6 +191,7 @@ def plan_json(plan: Plan, scaling: Mapping[int, Plan]) -> dict[str, Any]:
             name: {f"{kind} of {size}": sent for (kind, size), sent in _by_kind(one).items()}
             for name, one in of_phases.items()
         },
+        "bytes_to_other_slices": {name: one.to_slices for name, one in of_phases.items()},
         "seconds": {
             name: {"compute": one.compute, "hbm": one.memory, "links": one.exchange}
             for name, one in of_phases.items()

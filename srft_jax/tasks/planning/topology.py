@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+import os
 import re
 from typing import Any
 
@@ -17,23 +18,21 @@ from srft_jax.tasks.planning.hlo_groups import Group
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices of one slice.
+    """Devices of one slice, or of several of the same sizes.
 
     Attributes:
         name: As asked for.
         chip: Of each device.
-        sizes: Of the slice along its axes, in chips.
+        sizes: Of a slice along its axes, in chips.
         devices: For a mesh; of GPUs, which nothing here compiles for, fake ones on the CPU.
+        slices: How many, joined by the data-centre network.
     """
 
     name: str
     chip: Chip
     sizes: tuple[int, ...]
     devices: tuple[Any, ...]
-
-    @property
-    def num_chips(self) -> int:
-        return math.prod(self.sizes)
+    slices: int = 1
 
     def ordered(self, mesh: Mesh) -> "Topology":
         """With the devices in the mesh's order."""
@@ -55,10 +54,21 @@ def split_name(name: str) -> tuple[str, tuple[int, ...]]:
     return found[1], tuple(map(int, found[2].split("x")))
 
 
+# What libtpu otherwise looks for on the machine, in vain and with complaints where there is no TPU;
+# and that a second process may load it, as nothing here touches a chip.
+_LIBTPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_HOST_BOUNDS": "1,1,1",
+}
+
+
 def prepare_backend(name: str) -> None:
     """Before JAX is used: on the CPU, with as many fake devices as will be asked for.
 
     Without the cache of compiled programs: what is compiled for a topology cannot be read back.
+    Libtpu is told that there is no TPU, where the environment does not say otherwise.
 
     Raises:
         UsageError: as `split_name`.
@@ -66,30 +76,40 @@ def prepare_backend(name: str) -> None:
     chip, sizes = split_name(name)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
-    if CHIPS[chip].kind != "tpu":
+    if CHIPS[chip].kind == "tpu":
+        for variable, value in _LIBTPU.items():
+            os.environ.setdefault(variable, value)
+    else:
         jax.config.update("jax_num_cpu_devices", math.prod(sizes))
 
 
-def topology_of(name: str) -> Topology:
-    """The devices; `prepare_backend` comes before.
+def topology_of(name: str, slices: int = 1) -> Topology:
+    """The devices of so many slices; `prepare_backend` comes before.
 
     Raises:
         UsageError: there is no such slice, or nothing to compile for it with.
     """
     kind, sizes = split_name(name)
     chip = CHIPS[kind]
-    devices = _tpus(name) if chip.kind == "tpu" else _cpus(name, math.prod(sizes))
-    return Topology(name, chip, sizes, devices)
+    if chip.kind == "tpu":
+        return Topology(name, chip, sizes, _tpus(name, chip, slices), slices)
+    if slices != 1:
+        raise UsageError(f"mesh.slices = {slices}: only of TPUs several are planned, not of {name}")
+    return Topology(name, chip, sizes, _cpus(name, math.prod(sizes)))
 
 
-def _tpus(name: str) -> tuple[Any, ...]:
+def _tpus(name: str, chip: Chip, slices: int) -> tuple[Any, ...]:
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError(
             f"plan.topology = {name} is compiled by libtpu, which runs on any machine but is not "
             "installed: pip install 'srft_jax[tpu]'"
         )
+    options: dict[str, Any] = {"chip_config_name": chip.config} if chip.config else {}
+    if slices > 1:  # else devices say nothing of slices
+        options["num_slices"] = slices
     try:
-        return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        return tuple(found.devices)
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         said = " ".join(str(error).split())[:300]
         raise UsageError(f"plan.topology = {name}: libtpu knows no such slice: {said}") from error
@@ -120,14 +140,22 @@ def seconds_to_send(topology: Topology, group: Group, sent: float) -> float:
         return sent / chip.link_rate
     extents = _extents([topology.devices[number].coords for number in group])
     sizes = _extents([device.coords for device in topology.devices])
-    links = sum(_links(chip, *of_axis) for of_axis in zip(extents, sizes, strict=True))
+    links = sum(
+        (extent > 1) + (extent == size and is_ring)
+        for extent, size, is_ring in zip(extents, sizes, _rings(chip, sizes), strict=True)
+    )
     return sent / (chip.link_rate * (links or 2 * len(topology.sizes)))
 
 
-def _links(chip: Chip, extent: int, size: int) -> int:
-    if extent == 1:
-        return 0
-    return 2 if extent == size and chip.wraps and size % chip.wraps == 0 else 1
+def between_slices(topology: Topology, summed: float) -> float:
+    """Bytes that a device sends to sum so many with its like in every other slice, as rings do."""
+    return 2 * summed * (topology.slices - 1) / topology.slices
+
+
+def _rings(chip: Chip, sizes: list[int]) -> list[bool]:
+    """Which axes of a slice close.  In: v5p, [2, 4, 4].  Out: none; of a v5p's [4, 4, 8], all."""
+    found = [bool(chip.wraps) and size % chip.wraps == 0 for size in sizes]
+    return [all(found)] * len(sizes) if chip.cubes else found
 
 
 def _extents(places: list[tuple[int, ...]]) -> list[int]:
