@@ -1,14 +1,13 @@
 """`training.rows_per_microbatch: auto`: the most rows whose compiled train step fits the memory."""
 
 import dataclasses
-import math
 from typing import TypeVar
 
 import jax
 
 from srft_jax.config import UsageError
 from srft_jax.mesh import gathered, least_mib_left
-from srft_jax.tasks.planning.accounts import OutOfMemory, account, loops
+from srft_jax.tasks.planning.accounts import bytes_needed
 from srft_jax.tasks.planning.train_program import lowered_train_step
 from srft_jax.tasks.setup import Outline, check_sizes
 from srft_jax.tasks.stored_config import stored_config
@@ -75,9 +74,7 @@ def _needed_mib(run: Outline) -> float:
     """By XLA, on each device: state, batch, gradients, activations and the program. The most that
     any process finds: they must all choose the same step."""
     lowered = lowered_train_step(run.config, run.model_config, run.objective, run.mesh)
-    found = account("train_step", lowered, loops({}, 1.0), run.mesh.size)
-    needed = math.inf if isinstance(found, OutOfMemory) else found.needed / 2**20
-    return max(gathered(needed))
+    return max(gathered(bytes_needed("train_step", lowered) / 2**20))
 
 
 def _budget_mib(run: Outline) -> int:

@@ -16,7 +16,7 @@ from srft_jax.config import UsageError, parse
 from srft_jax.mesh import AXES
 from srft_jax.tasks import plan as verb
 from srft_jax.tasks.planning import plans, search
-from srft_jax.tasks.planning.accounts import OutOfMemory, account, loops
+from srft_jax.tasks.planning.accounts import OutOfMemory, account, bytes_needed, loops
 from srft_jax.tasks.planning.chips import CHIPS
 from srft_jax.tasks.planning.memory import held
 from srft_jax.tasks.planning.planned_run import planned_run
@@ -268,3 +268,4 @@ def test_out_of_memory_is_an_answer():
             "1.50G bf16[28,8192,3584] ?",
         ),
     )
+    assert bytes_needed("train", Refusing()) == float("inf")

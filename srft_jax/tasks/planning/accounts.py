@@ -72,26 +72,58 @@ def account(name: str, lowered: Any, trips: Trips, num_devices: int) -> Account 
         RunError: the compiler fails for another reason than memory.
     """
     began = time.monotonic()
+    compiled = _compiled(name, lowered)
+    if isinstance(compiled, OutOfMemory):
+        return compiled
     try:
-        compiled = lowered.compile()
-        memory, text = compiled.memory_analysis(), compiled.as_text()
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise _failure(name, error) from error
+    return Account(
+        name=name,
+        compile_seconds=time.monotonic() - began,
+        count=count(parse(text), trips, num_devices),
+        **_sizes(compiled),
+    )
+
+
+def bytes_needed(name: str, lowered: Any) -> float:
+    """Of a program on each device; infinite where XLA refuses it; counts nothing.
+
+    Raises:
+        RunError: the compiler fails for another reason than memory.
+    """
+    compiled = _compiled(name, lowered)
+    return math.inf if isinstance(compiled, OutOfMemory) else sum(_sizes(compiled).values())
+
+
+def _compiled(name: str, lowered: Any) -> Any:
+    """As JAX gives it, or `OutOfMemory`."""
+    try:
+        return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         said = str(error)
         if "RESOURCE_EXHAUSTED" in said:
             return OutOfMemory(name, _needed(said), tuple(_largest(said)))
-        raise RunError(
-            f"{name} does not compile ({' '.join(said.split())[:300]}); of jax and libtpu only "
-            "versions made for each other work: pip install 'srft_jax[tpu]'"
-        ) from error
-    return Account(
-        name=name,
-        compile_seconds=time.monotonic() - began,
-        arguments=memory.argument_size_in_bytes,
-        added=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        temp=memory.temp_size_in_bytes,
-        code=memory.generated_code_size_in_bytes,
-        count=count(parse(text), trips, num_devices),
+        raise _failure(name, error) from error
+
+
+def _failure(name: str, error: Exception) -> RunError:
+    return RunError(
+        f"{name} does not compile ({' '.join(str(error).split())[:300]}); of jax and libtpu only "
+        "versions made for each other work: pip install 'srft_jax[tpu]'"
     )
+
+
+def _sizes(compiled: Any) -> dict[str, float]:
+    """By XLA, on each device; see `Account`."""
+    memory = compiled.memory_analysis()
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "added": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temp": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+    }
 
 
 _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": GIB, "T": 2.0**40}
