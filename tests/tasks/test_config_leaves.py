@@ -113,11 +113,11 @@ def microbatch(config):
         return config.training
 
     def needed(name, training, *_):
-        return types.SimpleNamespace(needed=training.rows * 2**22)
+        return training.rows * 2**22
 
     with (
         mock.patch.object(microbatch_size, "lowered_train_step", lowered),
-        mock.patch.object(microbatch_size, "account", needed),
+        mock.patch.object(microbatch_size, "bytes_needed", needed),
     ):
         return microbatch_size.with_rows(prepare(config))[0].config.training.rows
 
