@@ -10,21 +10,21 @@ from typing import Any
 
 from srft_jax.config import ModelConfig
 from srft_jax.models.config_hf import read_config
+from srft_jax.tasks.planning.chips import CHIPS, Chip
 
-# Part of a device's name -> dense bfloat16 TFLOP/s, GB/s. The first that is found counts.
-CARDS = {
-    "H100 PCIe": (756.0, 2000.0),
-    "H100": (989.4, 3350.0),
-    "H200": (989.4, 4800.0),
-    "B200": (2250.0, 8000.0),
-    "A100-SXM4-80GB": (312.0, 2039.0),
-    "A100": (312.0, 1555.0),
-}
+# Word of a device's name -> its peaks, where the plan knows them.
+CARDS = {"H100": CHIPS["h100"], "H200": CHIPS["h200"], "A100-SXM4-80GB": CHIPS["a100"]}
 
 
-def card_of(device: str) -> tuple[float, float] | None:
-    """None where its peaks are not known, as of a CPU."""
-    return next((peaks for name, peaks in CARDS.items() if name in device), None)
+def card_of(device: str) -> Chip | None:
+    """None where its peaks are not known, as of a CPU.
+
+    In: "NVIDIA H100 80GB HBM3", "NVIDIA GH200".  Out: that of h100, None.
+    """
+    words = device.split()
+    if "PCIe" in words:  # slower than the card of that name that the table has
+        return None
+    return next((chip for name, chip in CARDS.items() if name in words), None)
 
 
 def model_of(args: argparse.Namespace) -> ModelConfig:
@@ -54,7 +54,7 @@ def train_figures(
     args: argparse.Namespace, num_params: int, seconds: float, matmul: float, device: str
 ) -> dict[str, Any]:
     """Of a step that took so many seconds, beside bare products at `matmul` FLOP/s."""
-    model, peaks = model_of(args), card_of(device)
+    model, card = model_of(args), card_of(device)
     tokens = args.microbatches * args.row_length
     length = args.row_length // args.sequences
     attention = 4 * length * model.num_heads * model.head_dim * model.num_layers
@@ -64,7 +64,7 @@ def train_figures(
         "step_ms": 1e3 * seconds,
         "tokens_per_s": tokens / seconds,
         "tflops_per_s": flops / seconds / 1e12,
-        "mfu": flops / seconds / peaks[0] / 1e12 if peaks else None,
+        "mfu": flops / seconds / card.flops if card else None,
         "over_matmul": seconds * matmul / flops,
         "matmul_tflops_per_s": matmul / 1e12,
         "device": device,
@@ -75,7 +75,7 @@ def sample_figures(
     args: argparse.Namespace, num_params: int, decode: float, prefill: float, device: str
 ) -> dict[str, Any]:
     """Of `--new` decode steps in so many seconds. The floor's cache is that of the mean length."""
-    model, peaks = model_of(args), card_of(device)
+    model, card = model_of(args), card_of(device)
     size = 2 if args.dtype == "bfloat16" else 4
     columns = args.batch * (args.prompt + args.new / 2)
     cache = 2 * model.num_layers * model.num_kv_heads * model.head_dim * columns
@@ -86,7 +86,7 @@ def sample_figures(
         "decode_step_ms": 1e3 * step,
         "tokens_per_s": args.batch / step,
         "floor_gb": floor_bytes / 1e9,
-        "over_floor": step * peaks[1] * 1e9 / floor_bytes if peaks else None,
+        "over_floor": step * card.hbm_rate / floor_bytes if card else None,
         "prefill_ms": 1e3 * prefill,
         "device": device,
     }

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from srft_jax.ops.attention_scores import masked_scores, matmul, mean_gradient, score_gradients
 from srft_jax.ops.attention_terms import ScoreOptions, Sight
 
-_QUERIES, KEYS = 256, 512
+_QUERIES, KEYS_PER_BLOCK = 256, 512
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -104,7 +104,7 @@ class _Keys(NamedTuple):
         sight = Sight(
             queries.segment_ids, of_block(self.segment_ids, axis=1), queries.slots, queries.window
         )
-        mask = sight.mask(number * KEYS + jnp.arange(KEYS))
+        mask = sight.mask(number * KEYS_PER_BLOCK + jnp.arange(KEYS_PER_BLOCK))
         return of_block(self.key, axis=2), of_block(self.value, axis=2), mask
 
 
@@ -182,13 +182,15 @@ def _joined(blocks: Float[Array, "n B K GC *H"], length: int) -> Float[Array, "B
 
 def _key_blocks(key: Array, value: Array, sight: Sight) -> _Keys:
     """Keys that fill the last block are of no segment."""
-    more = -key.shape[2] % KEYS
+    more = -key.shape[2] % KEYS_PER_BLOCK
     key, value = (
-        jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))).reshape(*x.shape[:2], -1, KEYS, x.shape[3])
+        jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))).reshape(
+            *x.shape[:2], -1, KEYS_PER_BLOCK, x.shape[3]
+        )
         for x in (key, value)
     )
     ids = jnp.pad(sight.key_segment_ids, ((0, 0), (0, more)), constant_values=-1)
-    return _Keys(key, value, ids.reshape(ids.shape[0], -1, KEYS))
+    return _Keys(key, value, ids.reshape(ids.shape[0], -1, KEYS_PER_BLOCK))
 
 
 def _blocks(sight: Sight) -> _Block:
@@ -201,7 +203,7 @@ def _blocks(sight: Sight) -> _Block:
     # The last query again: of it, too, the result is a number.
     slots = jnp.pad(sight.slots, (0, more), mode="edge").reshape(-1, _QUERIES)
     ids = _id_blocks(sight.segment_ids, _QUERIES)
-    key_ids = _id_blocks(sight.key_segment_ids, KEYS)
+    key_ids = _id_blocks(sight.key_segment_ids, KEYS_PER_BLOCK)
     window = jnp.asarray(key_ids.size if sight.window is None else sight.window)
     meet = _near(slots, key_ids.shape[1], window) & _share_segments(ids, key_ids)
     order = jnp.argsort(~meet, axis=1, stable=True)
@@ -218,8 +220,8 @@ def _near(
     slots: Int[Array, "n C"], num_blocks: int, window: Int[Array, ""]
 ) -> Bool[Array, "n blocks"]:
     """Whether a block of keys is neither behind all the queries nor beyond their windows."""
-    first_key = jnp.arange(num_blocks) * KEYS
-    last_key = first_key + KEYS - 1
+    first_key = jnp.arange(num_blocks) * KEYS_PER_BLOCK
+    last_key = first_key + KEYS_PER_BLOCK - 1
     causal = first_key <= jnp.max(slots, axis=1, keepdims=True)
     return causal & (jnp.min(slots, axis=1, keepdims=True) - last_key < window)
 

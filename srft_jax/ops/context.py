@@ -36,7 +36,7 @@ def joined_rows(split: Shaped[Array, "nB Tn"], parts: int) -> Shaped[Array, "B T
     return by_row[:, np.argsort(slots(parts, length), axis=None)]
 
 
-def gathered(x: Shaped[Array, "*axes"], axis: int) -> Array:
+def whole_rows(x: Shaped[Array, "*axes"], axis: int) -> Array:
     """Under `shard_map`, from the part of a row that this device has along `axis`: the row.
 
     By slices, of which the gradients are put side by side, where indices would scatter them.

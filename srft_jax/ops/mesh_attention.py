@@ -55,7 +55,7 @@ def mesh_attention(
             key, value = (_own_kv_head(x, split.heads) for x in (key, value))
         if parts > 1:
             part = _part(segment_ids, parts)
-            key, value = (context.gathered(x, axis=2) for x in (key, value))
+            key, value = (context.whole_rows(x, axis=2) for x in (key, value))
         return packed_attention(
             *(query, key, value, segment_ids, options, window),
             slides=slides,
@@ -81,7 +81,7 @@ def _part(segment_ids: Int[Array, "b Tn"], parts: int) -> Part:
     return Part(
         slots=context.slots(parts, row_length),
         number=jax.lax.axis_index("context"),
-        key_segment_ids=context.gathered(segment_ids, axis=1),
+        key_segment_ids=context.whole_rows(segment_ids, axis=1),
     )
 
 

@@ -46,9 +46,9 @@ class RunWriter:
 
         A value that is not finite is null, as JSON has no word for it, and is no event.
         """
-        scalars = {name: float(value) for name, value in values.items()}
         if not self._writes:
             return
+        scalars = {name: float(value) for name, value in values.items()}
         finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
         _append(self._run_dir / METRICS, [dict.fromkeys(scalars) | finite | {"step": int(step)}])
         for name, value in sorted(finite.items()):

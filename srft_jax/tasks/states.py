@@ -118,10 +118,10 @@ def abstract_state(setup: Outline) -> TrainState:
     """Shapes and shardings of the state; nothing is allocated."""
     optimizers = optimizers_of(setup)
     shapes = jax.eval_shape(lambda: new_state(_init_trained(setup.model_config), optimizers))
-    return placed(shapes, _shardings(setup))
+    return with_shardings(shapes, _shardings(setup))
 
 
-def placed(shapes: Any, shardings: Any) -> Any:
+def with_shardings(shapes: Any, shardings: Any) -> Any:
     """Abstract arrays on these shards."""
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
@@ -152,7 +152,7 @@ def restored_params(
         row.path: jax.ShapeDtypeStruct(families.stacked_shape(row, model_config), "float32")
         for row in families.parameters(model_config)
     }
-    like = placed(families.by_path(shapes), param_shardings(mesh, model_config))
+    like = with_shardings(families.by_path(shapes), param_shardings(mesh, model_config))
     like = lora.trained(like, model_config)
     with Checkpoints(config.run_dir, config.training.keep_checkpoints) as checkpoints:
         steps = checkpoints.steps()

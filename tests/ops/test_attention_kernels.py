@@ -34,7 +34,7 @@ CAPPED = ScoreOptions(0.9, 0.7)
 def small_blocks(monkeypatch):
     """And kernels for other devices made so that a CPU can run them, all else the same."""
     monkeypatch.setattr(attention_loop, "_QUERIES", 32)
-    monkeypatch.setattr(attention_loop, "KEYS", 16)
+    monkeypatch.setattr(attention_loop, "KEYS_PER_BLOCK", 16)
     monkeypatch.setattr(attention_cudnn, "_QUERIES", 64)
     monkeypatch.setattr(attention_splash, "_BLOCK", 128)
     by_xla = functools.partial(attention_cudnn.cudnn_attention, implementation="xla")
@@ -165,7 +165,7 @@ def temp_bytes(length):
 
 
 def test_memory_is_linear_in_the_length(monkeypatch):
-    for name, size in (("_QUERIES", 256), ("KEYS", 512)):
+    for name, size in (("_QUERIES", 256), ("KEYS_PER_BLOCK", 512)):
         monkeypatch.setattr(attention_loop, name, size)
     at_8k, at_32k = temp_bytes(8192), temp_bytes(32768)
     assert at_32k < 4.1 * at_8k

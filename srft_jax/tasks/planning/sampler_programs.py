@@ -21,7 +21,7 @@ from srft_jax.rollout.sampler import (
     decode,
     prefill,
 )
-from srft_jax.tasks.states import placed
+from srft_jax.tasks.states import with_shardings
 
 Lowered = tuple[str, Any]  # a program's name, and what can be compiled
 
@@ -46,7 +46,7 @@ def abstract_sampler_state(
 
     shapes = jax.eval_shape(make)
     where = jax.tree.map(lambda x: sharding(mesh, shard_axes(x), x.shape), shapes)
-    return placed(shapes, where)
+    return with_shardings(shapes, where)
 
 
 def _packed_prompts(mesh: Mesh, shape: CacheShape, pass_rows: int, forced: bool) -> PackedPrompts:
@@ -79,7 +79,7 @@ def abstract_decode_params(
     rest = _rest(params)
     layers = (jax.eval_shape(of_layer, params["layers"], 0),) * config.num_layers
     shapes = jax.eval_shape(of_rest, rest) | {"layers": layers}
-    return placed(shapes, decode_shardings(decoding, config))
+    return with_shardings(shapes, decode_shardings(decoding, config))
 
 
 def _rest(params: Params) -> Params:

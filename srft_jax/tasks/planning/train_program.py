@@ -15,7 +15,7 @@ from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.rows import empty_rows
 from srft_jax.tasks.setup import Outline
 from srft_jax.tasks.stages import Stage
-from srft_jax.tasks.states import abstract_state, placed
+from srft_jax.tasks.states import abstract_state, with_shardings
 from srft_jax.tasks.updates import batch_shardings, make_programs
 
 
@@ -46,7 +46,7 @@ def abstract_params(model_config: ModelConfig, mesh: Mesh, dtype: str = "float32
         row.path: jax.ShapeDtypeStruct(families.stacked_shape(row, model_config), dtype)
         for row in families.parameters(model_config)
     }
-    return placed(families.by_path(shapes), families.param_shardings(mesh, model_config))
+    return with_shardings(families.by_path(shapes), families.param_shardings(mesh, model_config))
 
 
 def fixed_params(run: Outline) -> tuple[Params, Params | None]:
@@ -72,4 +72,4 @@ def abstract_batch(run: Outline, stage: Stage) -> Batch:
         normalisers=Normalisers(*len(dataclasses.fields(Normalisers)) * [number]),
         num_microbatches=num_used,
     )
-    return placed(shapes, batch_shardings(shapes, run.mesh))
+    return with_shardings(shapes, batch_shardings(shapes, run.mesh))
