@@ -16,6 +16,7 @@ def main(argv: Sequence[str]) -> int:
             export,
             generate,
             inspect,
+            libtpu,
             plan,
             processes,
             replay,
@@ -34,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
             "replay": replay.replay,
             "plan": plan.plan,
         }
+        libtpu.set_flags()
         with processes.joined(verb, config) as config, jax_options(config):
             return verbs[verb](config)
     except (UsageError, RunError) as error:

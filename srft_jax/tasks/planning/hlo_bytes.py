@@ -7,6 +7,7 @@ Operands are read and results written, once each, but:
     what lies in fast memory costs nothing, and neither does what only renames
 """
 
+from srft_jax.tasks.planning.hlo_async import goes_on, is_end
 from srft_jax.tasks.planning.hlo_text import Computation, Instruction, Module, Shape
 
 _FREE = {
@@ -33,6 +34,9 @@ def bytes_of(instruction: Instruction, computation: Computation, module: Module)
         return _of_fusion(instruction, operands, module)
     if kind in _SLICES:
         return _in_hbm(instruction.shapes) * (1 + operands[0].shapes[0].in_hbm)
+    if kind == "slice-start":  # ((operand), slice, context): prefetched in parts
+        part = instruction.shapes[1]
+        return part.bytes * (operands[0].shapes[0].in_hbm + part.in_hbm)
     if kind in _UPDATES:
         return 2 * _in_hbm(operands[_UPDATES[kind]].shapes)
     results = instruction.shapes[:1] if kind == "copy-start" else instruction.shapes
@@ -52,6 +56,8 @@ def _in_hbm(shapes: tuple[Shape, ...]) -> float:
 
 def _of_fusion(fusion: Instruction, operands: list[Instruction], module: Module) -> float:
     called = module.computations[fusion.named("calls") or ""]
+    if is_end(called):
+        return 0.0
     parameters = _parameters(called)
     read = sum(
         _read(called, parameters[number], module)
@@ -79,12 +85,16 @@ def _results(called: Computation, root: Instruction) -> list[Instruction]:
 def _read(called: Computation, value: Instruction, module: Module) -> float:
     """Of a value inside a fusion, what its users need; never more than all of it."""
     whole, needed = sum(shape.bytes for shape in value.shapes), 0.0
+    if value is called.root:  # a fusion within one that only renames
+        return whole
     for user in called.users[value.name]:
         is_first = user.operands[0] == value.name
         if user.opcode in _SLICES and is_first:
             needed += user.shapes[0].bytes
         elif user.opcode in _UPDATES and is_first:
             needed += 0.0  # what it does not change stays where it is
+        elif _is_passed_on(user, called, module):
+            needed += 0.0
         elif user.opcode in _RENAMES:
             needed += _read(called, user, module)
         elif user.opcode == "fusion":
@@ -98,6 +108,8 @@ def _read(called: Computation, value: Instruction, module: Module) -> float:
 
 def _written(called: Computation, value: Instruction, module: Module) -> float:
     """Of a result of a fusion: all of it, or the part that is updated."""
+    if value.opcode == "parameter" or _is_passed_on(value, called, module):
+        return 0.0
     if value.opcode in _UPDATES:
         updated = called.instructions[value.operands[_UPDATES[value.opcode]]]
         return updated.shapes[0].bytes
@@ -107,3 +119,9 @@ def _written(called: Computation, value: Instruction, module: Module) -> float:
         inner = module.computations[value.named("calls") or ""]
         return _written(inner, inner.root, module)
     return sum(shape.bytes for shape in value.shapes)
+
+
+def _is_passed_on(instruction: Instruction, called: Computation, module: Module) -> bool:
+    """A collective that goes on beside the work of a fusion, whose buffers the fusion hands on."""
+    is_last = instruction is called.root and instruction.opcode == "tuple"
+    return is_last or goes_on(instruction, called, module)

@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from srft_jax.tasks.planning.hlo_async import goes_on
 from srft_jax.tasks.planning.hlo_bytes import bytes_of
 from srft_jax.tasks.planning.hlo_flops import flops_of
 from srft_jax.tasks.planning.hlo_groups import Group, group_of
@@ -128,7 +129,7 @@ class _Counter:
         self, instruction: Instruction, computation: Computation
     ) -> Counter[tuple[str, Group]]:
         kind = instruction.opcode.removesuffix("-start")
-        if kind not in _SENT:
+        if kind not in _SENT or goes_on(instruction, computation, self.module):
             return Counter()
         group = group_of(instruction, self.num_devices)
         operands = (computation.instructions[name] for name in instruction.operands)

@@ -1,5 +1,6 @@
 """The sampler's programs as a run compiles them, lowered from abstract shapes."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from srft_jax.mesh import row_shards, sharding
 from srft_jax.models.decoder import Params, Runtime
 from srft_jax.rollout.cache import CacheShape, Places, empty_cache, shard_axes
 from srft_jax.rollout.params import conversions, decode_shardings
+from srft_jax.rollout.plan import capacity_for
 from srft_jax.rollout.requests import SamplingConfig
 from srft_jax.rollout.sampler import (
     PackedPrompts,
@@ -96,7 +98,7 @@ def lowered_sampler(
     pass_rows: int,
     forced: bool = False,
 ) -> Iterator[Lowered]:
-    """Each program, ready to be compiled.
+    """Each program, ready to be compiled; of decode also the one for the cache's early size.
 
     Args:
         params: Abstract, as the trainer has them.
@@ -120,3 +122,11 @@ def lowered_sampler(
         yield "prefill", prefill.lower(of_prefill, state.prompts, packed, program=program)
         rows, enough = _row_inputs(decoding, shape.rows), of_rows(decoding)
         yield "decode", decode.lower(of_decode, state, rows, enough, program=program)
+        if (early := early_shape(shape)) != shape:
+            state = abstract_sampler_state(config, early, decoding, dtype)
+            yield "decode_early", decode.lower(of_decode, state, rows, enough, program=program)
+
+
+def early_shape(shape: CacheShape) -> CacheShape:
+    """Of the second segment of completions, before the cache grows to its last size."""
+    return dataclasses.replace(shape, capacity=min(shape.capacity, capacity_for(shape.segment)))

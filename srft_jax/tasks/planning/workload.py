@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 from collections import deque
 
 from jax.sharding import Mesh
@@ -172,6 +173,15 @@ def decode_steps(work: Workload, shape: CacheShape) -> int:
     if not work.completions:
         return 0
     return math.ceil(work.completions / shape.rows) * work.completion_length
+
+
+def mean_capacity(work: Workload, shape: CacheShape) -> float:
+    """Own tokens that a row's cache has room for, over the segments of a completion.
+
+    In: completions of 8,192 in segments of 256.  Out: 4,528, as it grows 0, 256, 512, 768, 1,024,
+    1,536, 1,536, 2,048, ...
+    """
+    return statistics.fmean(map(capacity_for, range(0, work.completion_length, shape.segment)))
 
 
 def model_flops(run: Outline, work: Workload) -> float:
