@@ -132,8 +132,7 @@ def _put(
 def settle(cache: KVCache) -> KVCache:
     """The recent part moved into each row's own, of which it is the end.
 
-    A row must have room for the whole recent part, whatever is used of it; an own part without any
-    room stays empty.
+    A row must have room for what is used of it; an own part without any room stays empty.
     """
     num_recent = cache.num_recent
     cache = dataclasses.replace(cache, num_recent=jnp.zeros_like(cache.num_recent))
@@ -149,8 +148,17 @@ def _settle(start: Array, own: Any, recent: Any) -> Any:
     """One loop over rows for all layers: a scatter in each is a loop in each on a TPU, and slow."""
 
     def write(axis: int, number: Array, own: Array, recent: Array) -> Array:
-        row = jax.lax.dynamic_slice_in_dim(recent, number, 1)
-        return _written(own, row, {0: number, axis: start[number]})
+        new = jax.lax.dynamic_slice_in_dim(recent, number, 1)
+        size = new.shape[axis]
+        # Where less than the whole part has room, it is written as far from the end as it is long,
+        # behind the older tokens there: of [c d - -] at 6 of 8, [4 5 c d] at 4.
+        first = jnp.minimum(start[number], own.shape[axis] - size)
+        where = {0: number, axis: first}
+        old = jax.lax.dynamic_slice(own, _from(own, where), new.shape)
+        late = start[number] - first
+        columns = jax.lax.broadcasted_iota(jnp.int32, new.shape, axis)
+        new = jnp.where(columns < late, old, jnp.roll(new, late, axis).astype(own.dtype))
+        return _written(own, new, where)
 
     def of_row(number: Array, own: tuple[Any, Any]) -> tuple[Any, ...]:
         return tuple(
@@ -163,10 +171,13 @@ def _settle(start: Array, own: Any, recent: Any) -> Any:
 
 def _written(x: Array, part: Array, start: dict[int, Array]) -> Array:
     """`x` with `part` from the given index of each axis on, from 0 where none is given."""
-    where = [start.get(axis, 0) for axis in range(x.ndim)]
     # Without the barrier libtpu 0.0.42 fails to compile the loops, which it takes for copies.
     part = jax.lax.optimization_barrier(part.astype(x.dtype))
-    return jax.lax.dynamic_update_slice(x, part, where)
+    return jax.lax.dynamic_update_slice(x, part, _from(x, start))
+
+
+def _from(x: Array, start: dict[int, Array]) -> list[Any]:
+    return [start.get(axis, 0) for axis in range(x.ndim)]
 
 
 def resized(cache: KVCache, prompt_capacity: int, capacity: int) -> KVCache:

@@ -64,7 +64,6 @@ class Engine:
             segment=config.segment,
         )
         self._key = np.asarray(jax.random.bits(key, (2,), "uint32"))
-        self._last_steps = 0
         with self._in_mesh():
             self._state = _empty_state(model_config, shape, config.dtype)
 
@@ -99,8 +98,7 @@ class Engine:
         (longest,) = largest_of_processes(slots.longest_own)
         cache = self._state.cache
         segment = cache.recent_values[0].shape[2]
-        # The last segment's tokens are written with all columns behind them, also unused ones.
-        needed = longest + segment - self._last_steps if longest else 0
+        needed = max(longest, segment) if longest else 0  # what is written is a whole segment long
         self._resize(None, _fitted(cache.values[0].shape[2], needed))
         names = ("prompt_lengths", "lengths", "row_of_lane", "lane_of_row")
         index = dict(zip(names, rows_of_all(self._mesh, slots.index()), strict=True))
@@ -117,9 +115,7 @@ class Engine:
 
     def finish(self, running: Drawn) -> Drawn:
         """Waits for a segment; the rows of this process."""
-        drawn = jax.tree.map(rows_of_process, running)
-        self._last_steps = int(drawn.steps)
-        return drawn
+        return jax.tree.map(rows_of_process, running)
 
     def _resize(self, prompt_capacity: int | None, capacity: int | None) -> None:
         cache = self._state.cache

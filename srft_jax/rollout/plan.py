@@ -79,7 +79,7 @@ def make_plan(
         sum(len(prompt.waiting) for prompt in prompts),
         max((len(job.stop_ids) for prompt in prompts for job in prompt.waiting), default=0),
     )
-    capacity = capacity_for(max(most_new, config.max_new_tokens) + config.segment)
+    capacity = capacity_for(max(most_new, config.max_new_tokens, config.segment))
     token = _bytes_per_token(model_config, config.dtype, mesh)
     of_row = token * (capacity + config.segment)
     of_prompt = token * capacity_for(longest_prompt)

@@ -46,6 +46,15 @@ def test_a_cache_that_grows_and_shrinks_changes_nothing(at_once, monkeypatch):
     assert at_once[0][0].tokens.size == 200 and len({c.tokens.size for (c,) in at_once}) > 5
 
 
+def test_a_row_needs_room_for_its_own_tokens_only(monkeypatch):
+    """Segments of eight that end early: 31 tokens and the unused end of a segment exceed 32."""
+    requests = [Request(PROMPTS[i % 4], 1, (), n) for i, n in enumerate((32, 5, 32, 11, 3, 30, 2))]
+    at_once = complete(requests, slots=8, segment=32, max_new_tokens=32)
+    capacities = spied(monkeypatch, "decode", lambda p, state, *_: state.cache.values[0].shape[2])
+    assert_same(complete(requests, slots=2, max_new_tokens=32), at_once)
+    assert set(capacities) == {0, 32} and any(len(c.tokens) == 32 for (c,) in at_once)
+
+
 def plans(monkeypatch):
     found, make = [], scheduler.make_plan
 
@@ -59,13 +68,13 @@ def plans(monkeypatch):
 
 @pytest.mark.slow
 def test_less_memory_is_fewer_rows_and_the_same_completions(monkeypatch):
-    """A token is 128 bytes, so a MiB holds 8192: of 392 for each row, prompts apart."""
+    """A token is 128 bytes, so a MiB holds 8192: of 264 for each row, prompts apart."""
     found = plans(monkeypatch)
     requests = [Request(prompt, 10, (), 6) for prompt in PROMPTS]
     all_in_one, in_parts = (
         complete(requests, slots=40, max_new_tokens=256, cache_mib=mib) for mib in (None, 1)
     )
-    assert [plan.rows for plan in found] == [40, 16]
+    assert [plan.rows for plan in found] == [40, 24]
     assert_same(in_parts, all_in_one)
 
 

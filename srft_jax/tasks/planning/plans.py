@@ -22,7 +22,7 @@ from srft_jax.tasks.planning.phases import Phase, phase
 from srft_jax.tasks.planning.sampler_programs import (
     abstract_decode_params,
     abstract_sampler_state,
-    early_shape,
+    lowered_growth,
     lowered_sampler,
 )
 from srft_jax.tasks.planning.topology import Topology
@@ -141,9 +141,8 @@ def _with_rollouts(plan: Plan, of_run: Held, report: Report) -> Plan:
     refused = tuple(one for one in found if isinstance(one, OutOfMemory))
     cache = bytes_on_device(abstract_sampler_state(run.model_config, shape, decoding, dtype))
     by_purpose = memory.of_rollouts(of_run, copy, cache, programs)
-    early = programs.pop("decode_early", None)
-    if early and "decode" in programs:
-        programs["decode"] = _averaged(programs["decode"], early, plan, shape)
+    if "decode" in programs:
+        programs["decode"] = _as_the_cache_grows(programs["decode"], run, plan.work, shape)
     times = _times(run, plan.work, shape)
     rollouts = [
         phase(name, one.count.times(times[name]), plan.topology) for name, one in programs.items()
@@ -168,9 +167,8 @@ def _sampler_accounts(
     """Of each of the sampler's programs."""
     decoding, shards = workload.decoding(run), row_shards(workload.decoding(run))
     pass_rows = workload.prefill_rows(work, shape, shards)
-    otherwise = {"decode": shape.segment, "decode_early": shape.segment, "prefill": pass_rows}
-    of_step = shape.rows / shards
-    tokens = {"decode": of_step, "decode_early": of_step, "prefill": pass_rows * shape.prompt_capacity}
+    otherwise = {"decode": shape.segment, "prefill": pass_rows}
+    tokens = {"decode": shape.rows / shards, "prefill": pass_rows * shape.prompt_capacity}
     found = []
     for name, lowered in lowered_sampler(
         *(memory.policy_params(run), run.model_config, decoding, shape),
@@ -184,12 +182,25 @@ def _sampler_accounts(
     return found
 
 
-def _averaged(last: Account, early: Account, plan: Plan, shape: CacheShape) -> Account:
-    """Decode as its cache grows: what it reads and computes is linear in the cache's size."""
-    small = early_shape(shape).capacity
-    share = (workload.mean_capacity(plan.work, shape) - small) / (shape.capacity - small)
-    mean = early.count.times(1 - share) + last.count.times(share)
-    return dataclasses.replace(last, count=mean)
+def _as_the_cache_grows(
+    decode: Account, run: Outline, work: Workload, shape: CacheShape
+) -> Account:
+    """Decode with the cache of a mean segment in place of the largest, by what a layer's half costs.
+
+    Capacity enters reads and products linearly; memory is that of the largest.
+    """
+    decoding, trips = workload.decoding(run), loops({}, shape.segment)
+    found = [
+        account(name, lowered, trips, run.mesh.size)
+        for name, lowered in lowered_growth(
+            *(memory.policy_params(run), run.model_config, decoding, shape),
+            sampling=run.rollout_sampling,
+        )
+    ]
+    whole, half = (one.count for one in found if isinstance(one, Account))
+    missing = 2 * (1 - workload.mean_capacity(work, shape) / shape.capacity)
+    too_much = (whole + half.times(-1)).times(missing * run.model_config.num_layers)
+    return dataclasses.replace(decode, count=decode.count + too_much.times(-1))
 
 
 def _times(run: Outline, work: Workload, shape: CacheShape) -> dict[str, float]:

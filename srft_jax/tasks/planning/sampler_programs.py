@@ -13,7 +13,6 @@ from srft_jax.mesh import row_shards, sharding
 from srft_jax.models.decoder import Params, Runtime
 from srft_jax.rollout.cache import CacheShape, Places, empty_cache, shard_axes
 from srft_jax.rollout.params import conversions, decode_shardings
-from srft_jax.rollout.plan import capacity_for
 from srft_jax.rollout.requests import SamplingConfig
 from srft_jax.rollout.sampler import (
     PackedPrompts,
@@ -98,7 +97,7 @@ def lowered_sampler(
     pass_rows: int,
     forced: bool = False,
 ) -> Iterator[Lowered]:
-    """Each program, ready to be compiled; of decode also the one for the cache's early size.
+    """Each program, ready to be compiled.
 
     Args:
         params: Abstract, as the trainer has them.
@@ -120,13 +119,35 @@ def lowered_sampler(
         packed = _packed_prompts(decoding, shape, pass_rows, forced)
         of_prefill = of_decode | {"layers": params["layers"]}
         yield "prefill", prefill.lower(of_prefill, state.prompts, packed, program=program)
-        rows, enough = _row_inputs(decoding, shape.rows), of_rows(decoding)
-        yield "decode", decode.lower(of_decode, state, rows, enough, program=program)
-        if (early := early_shape(shape)) != shape:
-            state = abstract_sampler_state(config, early, decoding, dtype)
-            yield "decode_early", decode.lower(of_decode, state, rows, enough, program=program)
+        yield "decode", _lowered_decode(of_decode, state, decoding, program)
 
 
-def early_shape(shape: CacheShape) -> CacheShape:
-    """Of the second segment of completions, before the cache grows to its last size."""
-    return dataclasses.replace(shape, capacity=min(shape.capacity, capacity_for(shape.segment)))
+def lowered_growth(
+    params: Params,
+    config: ModelConfig,
+    decoding: Mesh,
+    shape: CacheShape,
+    *,
+    sampling: SamplingConfig,
+) -> Iterator[Lowered]:
+    """Decode of one layer with a cache of the largest size and of half of it.
+
+    As for `lowered_sampler`. Their difference is what half a cache costs each layer.
+    """
+    one_layer = dataclasses.replace(config, num_layers=1)
+    of_decode = abstract_decode_params(params, one_layer, decoding, sampling.dtype)
+    runtime = Runtime(dtype=sampling.dtype, attention=sampling.attention)
+    program = Program(one_layer, runtime, sampling.temperature, sampling.truncation)
+    for capacity in (shape.capacity, shape.capacity // 2):
+        smaller = dataclasses.replace(shape, capacity=capacity)
+        state = abstract_sampler_state(one_layer, smaller, decoding, sampling.dtype)
+        with jax.set_mesh(decoding):
+            lowered = _lowered_decode(of_decode, state, decoding, program)
+        yield f"decode_layer_of_{capacity}", lowered
+
+
+def _lowered_decode(
+    of_decode: Params, state: SamplerState, decoding: Mesh, program: Program
+) -> Any:
+    rows = _row_inputs(decoding, state.hidden.shape[0])
+    return decode.lower(of_decode, state, rows, of_rows(decoding), program=program)

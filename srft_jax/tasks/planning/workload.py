@@ -151,7 +151,7 @@ def cache_shape(run: Outline, work: Workload, budget: float) -> CacheShape:
         prompts=plan.shards * plan.prompts,
         lanes=plan.lanes,
         prompt_capacity=capacity_for(config.data.max_prompt_tokens),
-        capacity=capacity_for(limit),
+        capacity=capacity_for(max(limit, sampling.segment)),
         segment=sampling.segment,
     )
 
