@@ -127,6 +127,86 @@ def test_what_libtpu_writes():
     assert found.hbm_bytes == a + 300 + gathered + scattered
 
 
+ASYNCHRONOUS = """%begin (p: bf16[8,32]) -> (bf16[8,32], bf16[32,32], u32[]) {
+  %p = bf16[8,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %gather = bf16[32,32]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=23, dimensions={0}, replica_groups=[2,4]<=[8]
+  ROOT %call = (bf16[8,32]{1,0}, bf16[32,32]{1,0}, u32[]{:S(2)}) custom-call(%gather), custom_call_target="AsyncCollectiveStart"
+}
+
+%step (p: bf16[8,32], q: bf16[32,32], c: u32[], x: f32[32,64], w: f32[64,64]) -> (f32[32,64], bf16[8,32], bf16[32,32], bf16[32,32], u32[]) {
+  %p = bf16[8,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %q = bf16[32,32]{1,0:T(8,128)(2,1)} parameter(1)
+  %c = u32[]{:S(2)} parameter(2)
+  %x = f32[32,64]{1,0:T(8,128)} parameter(3)
+  %w = f32[64,64]{1,0:T(8,128)} parameter(4)
+  %y = f32[32,64]{1,0:T(8,128)} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %gather = bf16[32,32]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=23, dimensions={0}, replica_groups=[2,4]<=[8]
+  ROOT %all = (f32[32,64]{1,0}, bf16[8,32]{1,0}, bf16[32,32]{1,0}, bf16[32,32]{1,0}, u32[]{:S(2)}) tuple(%y, %p, %q, %gather, %c)
+}
+
+%end (p: bf16[8,32], q: bf16[32,32], c: u32[]) -> bf16[32,32] {
+  %p = bf16[8,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %q = bf16[32,32]{1,0:T(8,128)(2,1)} parameter(1)
+  %c = u32[]{:S(2)} parameter(2)
+  %gather = bf16[32,32]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=23, dimensions={0}, replica_groups=[2,4]<=[8]
+  ROOT %call = bf16[32,32]{1,0:T(8,128)(2,1)} custom-call(%p, %q, %gather, %c), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (a: bf16[8,32], x: f32[32,64], w: f32[64,64]) -> bf16[32,32] {
+  %a = bf16[8,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %x = f32[32,64]{1,0:T(8,128)} parameter(1)
+  %w = f32[64,64]{1,0:T(8,128)} parameter(2)
+  %begun = (bf16[8,32]{1,0}, bf16[32,32]{1,0}, u32[]{:S(2)}) fusion(%a), kind=kCustom, calls=%begin
+  %shard = bf16[8,32]{1,0} get-tuple-element(%begun), index=0
+  %whole = bf16[32,32]{1,0} get-tuple-element(%begun), index=1
+  %state = u32[]{:S(2)} get-tuple-element(%begun), index=2
+  %stepped = (f32[32,64]{1,0}, bf16[8,32]{1,0}, bf16[32,32]{1,0}, bf16[32,32]{1,0}, u32[]{:S(2)}) fusion(%shard, %whole, %state, %x, %w), kind=kOutput, calls=%step
+  %on = bf16[32,32]{1,0} get-tuple-element(%stepped), index=2
+  ROOT %ended = bf16[32,32]{1,0} fusion(%shard, %on, %state), kind=kCustom, calls=%end
+}
+"""  # noqa: E501
+
+
+def test_a_gather_that_goes_on_beside_products_is_sent_once():
+    """Begun in one fusion, named again in two more, of which one computes something else."""
+    found = count(parse(ASYNCHRONOUS), loops({}, 1), 8)
+    shard, whole = 2 * 8 * 32, 2 * 32 * 32
+    assert found.collectives == {("all-gather", (0, 1, 2, 3)): 3 * shard}
+    # Shard and result in the fusion that begins it, and what the product reads and writes.
+    assert found.hbm_bytes == shard + (shard + whole) + 4 * (32 * 64 + 64 * 64 + 32 * 64)
+    assert found.flops == PRODUCT
+
+
+PREFETCHED = """%renamed (p: f32[64,64]) -> f32[64,64] {
+  %p = f32[64,64]{1,0:T(8,128)} parameter(0)
+  ROOT %same = f32[64,64]{1,0:T(8,128)} bitcast(%p)
+}
+
+%product (w: f32[64,64], x: f32[32,64]) -> f32[32,64] {
+  %w = f32[64,64]{1,0:T(8,128)} parameter(0)
+  %x = f32[32,64]{1,0:T(8,128)S(1)} parameter(1)
+  %v = f32[64,64]{1,0:T(8,128)} fusion(%w), kind=kLoop, calls=%renamed
+  ROOT %y = f32[32,64]{1,0:T(8,128)S(1)} dot(%x, %v), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (x: f32[32,64], v: f32[256,64], w: f32[64,64]) -> f32[32,64] {
+  %x = f32[32,64]{1,0:T(8,128)S(1)} parameter(0)
+  %v = f32[256,64]{1,0:T(8,128)} parameter(1)
+  %w = f32[64,64]{1,0:T(8,128)} parameter(2)
+  %start = ((f32[256,64]{1,0:T(8,128)}), f32[64,64]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%v), slice={[0:64], [0:64]}
+  %part = f32[64,64]{1,0:T(8,128)S(1)} slice-done(%start)
+  %y = f32[32,64]{1,0:T(8,128)S(1)} dot(%x, %part), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %z = f32[32,64]{1,0:T(8,128)S(1)} fusion(%w, %y), kind=kOutput, calls=%product
+}
+"""  # noqa: E501
+
+
+def test_of_a_slice_that_is_fetched_ahead_the_slice_is_read():
+    """A quarter of one array, and all of another, which a fusion within the fusion renames."""
+    found = count(parse(PREFETCHED), loops({}, 1), 1)
+    assert found.hbm_bytes == 4 * 64 * 64 + 4 * 64 * 64 and found.flops == 2 * PRODUCT
+
+
 DOUBLED = """%condition (t: (s32[], f32[32,64])) -> pred[] {
   %t = (s32[], f32[32,64]{1,0}) parameter(0)
   %i = s32[] get-tuple-element(%t), index=0
