@@ -1,8 +1,8 @@
 """What libtpu is told before it compiles anything: gathers of parameters overlap with products.
 
-By itself libtpu does that on a v5e, but on v5p and v6e it may take a product of matrices apart and
-send its operand around in pieces instead, after each of which all of the result is read and written
-again: on `v6e:4x8` a 7B train step then moved 7 times the bytes in HBM. docs/scaling.md has figures.
+By itself libtpu does that on a v5e, but on v5p and v6e it may take a product apart and send its
+operand around in pieces, after each of which all of the result is read and written again: a train
+step of 7B on `v6e:4x8` then moved 7 times as much in HBM. docs/scaling.md has figures.
 """
 
 import os

@@ -20,6 +20,7 @@ from srft_jax.tasks.planning.accounts import OutOfMemory, account, bytes_needed,
 from srft_jax.tasks.planning.chips import CHIPS
 from srft_jax.tasks.planning.memory import held
 from srft_jax.tasks.planning.planned_run import planned_run
+from srft_jax.tasks.planning.plans import compiled_plan
 from srft_jax.tasks.planning.table import plan_text
 from srft_jax.tasks.planning.topology import Topology, seconds_to_send, split_name
 from srft_jax.tasks.planning.workload import workload_of
@@ -97,6 +98,19 @@ def test_plan_of_rollouts_and_updates(arguments, command):
     rollouts = found["hbm_by_purpose"]["rollouts"]
     assert rollouts["KV cache"] > 0 and rollouts["parameters"] > 0
     assert "found by --search" in out and found["step_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_what_rollouts_hold_is_what_xla_says_of_decode(arguments):
+    """The sampler's parameters and cache are its arguments, but for a few numbers a row."""
+    config = parse(["plan", *arguments, "--plan.topology=cpu:1"])[1]
+    topology = Topology("cpu:1", CHIPS["cpu"], (1,), tuple(jax.devices()[:1]))
+    plan = compiled_plan(planned_run(config, topology.devices), topology, report=print)
+    (decode,) = (one for one in plan.compiled if one.name == "decode")
+    held = plan.memory["rollouts"]
+    ours = held["sampler's parameters"] + held["KV cache"]
+    assert ours == pytest.approx(decode.arguments, rel=0.02)
+    assert held["activations and temporaries"] >= decode.temp
 
 
 @pytest.mark.slow
@@ -192,7 +206,7 @@ def test_which_slices_are_tori():
 
 
 def test_a_search_falls_back_to_what_needs_the_least(tmp_path):
-    """The fastest by arithmetic are refused: all of them keep more than the fewest rows do."""
+    """The fastest by arithmetic are refused, and with them, untried, what keeps more rows."""
     config = parse(tiny_arguments(tmp_path, "--plan.topology=cpu:1", "--plan.search=true"))[1]
 
     def is_least(run):
@@ -200,7 +214,7 @@ def test_a_search_falls_back_to_what_needs_the_least(tmp_path):
 
     asked, out = dry_plan(config, fits=is_least)
     tried = [(remat, training.rows) for remat, training, *_ in asked]
-    assert ("block", 1) not in tried[:4] and tried[4:] == 2 * [("block", 1)]  # searched, planned
+    assert tried == [("none", 1), ("dots", 1), ("block", 1), ("block", 1)]  # searched, planned
     assert "--training.rows_per_microbatch=1 --model.remat=block" in out
     with pytest.raises(UsageError, match="no mesh, microbatch and remat fits"):
         dry_plan(config, fits=lambda run: False)

@@ -56,7 +56,7 @@ def estimate(run: Outline, work: Workload, topology: Topology, of_run: Held) -> 
             "optimizer": of_run.optimizer,
             "batch": batch_bytes(run),
             "gradients": of_run.gradients,
-            "activations and temporaries": _activations(run),
+            "activations and temporaries": _activations(run) + _gathered(run, of_run),
         },
         compute=flops / chip.flops,
         exchange=sent / (links * chip.link_rate),
@@ -98,6 +98,20 @@ def _activations(run: Outline) -> float:
     size = 2 if run.config.model.dtype == "bfloat16" else 4
     logits = run.config.training.logits_mib * 2**20
     return tokens * size * (model.num_layers * kept + at_work) + logits
+
+
+def _gathered(run: Outline, of_run: Held) -> float:
+    """What is whole on a device for a moment, over `tensor` apart, and a microbatch's own gradient.
+
+    The head, in the activations' dtype, and its gradient before and after it is summed; one layer
+    and its gradient.
+    """
+    model = run.model_config
+    size = 2 if run.config.model.dtype == "bfloat16" else 4
+    head = model.dim * _split(run, "vocab", model.vocab_size)
+    rows = 1 if model.tie_embeddings else 2
+    layers = of_run.parameters / 4 * run.mesh.shape["fsdp"] - rows * head
+    return (size + 8) * head + (size + 4) * layers / model.num_layers + of_run.gradients
 
 
 def _sent(run: Outline, work: Workload, of_run: Held) -> float:

@@ -185,9 +185,9 @@ def _sampler_accounts(
 def _as_the_cache_grows(
     decode: Account, run: Outline, work: Workload, shape: CacheShape
 ) -> Account:
-    """Decode with the cache of a mean segment in place of the largest, by what a layer's half costs.
+    """Decode with the cache of a mean segment, by what half of the largest costs a layer.
 
-    Capacity enters reads and products linearly; memory is that of the largest.
+    Capacity enters reads and products linearly; memory stays that of the largest.
     """
     decoding, trips = workload.decoding(run), loops({}, shape.segment)
     found = [
