@@ -67,8 +67,12 @@ def _of_fusion(fusion: Instruction, operands: list[Instruction], module: Module)
     results = _results(called, called.root)
     if len(results) != len(fusion.shapes):
         return read + _in_hbm(fusion.shapes)
-    written = zip(results, fusion.shapes, strict=True)
-    return read + sum(_written(called, one, module) for one, shape in written if shape.in_hbm)
+    written = (
+        _written(called, one, module)
+        for one, shape in zip(results, fusion.shapes, strict=True)
+        if shape.in_hbm and one.opcode != "parameter" and not goes_on(one, called, module)
+    )
+    return read + sum(written)
 
 
 def _parameters(called: Computation) -> dict[int, Instruction]:
@@ -93,7 +97,7 @@ def _read(called: Computation, value: Instruction, module: Module) -> float:
             needed += user.shapes[0].bytes
         elif user.opcode in _UPDATES and is_first:
             needed += 0.0  # what it does not change stays where it is
-        elif _is_passed_on(user, called, module):
+        elif _is_handed_on(user, called) or goes_on(user, called, module):
             needed += 0.0
         elif user.opcode in _RENAMES:
             needed += _read(called, user, module)
@@ -108,8 +112,6 @@ def _read(called: Computation, value: Instruction, module: Module) -> float:
 
 def _written(called: Computation, value: Instruction, module: Module) -> float:
     """Of a result of a fusion: all of it, or the part that is updated."""
-    if value.opcode == "parameter" or _is_passed_on(value, called, module):
-        return 0.0
     if value.opcode in _UPDATES:
         updated = called.instructions[value.operands[_UPDATES[value.opcode]]]
         return updated.shapes[0].bytes
@@ -121,7 +123,6 @@ def _written(called: Computation, value: Instruction, module: Module) -> float:
     return sum(shape.bytes for shape in value.shapes)
 
 
-def _is_passed_on(instruction: Instruction, called: Computation, module: Module) -> bool:
-    """A collective that goes on beside the work of a fusion, whose buffers the fusion hands on."""
-    is_last = instruction is called.root and instruction.opcode == "tuple"
-    return is_last or goes_on(instruction, called, module)
+def _is_handed_on(user: Instruction, called: Computation) -> bool:
+    """As the buffers of a collective are by a fusion that computes while it goes on."""
+    return user is called.root and user.opcode == "tuple"

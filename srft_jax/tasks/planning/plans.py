@@ -141,7 +141,7 @@ def _with_rollouts(plan: Plan, of_run: Held, report: Report) -> Plan:
     refused = tuple(one for one in found if isinstance(one, OutOfMemory))
     cache = bytes_on_device(abstract_sampler_state(run.model_config, shape, decoding, dtype))
     by_purpose = memory.of_rollouts(of_run, copy, cache, programs)
-    if "decode" in programs:
+    if "decode" in programs and shape.capacity >= 2 * shape.segment:
         programs["decode"] = _as_the_cache_grows(programs["decode"], run, plan.work, shape)
     times = _times(run, plan.work, shape)
     rollouts = [
