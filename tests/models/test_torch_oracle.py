@@ -9,7 +9,7 @@ from srft_jax.models import load_hf, save_hf
 from srft_jax.models.config_hf import to_hf_config
 from srft_jax.models.spellings_hf import SPELLINGS
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("quick_compilation")]
 
 T = 24  # longer than any window
 

@@ -25,8 +25,9 @@ def shared_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def cache_dir(shared_dir):
-    return str(shared_dir / "compilations")
+def cache_dir(pytestconfig):
+    """Kept from one run of pytest to the next, e.g. from the default tests to the slow ones."""
+    return str(pytestconfig.cache.mkdir("compilations"))
 
 
 def made_once(path, make):
