@@ -10,13 +10,15 @@ def main(argv: Sequence[str]) -> int:
     """Exit code: 0; 2 for a user's mistake, 1 for a run that cannot go on, 130 for one stopped."""
     try:
         verb, config = parse(argv)
+        from srft_jax.tasks import libtpu
+
+        libtpu.set_flags()
         # After parsing, so that --help and a misspelled key need not wait for jax.
         from srft_jax.tasks import (
             evaluate,
             export,
             generate,
             inspect,
-            libtpu,
             plan,
             processes,
             replay,
@@ -35,7 +37,6 @@ def main(argv: Sequence[str]) -> int:
             "replay": replay.replay,
             "plan": plan.plan,
         }
-        libtpu.set_flags()
         with processes.joined(verb, config) as config, jax_options(config):
             return verbs[verb](config)
     except (UsageError, RunError) as error:

@@ -132,7 +132,8 @@ def _put(
 def settle(cache: KVCache) -> KVCache:
     """The recent part moved into each row's own, of which it is the end.
 
-    A row must have room for what is used of it; an own part without any room stays empty.
+    A row must have room for what is used of it, and own parts are at least as long as the recent
+    one; those without any room stay empty.
     """
     num_recent = cache.num_recent
     cache = dataclasses.replace(cache, num_recent=jnp.zeros_like(cache.num_recent))

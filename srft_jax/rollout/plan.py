@@ -35,6 +35,7 @@ class Plan:
         rows: Completions decoded side by side.
         prompts: Prompts kept.
         lanes: Most rows of one prompt.
+        capacity: Most own tokens that a row's cache will have room for.
         stop_ids: Most that a row has.
     """
 
@@ -42,6 +43,7 @@ class Plan:
     rows: int
     prompts: int
     lanes: int
+    capacity: int
     stop_ids: int
 
     @property
@@ -101,7 +103,7 @@ def make_plan(
             f"{most_new} takes {(of_row + of_prompt) / 2**20:.4g} MiB, more than the "
             f"{budget / 2**20:.4g} MiB there are; lower max_new_tokens or raise cache_mib"
         )
-    return Plan(shards, rows, *sizes(rows), stop_ids=-(-max(stops, 1) // 4) * 4)
+    return Plan(shards, rows, *sizes(rows), capacity, stop_ids=-(-max(stops, 1) // 4) * 4)
 
 
 def _bytes_per_token(config: ModelConfig, dtype: str, mesh: Mesh | None) -> int:

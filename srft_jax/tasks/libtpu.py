@@ -18,5 +18,8 @@ _FLAGS = (
 
 
 def set_flags() -> None:
-    """Before libtpu is loaded; where `LIBTPU_INIT_ARGS` is set, even to nothing, it stays."""
+    """Before jax is imported; where `LIBTPU_INIT_ARGS` is set, even to nothing, it stays.
+
+    On a machine with TPUs jax adds a flag of its own to the variable, at its import.
+    """
     os.environ.setdefault("LIBTPU_INIT_ARGS", " ".join(_FLAGS))

@@ -1,11 +1,16 @@
 """The cache follows the length that is used; what is drawn does not notice."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sampler_models import CONFIG, KEY, PARAMS, PROMPTS, assert_same, complete, sampling
 
 from srft_jax.config import UsageError
 from srft_jax.rollout import Request, engine, sample_stream, scheduler
+from srft_jax.rollout.cache import CacheShape, empty_cache, settle
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -46,9 +51,35 @@ def test_a_cache_that_grows_and_shrinks_changes_nothing(at_once, monkeypatch):
     assert at_once[0][0].tokens.size == 200 and len({c.tokens.size for (c,) in at_once}) > 5
 
 
+def test_what_is_settled_stands_behind_what_was_there():
+    """Against slices by NumPy, with room for all of the recent part or only for what is used."""
+    rows, capacity, segment, used = 40, 12, 8, 5
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(used, capacity + 1, rows)
+    cache = empty_cache(CONFIG, CacheShape(rows, 1, 1, 1, capacity, segment), "float32")
+    drawn = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), cache)
+    cache = dataclasses.replace(
+        drawn, lengths=jnp.asarray(lengths, jnp.int32), num_recent=jnp.int32(used)
+    )
+    found = jax.jit(settle)(cache)
+    for row, end in enumerate(lengths):
+        start = end - used
+        for layer in range(CONFIG.num_layers):
+            keys, values = cache.keys[layer][row], cache.values[layer][row]
+            new_keys, new_values = cache.recent_keys[layer][row], cache.recent_values[layer][row]
+            np.testing.assert_array_equal(
+                found.keys[layer][row, ..., :end],
+                np.concatenate([keys[..., :start], new_keys[..., :used]], axis=-1),
+            )
+            np.testing.assert_array_equal(
+                found.values[layer][row, :, :end],
+                np.concatenate([values[:, :start], new_values[:, :used]], axis=1),
+            )
+
+
 def test_a_row_needs_room_for_its_own_tokens_only(monkeypatch):
-    """Segments of eight that end early: 31 tokens and the unused end of a segment exceed 32."""
-    requests = [Request(PROMPTS[i % 4], 1, (), n) for i, n in enumerate((32, 5, 32, 11, 3, 30, 2))]
+    """Segments of eight that end early: 28 tokens and the unused end of a segment exceed 32."""
+    requests = [Request(PROMPTS[i % 4], 1, (), n) for i, n in enumerate((32, 25, 3, 3, 3))]
     at_once = complete(requests, slots=8, segment=32, max_new_tokens=32)
     capacities = spied(monkeypatch, "decode", lambda p, state, *_: state.cache.values[0].shape[2])
     assert_same(complete(requests, slots=2, max_new_tokens=32), at_once)

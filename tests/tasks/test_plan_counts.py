@@ -201,6 +201,39 @@ ENTRY %main (x: f32[32,64], v: f32[256,64], w: f32[64,64]) -> f32[32,64] {
 """  # noqa: E501
 
 
+STACKED = """%renamed (p: f32[28,64,64]) -> f32[28,64,64] {
+  %p = f32[28,64,64]{2,1,0} parameter(0)
+  ROOT %same = f32[28,64,64]{2,1,0} bitcast(%p)
+}
+
+%one_layer (w: f32[28,64,64], i: s32[]) -> f32[1,64,64] {
+  %w = f32[28,64,64]{2,1,0} parameter(0)
+  %i = s32[]{:S(2)} parameter(1)
+  %v = f32[28,64,64]{2,1,0} fusion(%w), kind=kLoop, calls=%renamed
+  ROOT %part = f32[1,64,64]{2,1,0} dynamic-slice(%v, %i, %i, %i), dynamic_slice_sizes={1,64,64}
+}
+
+%both (p: f32[64,64]) -> (f32[64,64], f32[64,64]) {
+  %p = f32[64,64]{1,0} parameter(0)
+  %n = f32[64,64]{1,0} negate(%p)
+  ROOT %t = (f32[64,64]{1,0}, f32[64,64]{1,0}) tuple(%n, %p)
+}
+
+ENTRY %main (w: f32[28,64,64], i: s32[], p: f32[64,64]) -> (f32[64,64], f32[64,64]) {
+  %w = f32[28,64,64]{2,1,0} parameter(0)
+  %i = s32[]{:S(2)} parameter(1)
+  %p = f32[64,64]{1,0} parameter(2)
+  %layer = f32[1,64,64]{2,1,0} fusion(%w, %i), kind=kLoop, calls=%one_layer
+  ROOT %copied = (f32[64,64]{1,0}, f32[64,64]{1,0}) fusion(%p), kind=kLoop, calls=%both
+}
+"""
+
+
+def test_of_a_renamed_stack_a_layer_is_read_and_what_a_fusion_copies_is_written():
+    """A layer read and written; an array read, its negative and itself written."""
+    assert count(parse(STACKED), loops({}, 1), 1).hbm_bytes == (2 + 3) * 4 * 64 * 64
+
+
 def test_of_a_slice_that_is_fetched_ahead_the_slice_is_read():
     """A quarter of one array, and all of another, which a fusion within the fusion renames."""
     found = count(parse(PREFETCHED), loops({}, 1), 1)

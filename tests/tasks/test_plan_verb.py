@@ -111,7 +111,6 @@ def test_what_rollouts_hold_is_what_xla_says_of_decode(arguments):
     held = plan.memory["rollouts"]
     ours = held["sampler's parameters"] + held["KV cache"]
     assert ours == pytest.approx(decode.arguments, rel=0.02)
-    assert held["activations and temporaries"] >= decode.temp
 
 
 @pytest.mark.slow

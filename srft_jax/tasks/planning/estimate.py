@@ -7,6 +7,7 @@ import dataclasses
 import math
 
 from srft_jax.mesh import split_axes
+from srft_jax.models import families
 from srft_jax.tasks.planning.memory import Held, batch_bytes
 from srft_jax.tasks.planning.topology import Topology
 from srft_jax.tasks.planning.workload import Workload, model_flops
@@ -103,15 +104,19 @@ def _activations(run: Outline) -> float:
 def _gathered(run: Outline, of_run: Held) -> float:
     """What is whole on a device for a moment, over `tensor` apart, and a microbatch's own gradient.
 
-    The head, in the activations' dtype, and its gradient before and after it is summed; one layer
-    and its gradient.
+    The head and one layer, in the activations' dtype, and where they are trained their float32
+    gradients: the head's before and after it is summed.
     """
     model = run.model_config
     size = 2 if run.config.model.dtype == "bfloat16" else 4
+    of_gradient = 0 if run.config.model.lora else 4
     head = model.dim * _split(run, "vocab", model.vocab_size)
-    rows = 1 if model.tie_embeddings else 2
-    layers = of_run.parameters / 4 * run.mesh.shape["fsdp"] - rows * head
-    return (size + 8) * head + (size + 4) * layers / model.num_layers + of_run.gradients
+    stacked = (
+        families.stacked_shape(row, model) for row in families.parameters(model) if row.stacked
+    )
+    layer = sum(map(math.prod, stacked)) / model.num_layers / run.mesh.shape["tensor"]
+    gathered = (size + 2 * of_gradient) * head + (size + of_gradient) * layer
+    return gathered + of_run.gradients
 
 
 def _sent(run: Outline, work: Workload, of_run: Held) -> float:

@@ -16,8 +16,18 @@ from srft_jax.tasks.planning.hlo_text import Computation, Instruction, Module
 def goes_on(collective: Instruction, computation: Computation, module: Module) -> bool:
     """Whether it is one that another fusion has begun, and so costs nothing here."""
     channel = _channel(collective)
-    begins = any(_is(user, "Start") for user in computation.users[collective.name])
-    return bool(channel) and not begins and channel in _begun(module)
+    if not channel or any(_is(user, "Start") for user in computation.users[collective.name]):
+        return False
+    return channel in {
+        _channel(other.instructions[other.root.operands[0]])
+        for other in module.computations.values()
+        if _is(other.root, "Start")
+    }
+
+
+def advances(computation: Computation, module: Module) -> bool:
+    """Of a fusion beside whose work some collective goes on, whose buffers it hands on."""
+    return any(goes_on(one, computation, module) for one in computation.instructions.values())
 
 
 def is_end(computation: Computation) -> bool:
@@ -25,19 +35,10 @@ def is_end(computation: Computation) -> bool:
     return _is(computation.root, "Done")
 
 
-def _begun(module: Module) -> set[str]:
-    """Channels."""
-    return {
-        _channel(computation.instructions[computation.root.operands[0]])
-        for computation in module.computations.values()
-        if _is(computation.root, "Start")
-    }
-
-
 def _is(call: Instruction, what: str) -> bool:
     return call.opcode == "custom-call" and f'"AsyncCollective{what}"' in call.attributes
 
 
-def _channel(collective: Instruction) -> str:
-    found = re.search(r"channel_id=(\d+)", collective.attributes)
+def _channel(instruction: Instruction) -> str:
+    found = re.search(r"channel_id=(\d+)", instruction.attributes)
     return found[1] if found else ""

@@ -7,7 +7,7 @@ Operands are read and results written, once each, but:
     what lies in fast memory costs nothing, and neither does what only renames
 """
 
-from srft_jax.tasks.planning.hlo_async import goes_on, is_end
+from srft_jax.tasks.planning.hlo_async import advances, goes_on, is_end
 from srft_jax.tasks.planning.hlo_text import Computation, Instruction, Module, Shape
 
 _FREE = {
@@ -67,10 +67,13 @@ def _of_fusion(fusion: Instruction, operands: list[Instruction], module: Module)
     results = _results(called, called.root)
     if len(results) != len(fusion.shapes):
         return read + _in_hbm(fusion.shapes)
+    handed_on = advances(called, module)
     written = (
         _written(called, one, module)
         for one, shape in zip(results, fusion.shapes, strict=True)
-        if shape.in_hbm and one.opcode != "parameter" and not goes_on(one, called, module)
+        if shape.in_hbm
+        and not (handed_on and one.opcode == "parameter")
+        and not goes_on(one, called, module)
     )
     return read + sum(written)
 
@@ -89,22 +92,22 @@ def _results(called: Computation, root: Instruction) -> list[Instruction]:
 def _read(called: Computation, value: Instruction, module: Module) -> float:
     """Of a value inside a fusion, what its users need; never more than all of it."""
     whole, needed = sum(shape.bytes for shape in value.shapes), 0.0
-    if value is called.root:  # a fusion within one that only renames
-        return whole
     for user in called.users[value.name]:
         is_first = user.operands[0] == value.name
         if user.opcode in _SLICES and is_first:
             needed += user.shapes[0].bytes
         elif user.opcode in _UPDATES and is_first:
             needed += 0.0  # what it does not change stays where it is
-        elif _is_handed_on(user, called) or goes_on(user, called, module):
+        elif goes_on(user, called, module) or _is_handed_on(user, called, module):
             needed += 0.0
         elif user.opcode in _RENAMES:
             needed += _read(called, user, module)
         elif user.opcode == "fusion":
             inner = module.computations[user.named("calls") or ""]
             number = user.operands.index(value.name)
-            needed += _read(inner, _parameters(inner)[number], module)
+            renamed = called, user  # what a fusion within the fusion does no more to
+            of_inner = inner, _parameters(inner)[number]
+            needed += _read(*(renamed if _only_renames(inner) else of_inner), module)
         else:
             return whole
     return min(whole, needed)
@@ -123,6 +126,14 @@ def _written(called: Computation, value: Instruction, module: Module) -> float:
     return sum(shape.bytes for shape in value.shapes)
 
 
-def _is_handed_on(user: Instruction, called: Computation) -> bool:
-    """As the buffers of a collective are by a fusion that computes while it goes on."""
-    return user is called.root and user.opcode == "tuple"
+def _is_handed_on(user: Instruction, called: Computation, module: Module) -> bool:
+    """To the next fusion of a collective that goes on."""
+    is_last = user is called.root and user.opcode == "tuple"
+    return is_last and advances(called, module)
+
+
+def _only_renames(called: Computation) -> bool:
+    value = called.root
+    while value.opcode in _RENAMES and len(value.operands) == 1:
+        value = called.instructions[value.operands[0]]
+    return value.opcode == "parameter"

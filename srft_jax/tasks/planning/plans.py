@@ -22,7 +22,6 @@ from srft_jax.tasks.planning.phases import Phase, phase
 from srft_jax.tasks.planning.sampler_programs import (
     abstract_decode_params,
     abstract_sampler_state,
-    lowered_growth,
     lowered_sampler,
 )
 from srft_jax.tasks.planning.topology import Topology
@@ -139,10 +138,11 @@ def _with_rollouts(plan: Plan, of_run: Held, report: Report) -> Plan:
     found = _sampler_accounts(run, plan.work, shape, report)
     programs = {one.name: one for one in found if isinstance(one, Account)}
     refused = tuple(one for one in found if isinstance(one, OutOfMemory))
-    cache = bytes_on_device(abstract_sampler_state(run.model_config, shape, decoding, dtype))
-    by_purpose = memory.of_rollouts(of_run, copy, cache, programs)
-    if "decode" in programs and shape.capacity >= 2 * shape.segment:
-        programs["decode"] = _as_the_cache_grows(programs["decode"], run, plan.work, shape)
+    state = abstract_sampler_state(run.model_config, shape, decoding, dtype)
+    by_purpose = memory.of_rollouts(of_run, copy, bytes_on_device(state), programs)
+    if "decode" in programs:
+        of_own = bytes_on_device((state.cache.keys, state.cache.values))
+        programs["decode"] = _as_the_cache_grows(programs["decode"], run, plan.work, shape, of_own)
     times = _times(run, plan.work, shape)
     rollouts = [
         phase(name, one.count.times(times[name]), plan.topology) for name, one in programs.items()
@@ -183,24 +183,20 @@ def _sampler_accounts(
 
 
 def _as_the_cache_grows(
-    decode: Account, run: Outline, work: Workload, shape: CacheShape
+    decode: Account, run: Outline, work: Workload, shape: CacheShape, of_own: float
 ) -> Account:
-    """Decode with the cache of a mean segment, by what half of the largest costs a layer.
+    """Reading the cache of a mean segment in place of the largest, which was compiled.
 
-    Capacity enters reads and products linearly; memory stays that of the largest.
+    Args:
+        decode: Of one segment.
+        run: Lengths.
+        work: Likewise.
+        shape: The largest.
+        of_own: Bytes of the rows' own keys and values, which each step reads once.
     """
-    decoding, trips = workload.decoding(run), loops({}, shape.segment)
-    found = [
-        account(name, lowered, trips, run.mesh.size)
-        for name, lowered in lowered_growth(
-            *(memory.policy_params(run), run.model_config, decoding, shape),
-            sampling=run.rollout_sampling,
-        )
-    ]
-    whole, half = (one.count for one in found if isinstance(one, Account))
-    missing = 2 * (1 - workload.mean_capacity(work, shape) / shape.capacity)
-    too_much = (whole + half.times(-1)).times(missing * run.model_config.num_layers)
-    return dataclasses.replace(decode, count=decode.count + too_much.times(-1))
+    unused = 1 - workload.mean_capacity(run, work, shape) / shape.capacity
+    read = max(0.0, decode.count.hbm_bytes - shape.segment * of_own * unused)
+    return dataclasses.replace(decode, count=dataclasses.replace(decode.count, hbm_bytes=read))
 
 
 def _times(run: Outline, work: Workload, shape: CacheShape) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """The sampler's programs as a run compiles them, lowered from abstract shapes."""
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,35 +118,5 @@ def lowered_sampler(
         packed = _packed_prompts(decoding, shape, pass_rows, forced)
         of_prefill = of_decode | {"layers": params["layers"]}
         yield "prefill", prefill.lower(of_prefill, state.prompts, packed, program=program)
-        yield "decode", _lowered_decode(of_decode, state, decoding, program)
-
-
-def lowered_growth(
-    params: Params,
-    config: ModelConfig,
-    decoding: Mesh,
-    shape: CacheShape,
-    *,
-    sampling: SamplingConfig,
-) -> Iterator[Lowered]:
-    """Decode of one layer with a cache of the largest size and of half of it.
-
-    As for `lowered_sampler`. Their difference is what half a cache costs each layer.
-    """
-    one_layer = dataclasses.replace(config, num_layers=1)
-    of_decode = abstract_decode_params(params, one_layer, decoding, sampling.dtype)
-    runtime = Runtime(dtype=sampling.dtype, attention=sampling.attention)
-    program = Program(one_layer, runtime, sampling.temperature, sampling.truncation)
-    for capacity in (shape.capacity, shape.capacity // 2):
-        smaller = dataclasses.replace(shape, capacity=capacity)
-        state = abstract_sampler_state(one_layer, smaller, decoding, sampling.dtype)
-        with jax.set_mesh(decoding):
-            lowered = _lowered_decode(of_decode, state, decoding, program)
-        yield f"decode_layer_of_{capacity}", lowered
-
-
-def _lowered_decode(
-    of_decode: Params, state: SamplerState, decoding: Mesh, program: Program
-) -> Any:
-    rows = _row_inputs(decoding, state.hidden.shape[0])
-    return decode.lower(of_decode, state, rows, of_rows(decoding), program=program)
+        rows, enough = _row_inputs(decoding, shape.rows), of_rows(decoding)
+        yield "decode", decode.lower(of_decode, state, rows, enough, program=program)

@@ -151,7 +151,7 @@ def cache_shape(run: Outline, work: Workload, budget: float) -> CacheShape:
         prompts=plan.shards * plan.prompts,
         lanes=plan.lanes,
         prompt_capacity=capacity_for(config.data.max_prompt_tokens),
-        capacity=capacity_for(max(limit, sampling.segment)),
+        capacity=plan.capacity,
         segment=sampling.segment,
     )
 
@@ -175,12 +175,18 @@ def decode_steps(work: Workload, shape: CacheShape) -> int:
     return math.ceil(work.completions / shape.rows) * work.completion_length
 
 
-def mean_capacity(work: Workload, shape: CacheShape) -> float:
+def mean_capacity(run: Outline, work: Workload, shape: CacheShape) -> float:
     """Own tokens that a row's cache has room for, over the segments of a completion.
+
+    It grows with the longest row there is, so with all of them if they start together: those of a
+    step that the rows hold at once, or as long as each other. Else the longest is taken throughout.
 
     In: completions of 8,192 in segments of 256.  Out: 4,528, as it grows 0, 256, 512, 768, 1,024,
     1,536, 1,536, 2,048, ...
     """
+    is_longest = work.completion_length >= run.config.rollout.max_new_tokens
+    if work.completions > shape.rows and not is_longest:
+        return shape.capacity
     return statistics.fmean(map(capacity_for, range(0, work.completion_length, shape.segment)))
 
 
