@@ -36,7 +36,10 @@ def plan(config: RunConfig) -> int:
     elif run.config.training.rows_per_microbatch == "auto" and topology.chip.kind != "gpu":
         run = _with_rows(run, topology)
     if topology.chip.kind == "gpu":
-        print(f"{topology.name}: by arithmetic alone, as nothing here compiles for GPUs\n")
+        print(
+            f"{topology.name}: by arithmetic alone, as nothing here compiles for GPUs, and of the "
+            "updates alone: the sampler's parameters, its cache and its time come on top\n"
+        )
         found = estimated_plan(run, topology)
     else:
         found = compiled_plan(run, topology, _report)

@@ -83,8 +83,8 @@ def _check(config: DistributedConfig) -> None:
     missing = [name for name, value in vars(config).items() if value is None]
     if missing:
         raise UsageError(
-            f"of the section distributed, {' and '.join(missing)} is not set: it takes all of "
-            f"{', '.join(vars(config))}, or num_processes = 1 alone"
+            f"distributed.{' and distributed.'.join(missing)} is not set: several processes need "
+            f"all of {', '.join(vars(config))}; one takes num_processes = 1 alone"
         )
     count, number, coordinator = config.num_processes, config.process_id, config.coordinator
     assert count is not None and number is not None and coordinator is not None

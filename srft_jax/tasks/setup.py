@@ -274,7 +274,7 @@ def check_sizes(run: Outline) -> None:
     if rows != "auto" and rows % ways:
         raise UsageError(
             f"training.rows_per_microbatch = {rows} does not split "
-            f"over the {ways} data-parallel devices of the mesh"
+            f"over the {ways} data-parallel devices of the mesh: it must be a multiple of {ways}"
         )
     chunks = 2 * run.mesh.shape["context"]
     if chunks > 2 and config.training.row_length % chunks:

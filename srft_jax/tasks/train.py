@@ -66,6 +66,8 @@ def train(config: RunConfig) -> int:
 
         if start == config.training.num_steps:
             progress.message(f"already at step {start} of {start}: nothing to train")
+        elif start:
+            progress.message(f"continues after step {start} of {config.training.num_steps}")
         demonstrations = rollouts.verify_demonstrations(setup, pool)
         for line in rollouts.describe_demonstrations(setup, demonstrations):
             progress.message(line)

@@ -70,7 +70,13 @@ def search(run: Outline, topology: Topology, report: Report) -> list[Candidate]:
         fitting = _fitting(likely, least, topology, run.config.plan.search_seconds, report)
     if not fitting:
         raise UsageError(_nothing_fits(candidates, topology))
-    return sorted(fitting, key=lambda one: (one.train or one.estimate).seconds)
+    return sorted(fitting, key=_time)
+
+
+def _time(one: Candidate) -> tuple[float, float]:
+    """Of several that are as fast if everything overlaps, the one that has less to overlap is."""
+    found = one.train or one.estimate
+    return found.seconds, found.exchange
 
 
 def _slowness(one: Candidate) -> tuple[float, float]:
