@@ -53,7 +53,7 @@ def test_capacities_are_few_and_at_most_half_is_spare():
     ],
 )
 def test_sizes(requests, slots, rows, prompts, lanes):
-    assert plan_of(requests, slots=slots) == Plan(1, rows, prompts, lanes, stop_ids=4)
+    assert plan_of(requests, slots=slots) == Plan(1, rows, prompts, lanes, capacity=32, stop_ids=4)
 
 
 def test_memory_holds_what_is_planned():

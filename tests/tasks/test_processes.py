@@ -179,7 +179,7 @@ def test_another_configuration_in_one_process_is_named():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (dict(num_processes=2), "coordinator and process_id is not set"),
+        (dict(num_processes=2), "distributed.coordinator and distributed.process_id is not set"),
         (dict(coordinator="a:1", num_processes=2), "process_id is not set"),
         (dict(coordinator="a:1", num_processes=2, process_id=2), "process_id = 2 is not from 0"),
         (dict(coordinator="a", num_processes=2, process_id=0), "coordinator = a is not HOST:PORT"),
