@@ -12,7 +12,7 @@ def main(argv: Sequence[str]) -> int:
         verb, config = parse(argv)
         from srft_jax.tasks import libtpu
 
-        libtpu.set_flags()
+        libtpu.set_flags()  # before jax is there
         # After parsing, so that --help and a misspelled key need not wait for jax.
         from srft_jax.tasks import (
             evaluate,

@@ -18,7 +18,7 @@ from srft_jax.rollout.sampler import PackedPrompts
 from srft_jax.rollout.slots import Placement
 
 # Of one forward pass and shard: enough to keep a device busy, little enough for its memory.
-TOKENS_PER_PASS = 4096
+TOKENS_PER_PASS = 8192
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ def fake_topology(name, slices=1):
     return Topology(name, CHIPS[kind], sizes, tuple(jax.devices()[:1]))
 
 
-def dry_plan(config, fits=lambda run: True):
+def dry_plan(config, fits=lambda run: True, flops=1e9):
     """Runs whose train step is compiled, and all that is printed."""
     asked = []
 
@@ -28,7 +28,7 @@ def dry_plan(config, fits=lambda run: True):
         asked.append((run.config.model.remat, run.config.training, run.model_config, work))
         if not fits(run):
             return OutOfMemory("train", None, ())
-        return Account("train", 0.0, 1e6, 0.0, 1e6, 0.0, Count(1e9, 1e6))
+        return Account("train", 0.0, 1e6, 0.0, 1e6, 0.0, Count(flops, 1e6))
 
     patches = [
         mock.patch.object(verb, "prepare_backend"),

@@ -1,10 +1,20 @@
-"""The programs that a plan compiles are those of a run."""
+"""The programs that a plan compiles are those of a run, and what decode reads on the way."""
+
+import dataclasses
 
 import jax
-from tiny_runs import tiny_config
+import pytest
+from tiny_runs import tiny_arguments, tiny_config
 
+from srft_jax.config import parse
 from srft_jax.objectives.rows import make_batch
+from srft_jax.rollout.cache import CacheShape
+from srft_jax.tasks.planning import plans
+from srft_jax.tasks.planning.accounts import Account
+from srft_jax.tasks.planning.hlo_count import Count
+from srft_jax.tasks.planning.planned_run import planned_run
 from srft_jax.tasks.planning.train_program import lowered_train_step
+from srft_jax.tasks.planning.workload import mean_capacity, workload_of
 from srft_jax.tasks.setup import prepare
 from srft_jax.tasks.states import fresh_state
 from srft_jax.tasks.updates import make_programs, put
@@ -26,3 +36,27 @@ def test_the_abstract_train_step_is_the_runs(tmp_path):
         real = step.func.lower(*step.args, fresh_state(setup), put(batch, setup.mesh))
     plan = lowered_train_step(setup.config, setup.model_config, setup.objective, setup.mesh)
     assert plan.as_text() == real.as_text() and len(plan.as_text()) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "capacity"),
+    [
+        (("rollout.max_new_tokens=8192",), 8, 4528.0),  # all of full length, in turns
+        (("rollout.max_new_tokens=8192", "plan.mean_completion=512"), 12, 128.0),  # at once
+        (("rollout.max_new_tokens=8192", "plan.mean_completion=512"), 8, 8192.0),  # others wait
+    ],
+)
+def test_decode_reads_the_cache_as_it_grows(changes, rows, capacity, tmp_path):
+    """Twelve completions in segments of 256: 0, 256, 512, 768, 1,024, 1,536, 1,536, 2,048, ..."""
+    lengths = ("training.row_length=8256", "model.architecture.max_positions=16384")
+    flags = [f"--{one}" for one in (*changes, *lengths, "rollout.segment=256")]
+    config = parse(tiny_arguments(tmp_path, *flags))[1]
+    run = planned_run(config, jax.devices()[:1])
+    work = dataclasses.replace(workload_of(run), completions=12)
+    shape = CacheShape(rows, 4, 4, 64, 8192, 256)
+    assert mean_capacity(run, work, shape) == capacity
+    decode = Account(
+        "decode", *5 * [0.0], Count(1.0, 256 * 8192.0 + 5.0)
+    )  # a byte a token and step, and others
+    found = plans._as_the_cache_grows(decode, run, work, shape, of_own=8192.0)
+    assert found.count == Count(1.0, 256 * capacity + 5.0)

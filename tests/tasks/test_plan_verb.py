@@ -7,16 +7,18 @@ import json
 
 import jax
 import pytest
-from dry_plan import dry_plan
-from jax.sharding import AbstractMesh
 from tiny_runs import ROOT, tiny_arguments
 
 import run
 from srft_jax.config import UsageError, parse
-from srft_jax.mesh import AXES
 from srft_jax.tasks import plan as verb
-from srft_jax.tasks.planning import plans, search
-from srft_jax.tasks.planning.accounts import OutOfMemory, account, bytes_needed, loops
+from srft_jax.tasks.planning import plans
+from srft_jax.tasks.planning.accounts import (
+    OutOfMemory,
+    account,
+    bytes_needed,
+    loops,
+)
 from srft_jax.tasks.planning.chips import CHIPS
 from srft_jax.tasks.planning.memory import held
 from srft_jax.tasks.planning.planned_run import planned_run
@@ -24,7 +26,6 @@ from srft_jax.tasks.planning.plans import compiled_plan
 from srft_jax.tasks.planning.table import plan_text
 from srft_jax.tasks.planning.topology import Topology, seconds_to_send, split_name
 from srft_jax.tasks.planning.workload import workload_of
-from srft_jax.tasks.setup import Outline
 
 ARCHITECTURE = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -203,33 +204,6 @@ def test_which_slices_are_tori():
     assert links("v5p", (2, 2, 4), of_v5p) == pytest.approx(3)
     of_v5e = list(itertools.product(range(8), range(16), [0]))
     assert links("v5e", (8, 16, 1), of_v5e) == pytest.approx(3)
-
-
-def test_a_search_falls_back_to_what_needs_the_least(tmp_path):
-    """The fastest by arithmetic is refused, and with it, untried, what keeps more on its mesh."""
-    config = parse(tiny_arguments(tmp_path, "--plan.topology=cpu:1", "--plan.search=true"))[1]
-
-    def is_least(run):
-        return run.config.training.rows == 1 and run.config.model.remat == "block"
-
-    asked, out = dry_plan(config, fits=is_least)
-    tried = [(remat, training.rows) for remat, training, *_ in asked]
-    assert tried == [("dots", 1), ("block", 1), ("block", 1)]  # searched twice, planned
-    assert "--training.rows_per_microbatch=1 --model.remat=block" in out
-    with pytest.raises(UsageError, match="no mesh, microbatch and remat fits"):
-        dry_plan(config, fits=lambda run: False)
-
-
-@pytest.mark.parametrize(("slices", "data"), [(1, {1, 2, 4, 8}), (2, {2, 4, 8})])
-def test_a_search_keeps_data_over_all_slices(slices, data, tmp_path, monkeypatch):
-    config = parse(tiny_arguments(tmp_path, f"--mesh.slices={slices}"))[1]
-    mesh = AbstractMesh((8, 1, 1, 1), AXES)
-    run = Outline(config, None, config.model.architecture, mesh)
-    monkeypatch.setattr(search, "planned_run", lambda config, devices: config.mesh)
-    topology = Topology("v5e:2x2", CHIPS["v5e"], (2, 2), (), slices)
-    found = list(search._meshes(run, topology))
-    assert {one.data for one in found} == data
-    assert all(one.data * one.fsdp * one.tensor == 8 for one in found)
 
 
 def test_no_room_for_a_cache_is_an_answer(tmp_path):

@@ -51,6 +51,7 @@ def test_a_stopped_run_continues_bit_for_bit(
     assert metrics_lines(tmp_path / "run")[-1]["step"] == step
     monkeypatch.undo()
     assert run_in_process(tmp_path / "run") == 0
+    assert f"continues after step {step} of 6" in capsys.readouterr().out
     assert_same_run(tmp_path / "run", uninterrupted)
 
 

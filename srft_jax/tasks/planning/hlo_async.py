@@ -8,21 +8,13 @@ The fusion that begins one ends in a custom call `AsyncCollectiveStart` of it, t
     %done = all-gather(%shard), channel_id=23    then AsyncCollectiveDone(..., %done, ...)
 """
 
-import re
-
 from srft_jax.tasks.planning.hlo_text import Computation, Instruction, Module
 
 
 def goes_on(collective: Instruction, computation: Computation, module: Module) -> bool:
     """Whether it is one that another fusion has begun, and so costs nothing here."""
-    channel = _channel(collective)
-    if not channel or any(_is(user, "Start") for user in computation.users[collective.name]):
-        return False
-    return channel in {
-        _channel(other.instructions[other.root.operands[0]])
-        for other in module.computations.values()
-        if _is(other.root, "Start")
-    }
+    begins = "AsyncCollectiveStart" in computation.root.attributes
+    return not begins and collective.channel in module.begun
 
 
 def advances(computation: Computation, module: Module) -> bool:
@@ -32,13 +24,4 @@ def advances(computation: Computation, module: Module) -> bool:
 
 def is_end(computation: Computation) -> bool:
     """Of a fusion that waits for what others have sent."""
-    return _is(computation.root, "Done")
-
-
-def _is(call: Instruction, what: str) -> bool:
-    return call.opcode == "custom-call" and f'"AsyncCollective{what}"' in call.attributes
-
-
-def _channel(instruction: Instruction) -> str:
-    found = re.search(r"channel_id=(\d+)", instruction.attributes)
-    return found[1] if found else ""
+    return "AsyncCollectiveDone" in computation.root.attributes

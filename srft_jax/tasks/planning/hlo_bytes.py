@@ -67,15 +67,14 @@ def _of_fusion(fusion: Instruction, operands: list[Instruction], module: Module)
     results = _results(called, called.root)
     if len(results) != len(fusion.shapes):
         return read + _in_hbm(fusion.shapes)
-    handed_on = advances(called, module)
-    written = (
+    # Beside the work of a fusion a collective may go on, whose buffers it hands to the next.
+    hands_on = advances(called, module)
+    return read + sum(
         _written(called, one, module)
         for one, shape in zip(results, fusion.shapes, strict=True)
         if shape.in_hbm
-        and not (handed_on and one.opcode == "parameter")
-        and not goes_on(one, called, module)
+        and not (hands_on and (one.opcode == "parameter" or goes_on(one, called, module)))
     )
-    return read + sum(written)
 
 
 def _parameters(called: Computation) -> dict[int, Instruction]:
@@ -98,16 +97,14 @@ def _read(called: Computation, value: Instruction, module: Module) -> float:
             needed += user.shapes[0].bytes
         elif user.opcode in _UPDATES and is_first:
             needed += 0.0  # what it does not change stays where it is
-        elif goes_on(user, called, module) or _is_handed_on(user, called, module):
+        elif goes_on(user, called, module) or _hands_on(user, called, module):
             needed += 0.0
-        elif user.opcode in _RENAMES:
+        elif _renames(user, module):
             needed += _read(called, user, module)
         elif user.opcode == "fusion":
             inner = module.computations[user.named("calls") or ""]
             number = user.operands.index(value.name)
-            renamed = called, user  # what a fusion within the fusion does no more to
-            of_inner = inner, _parameters(inner)[number]
-            needed += _read(*(renamed if _only_renames(inner) else of_inner), module)
+            needed += _read(inner, _parameters(inner)[number], module)
         else:
             return whole
     return min(whole, needed)
@@ -126,14 +123,18 @@ def _written(called: Computation, value: Instruction, module: Module) -> float:
     return sum(shape.bytes for shape in value.shapes)
 
 
-def _is_handed_on(user: Instruction, called: Computation, module: Module) -> bool:
-    """To the next fusion of a collective that goes on."""
+def _hands_on(user: Instruction, called: Computation, module: Module) -> bool:
+    """Whether it is where a fusion hands a collective's buffers to the next."""
     is_last = user is called.root and user.opcode == "tuple"
     return is_last and advances(called, module)
 
 
-def _only_renames(called: Computation) -> bool:
+def _renames(user: Instruction, module: Module) -> bool:
+    """And does nothing else; a fusion within a fusion may be such a one."""
+    if user.opcode != "fusion":
+        return user.opcode in _RENAMES
+    called = module.computations[user.named("calls") or ""]
     value = called.root
-    while value.opcode in _RENAMES and len(value.operands) == 1:
+    while value.opcode in _RENAMES:
         value = called.instructions[value.operands[0]]
     return value.opcode == "parameter"

@@ -60,6 +60,12 @@ class Instruction:
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
+    @property
+    def channel(self) -> str:
+        """Of a collective; empty where it has none, and of all else."""
+        found = re.search(r"\bchannel_id=(\d+)", self.attributes)
+        return found[1] if found else ""
+
     def named(self, attribute: str) -> str | None:
         """In: "body".  Out: the name of the computation in `body=%name`."""
         found = re.search(rf"\b{attribute}=%([\w.\-]+)", self.attributes)
@@ -89,6 +95,15 @@ class Module:
 
     computations: dict[str, Computation]
     entry: Computation
+
+    @functools.cached_property
+    def begun(self) -> set[str]:
+        """Channels of the collectives that a fusion begins and others go on with: `hlo_async`."""
+        return {
+            computation.instructions[computation.root.operands[0]].channel
+            for computation in self.computations.values()
+            if "AsyncCollectiveStart" in computation.root.attributes
+        } - {""}
 
 
 def parse(text: str) -> Module:

@@ -1,0 +1,96 @@
+"""Which candidates a search compiles, and in what order they are named."""
+
+from unittest import mock
+
+import jax
+import pytest
+from dry_plan import dry_plan
+from jax.sharding import AbstractMesh
+from tiny_runs import tiny_arguments
+
+from srft_jax.config import UsageError, parse
+from srft_jax.mesh import AXES
+from srft_jax.tasks.planning import search
+from srft_jax.tasks.planning.chips import CHIPS
+from srft_jax.tasks.planning.estimate import Estimate, estimate
+from srft_jax.tasks.planning.memory import held
+from srft_jax.tasks.planning.planned_run import planned_run
+from srft_jax.tasks.planning.topology import Topology
+from srft_jax.tasks.planning.workload import workload_of
+from srft_jax.tasks.setup import Outline
+
+
+def test_a_search_falls_back_to_what_needs_the_least(tmp_path):
+    """The fastest by arithmetic is refused, and with it, untried, what keeps more on its mesh."""
+    config = parse(tiny_arguments(tmp_path, "--plan.topology=cpu:1", "--plan.search=true"))[1]
+
+    def is_least(run):
+        return run.config.training.rows == 1 and run.config.model.remat == "block"
+
+    asked, out = dry_plan(config, fits=is_least)
+    tried = [(remat, training.rows) for remat, training, *_ in asked]
+    assert tried == [("dots", 1), ("block", 1), ("block", 1)]  # searched twice, planned
+    assert "--training.rows_per_microbatch=1 --model.remat=block" in out
+    with pytest.raises(UsageError, match="no mesh, microbatch and remat fits"):
+        dry_plan(config, fits=lambda run: False)
+
+
+UNHURRIED = ("--plan.topology=cpu:1", "--plan.search=true", "--plan.search_seconds=100000")
+
+
+def test_a_search_ends_where_no_other_is_estimated_to_be_faster(tmp_path):
+    """The first that fits takes next to no time here."""
+    config = parse(tiny_arguments(tmp_path, *UNHURRIED))[1]
+    asked, _ = dry_plan(config, fits=lambda run: run.config.model.remat == "block", flops=1.0)
+    tried = [(remat, training.rows) for remat, training, *_ in asked]
+    assert tried == [("dots", 1), ("block", 1), ("block", 1)]  # refused, searched, planned
+
+
+def test_a_search_ends_with_four_that_fit(tmp_path, capsys):
+    """Each takes longer than any estimate here."""
+    asked, _ = dry_plan(parse(tiny_arguments(tmp_path, *UNHURRIED))[1], flops=1e12)
+    assert "12 candidates, 12 that may fit" in capsys.readouterr().err
+    assert len(asked) == 4 + 1  # searched, planned
+
+
+def test_of_candidates_as_fast_the_one_that_sends_less_comes_first(tmp_path):
+    config = parse(tiny_arguments(tmp_path, "--plan.topology=h100:8", "--plan.search=true"))[1]
+    run = planned_run(config, jax.devices()[:1])
+    topology = Topology("h100:1", CHIPS["h100"], (1,), tuple(jax.devices()[:1]))
+    made = [
+        search.Candidate(run, Estimate(1.0, {"parameters": held_}, 5.0, exchange))
+        for held_, exchange in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0))
+    ]
+    with mock.patch.object(search, "_candidates", lambda *_: iter(made)):
+        found = search.search(run, topology, report=print)
+    assert [one.estimate.exchange for one in found] == [1.0, 2.0, 3.0]
+
+
+def test_an_estimate_counts_gradients_of_what_is_trained(tmp_path):
+    """The head's, twice, and a layer's, of float32, which adapters do without."""
+    whole, adapters = (
+        estimated(tmp_path, *flags).hbm["activations and temporaries"]
+        for flags in ((), ("--model.lora.rank=1",))
+    )
+    model = parse(tiny_arguments(tmp_path))[1].model.architecture
+    head = model.dim * model.vocab_size
+    assert whole - adapters > 2 * 4 * head
+
+
+def estimated(run_dir, *flags):
+    config = parse(tiny_arguments(run_dir, *flags))[1]
+    topology = Topology("cpu:1", CHIPS["cpu"], (1,), tuple(jax.devices()[:1]))
+    run = planned_run(config, topology.devices)
+    return estimate(run, workload_of(run), topology, held(run))
+
+
+@pytest.mark.parametrize(("slices", "data"), [(1, {1, 2, 4, 8}), (2, {2, 4, 8})])
+def test_a_search_keeps_data_over_all_slices(slices, data, tmp_path, monkeypatch):
+    config = parse(tiny_arguments(tmp_path, f"--mesh.slices={slices}"))[1]
+    mesh = AbstractMesh((8, 1, 1, 1), AXES)
+    run = Outline(config, None, config.model.architecture, mesh)
+    monkeypatch.setattr(search, "planned_run", lambda config, devices: config.mesh)
+    topology = Topology("v5e:2x2", CHIPS["v5e"], (2, 2), (), slices)
+    found = list(search._meshes(run, topology))
+    assert {one.data for one in found} == data
+    assert all(one.data * one.fsdp * one.tensor == 8 for one in found)
