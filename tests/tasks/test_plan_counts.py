@@ -213,25 +213,27 @@ STACKED = """%renamed (p: f32[28,64,64]) -> f32[28,64,64] {
   ROOT %part = f32[1,64,64]{2,1,0} dynamic-slice(%v, %i, %i, %i), dynamic_slice_sizes={1,64,64}
 }
 
-%both (p: f32[64,64]) -> (f32[64,64], f32[64,64]) {
+%all (p: f32[64,64], q: f32[64,64]) -> (f32[64,64], f32[64,64], f32[64,64]) {
   %p = f32[64,64]{1,0} parameter(0)
+  %q = f32[64,64]{1,0} parameter(1)
   %n = f32[64,64]{1,0} negate(%p)
-  ROOT %t = (f32[64,64]{1,0}, f32[64,64]{1,0}) tuple(%n, %p)
+  ROOT %t = (f32[64,64]{1,0}, f32[64,64]{1,0}, f32[64,64]{1,0}) tuple(%n, %p, %q)
 }
 
-ENTRY %main (w: f32[28,64,64], i: s32[], p: f32[64,64]) -> (f32[64,64], f32[64,64]) {
+ENTRY %main (w: f32[28,64,64], i: s32[], p: f32[64,64], q: f32[64,64]) -> (f32[64,64], f32[64,64], f32[64,64]) {
   %w = f32[28,64,64]{2,1,0} parameter(0)
   %i = s32[]{:S(2)} parameter(1)
   %p = f32[64,64]{1,0} parameter(2)
+  %q = f32[64,64]{1,0} parameter(3)
   %layer = f32[1,64,64]{2,1,0} fusion(%w, %i), kind=kLoop, calls=%one_layer
-  ROOT %copied = (f32[64,64]{1,0}, f32[64,64]{1,0}) fusion(%p), kind=kLoop, calls=%both
+  ROOT %copied = (f32[64,64]{1,0}, f32[64,64]{1,0}, f32[64,64]{1,0}) fusion(%p, %q), kind=kLoop, calls=%all
 }
-"""
+"""  # noqa: E501
 
 
 def test_of_a_renamed_stack_a_layer_is_read_and_what_a_fusion_copies_is_written():
-    """A layer read and written; an array read, its negative and itself written."""
-    assert count(parse(STACKED), loops({}, 1), 1).hbm_bytes == (2 + 3) * 4 * 64 * 64
+    """A layer read and written; an array read, its negative and itself written; another copied."""
+    assert count(parse(STACKED), loops({}, 1), 1).hbm_bytes == (2 + 3 + 2) * 4 * 64 * 64
 
 
 def test_of_a_slice_that_is_fetched_ahead_the_slice_is_read():
