@@ -114,21 +114,21 @@ def their_logits(model, tokens, positions, mask):
 
 
 def assert_same_logits(path, config, params, seed):
+    """Of five sequences, and of three in a sixth row that are each as they are alone."""
     model, inputs = their_model(path), random_inputs(config, seed)
-    theirs, mask = their_logits(model, *inputs), inputs[2]
-    ours = logits(params, config, *inputs)
-    assert np.abs(theirs).mean() > 0.05
-    assert np.abs(ours - theirs)[mask > 0].max() < 1e-4
-
-    # Three sequences in one row, each as it is alone.
-    tokens, lengths = inputs[0][0], (9, 8, 7)
+    theirs, (tokens, _, mask) = their_logits(model, *inputs), inputs
+    lengths = (9, 8, 7)
     positions = np.concatenate([np.arange(length) for length in lengths])
     segments = np.repeat(np.arange(1, 4), lengths)
-    packed = logits(params, config, tokens[None], positions[None], segments[None])[0]
+    packed = tokens[0], positions, segments
+    rows = [np.vstack([many, one]) for many, one in zip(inputs, packed, strict=True)]
+    *ours, ours_packed = np.asarray(logits(params, config, *rows))
+    assert np.abs(theirs).mean() > 0.05
+    assert np.abs(ours - theirs)[mask > 0].max() < 1e-4
     for segment in range(1, 4):
         of = segments == segment
-        alone = (x[of][None] for x in (tokens, positions, np.ones_like(tokens)))
-        assert np.abs(packed[of] - their_logits(model, *alone)[0]).max() < 1e-4
+        alone = (x[of][None] for x in (tokens[0], positions, np.ones_like(tokens[0])))
+        assert np.abs(ours_packed[of] - their_logits(model, *alone)[0]).max() < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,6 +1,7 @@
 """What the tests of the verbs share, a compilation cache above all."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ import pytest
 from filelock import FileLock
 from jax.experimental.compilation_cache import compilation_cache
 from tiny_runs import ROOT, metrics_lines, run_in_process, tiny_arguments
+
+from srft_jax.tasks import rollouts
 
 CACHE_OPTIONS = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -105,3 +108,19 @@ def uninterrupted(shared_dir, cache_dir):
         assert len(metrics_lines(run_dir)) == 9  # six steps, three evaluations
 
     return made_once(shared_dir / "uninterrupted", make)
+
+
+@pytest.fixture
+def interrupt_in(monkeypatch):
+    """Makes SIGINT arrive in the middle of the given step."""
+    collect = rollouts.collect
+
+    def install(step):
+        def collect_and_interrupt(setup, stage, this_step, *args):
+            if this_step == step:
+                signal.raise_signal(signal.SIGINT)
+            return collect(setup, stage, this_step, *args)
+
+        monkeypatch.setattr(rollouts, "collect", collect_and_interrupt)
+
+    return install

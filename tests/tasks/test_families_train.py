@@ -14,7 +14,7 @@ from srft_jax.config import ModelConfig, RopeScaling
 from srft_jax.models import forward, init_params, load_hf, output_head, save_hf
 from srft_jax.models.tokenizer import load_tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 QWEN2 = ModelConfig(
     vocab_size=262, dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32

@@ -15,28 +15,11 @@ from tiny_runs import (
     newest_checkpoint,
     run_in_process,
     samples,
-    scored_by_parity,
     tiny_arguments,
 )
 
 from srft_jax.config import RunConfig, UsageError, to_yaml
 from srft_jax.tasks import resume, rollouts
-
-
-@pytest.fixture
-def interrupt_in(monkeypatch):
-    """Makes SIGINT arrive in the middle of the given step."""
-    collect = rollouts.collect
-
-    def install(step):
-        def collect_and_interrupt(setup, stage, this_step, *args):
-            if this_step == step:
-                signal.raise_signal(signal.SIGINT)
-            return collect(setup, stage, this_step, *args)
-
-        monkeypatch.setattr(rollouts, "collect", collect_and_interrupt)
-
-    yield install
 
 
 # Checkpoints are due after 3 and 6.
@@ -53,61 +36,6 @@ def test_a_stopped_run_continues_bit_for_bit(
     assert run_in_process(tmp_path / "run") == 0
     assert f"continues after step {step} of 6" in capsys.readouterr().out
     assert_same_run(tmp_path / "run", uninterrupted)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["name=adafactor"],
-        ["name=muon", "state_dtype=bfloat16"],
-        ["name=muon", "state_dtype=bfloat16", "lora"],
-    ],
-)
-def test_every_optimizer_continues_bit_for_bit(flags, tmp_path, interrupt_in, monkeypatch):
-    options = [f"--training.optimizer.{flag}" for flag in flags if flag != "lora"]
-    options += ["--model.lora.rank=2"] if "lora" in flags else []
-    options += scored_by_parity(tmp_path)
-    interrupt_in(3)
-    assert run_in_process(tmp_path / "stopped", *options) == 130
-    monkeypatch.undo()
-    assert run_in_process(tmp_path / "stopped", *options) == 0
-    assert run_in_process(tmp_path / "whole", *options) == 0
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
-
-
-METHODS = {
-    "sft_rl": (["sft_steps=3"], [2, 3]),  # in the first stage, and at its end
-    "relift": (["demo_buffer=5", "gate_solved=1"], [1, 4]),
-    "chord": (["demo_per_step=3", "mix_steps=6"], [4]),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", METHODS)
-def test_stages_buffers_and_further_iterators_continue_bit_for_bit(
-    preset, tmp_path, interrupt_in, monkeypatch
-):
-    """Stopped again and again."""
-    coefficients, stops = METHODS[preset]
-    flags = [f"--objective.{one}" for one in (f"preset={preset}", *coefficients)]
-    flags += scored_by_parity(tmp_path)
-    for step in stops:
-        interrupt_in(step)
-        assert run_in_process(tmp_path / "stopped", *flags) == 130
-        found, _, data = newest_checkpoint(tmp_path / "stopped")
-        assert (found, bool(data["waiting"])) == (step, preset == "relift")
-        monkeypatch.undo()
-    assert run_in_process(tmp_path / "stopped", *flags) == 0
-    assert run_in_process(tmp_path / "whole", *flags) == 0
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
-    rows = [row for row in metrics_lines(tmp_path / "whole") if "optimizer/updates" in row]
-    assert all(row["optimizer/updates"] for row in rows)
-    _, arrays, data = newest_checkpoint(tmp_path / "whole")
-    names = {name.split("'")[1] for name in arrays if name.startswith(".optimizer_states")}
-    assert names == {"policy"} | ({"demonstration"} if preset != "chord" else set())
-    moments = [array for name, array in arrays.items() if ".mu" in name]
-    assert all(array.any() for array in moments)
 
 
 def test_checkpoints_hold_what_the_comparison_is_about(uninterrupted):
@@ -149,22 +77,6 @@ def test_a_finished_run_trains_no_further(tmp_path, uninterrupted, monkeypatch):
     monkeypatch.delattr(rollouts, "collect")
     assert run_in_process(run_dir) == 0
     assert_same_run(run_dir, uninterrupted)
-
-
-@pytest.mark.slow
-def test_a_prolonged_run_equals_a_longer_one(tmp_path):
-    """At a constant rate; a cosine's length is the run's, so there it is refused, see below."""
-    short, long = tmp_path / "short", tmp_path / "long"
-    constant = ("--training.optimizer.schedule=constant", "--evaluation.every=0")
-    assert run_in_process(short, *constant, "--training.num_steps=2") == 0
-    assert run_in_process(short, *constant, "--training.num_steps=4") == 0
-    assert run_in_process(long, *constant, "--training.num_steps=4") == 0
-    (step, state, data), (other_step, other_state, other_data) = map(
-        newest_checkpoint, (short, long)
-    )
-    assert (step, data) == (other_step, other_data)
-    for name, array in state.items():
-        np.testing.assert_array_equal(array, other_state[name], err_msg=name)
 
 
 def test_other_rows_behind_the_same_configuration_are_refused(tmp_path, capsys):
