@@ -13,6 +13,8 @@ from srft_jax.models import families, init_params
 from srft_jax.rollout import Request, sample
 from srft_jax.rollout.params import decode_params
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = dataclasses.replace(UNTIED, dim=32, mlp_dim=64, vocab_size=64, init_std=0.04)
 
 

@@ -14,15 +14,15 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
 ROOT = Path(__file__).parents[2]
-# Nearly all of the time goes to compiling.
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Nearly all of the time would go to compiling.
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def start(*arguments):
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *map(str, arguments)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, "XLA_FLAGS": FLAGS},
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

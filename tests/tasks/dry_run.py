@@ -131,7 +131,7 @@ class Trace:
 
     def fresh_state(self, setup):
         shapes = jax.eval_shape(lambda: init_params(setup.model_config, jax.random.key(0)))
-        params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
+        params = jax.tree.map(lambda x: np.ones((4,) * x.ndim, np.float32), shapes)
         return new_state(lora.trained(params, setup.model_config), optimizers_of(setup))
 
     def load_reference(self, setup, frozen_params):

@@ -12,6 +12,8 @@ from srft_jax.tasks import microbatch_size
 from srft_jax.tasks.microbatch_size import with_rows
 from srft_jax.tasks.setup import prepare
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 AUTO = "--training.rows_per_microbatch=auto"
 
 

@@ -103,6 +103,7 @@ def test_plan_of_rollouts_and_updates(arguments, command):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
 def test_what_rollouts_hold_is_what_xla_says_of_decode(arguments):
     """The sampler's parameters and cache are its arguments, but for a few numbers a row."""
     config = parse(["plan", *arguments, "--plan.topology=cpu:1"])[1]
