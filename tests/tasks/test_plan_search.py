@@ -53,17 +53,28 @@ def test_a_search_ends_with_four_that_fit(tmp_path, capsys):
     assert len(asked) == 4 + 1  # searched, planned
 
 
-def test_of_candidates_as_fast_the_one_that_sends_less_comes_first(tmp_path):
-    config = parse(tiny_arguments(tmp_path, "--plan.topology=h100:8", "--plan.search=true"))[1]
+def of_gpus(run_dir, *needed_and_exchange):
+    """What a search makes of candidates that need so much of an h100 and exchange for so long."""
+    config = parse(tiny_arguments(run_dir, "--plan.topology=h100:8", "--plan.search=true"))[1]
     run = planned_run(config, jax.devices()[:1])
     topology = Topology("h100:1", CHIPS["h100"], (1,), tuple(jax.devices()[:1]))
     made = [
-        search.Candidate(run, Estimate(1.0, {"parameters": held_}, 5.0, exchange))
-        for held_, exchange in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0))
+        search.Candidate(
+            run, Estimate(1.0, {"parameters": share * topology.chip.hbm}, 5.0, exchange)
+        )
+        for share, exchange in needed_and_exchange
     ]
     with mock.patch.object(search, "_candidates", lambda *_: iter(made)):
-        found = search.search(run, topology, report=print)
-    assert [one.estimate.exchange for one in found] == [1.0, 2.0, 3.0]
+        return [one.estimate.exchange for one in search.search(run, topology, report=print)]
+
+
+def test_of_candidates_as_fast_the_one_that_sends_less_comes_first(tmp_path):
+    assert of_gpus(tmp_path, (0.1, 3.0), (0.2, 1.0), (0.3, 2.0)) == [1.0, 2.0, 3.0]
+
+
+def test_of_gpus_what_just_fits_by_arithmetic_is_named_where_nothing_else_is(tmp_path):
+    assert of_gpus(tmp_path, (0.95, 1.0), (0.8, 2.0)) == [2.0]
+    assert of_gpus(tmp_path, (0.95, 1.0), (1.05, 2.0)) == [1.0]
 
 
 def test_an_estimate_counts_gradients_of_what_is_trained(tmp_path):
