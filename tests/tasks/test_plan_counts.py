@@ -321,6 +321,15 @@ def test_splash_attention_by_its_formula(name, products):
     assert found.hbm_bytes == once + again and again > once + 2 * keys
 
 
+def test_splash_attention_of_three_rows_costs_three_times_as_much():
+    one = several = SPLASH.replace("PASS", "splash_mha_dq")
+    for shape in ("28,8192,128", "4,8192,128"):
+        several = several.replace(f"[{shape}]", f"[3,{shape}]")
+    several = several.replace("{2,1,0:T(8,128)(2,1)}", "{3,2,1,0:T(8,128)(2,1)}")
+    found, wanted = (count(parse(text), loops({}, 1), 1) for text in (several, one))
+    assert (found.flops, found.hbm_bytes) == (3 * wanted.flops, 3 * wanted.hbm_bytes)
+
+
 @pytest.mark.parametrize(
     ("groups", "first"),
     [
