@@ -2,7 +2,7 @@
 
 By itself libtpu does that on a v5e, but on v5p and v6e it may take a product apart and send its
 operand around in pieces, after each of which all of the result is read and written again: a train
-step of 7B on `v6e:4x8` then moved 5 times as much in HBM. docs/scaling.md has figures.
+step of 7B on `v6e:4x8` then moved 4 times as much in HBM. docs/scaling.md has figures.
 """
 
 import os
