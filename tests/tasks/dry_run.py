@@ -131,6 +131,7 @@ class Trace:
 
     def fresh_state(self, setup):
         shapes = jax.eval_shape(lambda: init_params(setup.model_config, jax.random.key(0)))
+        # Of every axis 4: for each other shape the optimizer's operations are compiled anew.
         params = jax.tree.map(lambda x: np.ones((4,) * x.ndim, np.float32), shapes)
         return new_state(lora.trained(params, setup.model_config), optimizers_of(setup))
 

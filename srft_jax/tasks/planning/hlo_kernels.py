@@ -39,9 +39,8 @@ def of_splash(call: Instruction, computation: Computation) -> Work | None:
     if not products:
         return None
     shapes = [computation.instructions[name].shapes[0] for name in call.operands]
-    query, key = [one for one in shapes if len(one.sizes) > 2 and one.dtype not in ("s8", "s32")][
-        :2
-    ]
+    arrays = [one for one in shapes if len(one.sizes) > 2 and one.dtype not in ("s8", "s32")]
+    query, key = arrays[:2]
     blocks = next(shape for shape in shapes if shape.dtype in ("s8", "s32")).sizes[-2:]
     share = (1 + 1 / max(blocks)) / 2
     num_heads, (length, head_dim) = math.prod(query.sizes[:-2]), query.sizes[-2:]  # of all rows

@@ -85,9 +85,9 @@ def _slowness(one: Candidate) -> tuple[float, float]:
 
 
 def _by_arithmetic(candidates: list[Candidate], hbm: float) -> list[Candidate]:
-    """Those that surely fit; where there is none, those that may."""
-    surely = [one for one in candidates if _UNCERTAINTY * one.estimate.needed < hbm]
-    return surely or [one for one in candidates if one.estimate.needed < hbm]
+    """Those that fit whatever arithmetic is off by; where there is none, those that just fit."""
+    roomy = [one for one in candidates if _UNCERTAINTY * one.estimate.needed < hbm]
+    return roomy or [one for one in candidates if one.estimate.needed < hbm]
 
 
 def _fitting(
