@@ -7,9 +7,9 @@ import jax
 
 from srft_jax.config import UsageError
 from srft_jax.mesh import gathered, least_mib_left
+from srft_jax.tasks.outline import Outline, check_sizes
 from srft_jax.tasks.planning.accounts import bytes_needed
 from srft_jax.tasks.planning.train_program import lowered_train_step
-from srft_jax.tasks.setup import Outline, check_sizes
 from srft_jax.tasks.stored_config import stored_config
 
 AnyRun = TypeVar("AnyRun", bound=Outline)

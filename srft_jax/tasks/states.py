@@ -12,7 +12,8 @@ from srft_jax.config import ModelConfig, OptimizerConfig, RunConfig, UsageError
 from srft_jax.models import families, lora
 from srft_jax.models.checkpoint_hf import load_hf
 from srft_jax.models.decoder import Params, init_params
-from srft_jax.tasks.setup import Outline, Setup
+from srft_jax.tasks.outline import Outline
+from srft_jax.tasks.setup import Setup
 from srft_jax.tasks.stored_config import check_same_adapters
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.optimizer import learning_rate, make_optimizer

@@ -13,7 +13,7 @@ from srft_jax.mesh import placed, sharding
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params
 from srft_jax.tasks.batches import Update
-from srft_jax.tasks.setup import Outline
+from srft_jax.tasks.outline import Outline
 from srft_jax.tasks.stages import Stage
 from srft_jax.tasks.states import learning_rate_of, optimizers_of
 from srft_jax.training.logprobs import make_old_logprobs

@@ -10,6 +10,7 @@ from tiny_runs import tiny_arguments
 
 from srft_jax.config import UsageError, parse
 from srft_jax.mesh import AXES
+from srft_jax.tasks.outline import Outline
 from srft_jax.tasks.planning import search
 from srft_jax.tasks.planning.chips import CHIPS
 from srft_jax.tasks.planning.estimate import Estimate, estimate
@@ -17,7 +18,6 @@ from srft_jax.tasks.planning.memory import held
 from srft_jax.tasks.planning.planned_run import planned_run
 from srft_jax.tasks.planning.topology import Topology
 from srft_jax.tasks.planning.workload import workload_of
-from srft_jax.tasks.setup import Outline
 
 
 def test_a_search_falls_back_to_what_needs_the_least(tmp_path):

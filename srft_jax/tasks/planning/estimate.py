@@ -8,10 +8,10 @@ import math
 
 from srft_jax.mesh import split_axes
 from srft_jax.models import families
+from srft_jax.tasks.outline import Outline
 from srft_jax.tasks.planning.memory import Held, batch_bytes
 from srft_jax.tasks.planning.topology import Topology
 from srft_jax.tasks.planning.workload import Workload, model_flops
-from srft_jax.tasks.setup import Outline
 
 # Of a train step's products of matrices, how much more is computed where the backward pass makes
 # parts of a block again; without it attention's own scores are, which is in all of them.

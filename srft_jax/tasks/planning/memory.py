@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params
+from srft_jax.tasks.outline import Outline
 from srft_jax.tasks.planning.accounts import Account, bytes_on_device
 from srft_jax.tasks.planning.train_program import abstract_batch, abstract_params, fixed_params
-from srft_jax.tasks.setup import Outline
 from srft_jax.tasks.states import abstract_state
 
 ByPurpose = dict[str, float]

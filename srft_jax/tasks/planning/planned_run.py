@@ -10,7 +10,7 @@ from srft_jax.mesh import make_mesh
 from srft_jax.models import lora
 from srft_jax.models.config_hf import read_config
 from srft_jax.tasks.checks import check_config
-from srft_jax.tasks.setup import Outline, check_sizes, expanded, overridden
+from srft_jax.tasks.outline import Outline, check_sizes, expanded, overridden
 
 
 def planned_run(config: RunConfig, devices: Sequence[Any]) -> Outline:

@@ -7,6 +7,7 @@ from srft_jax.config import UsageError
 from srft_jax.mesh import row_shards
 from srft_jax.rollout.cache import CacheShape
 from srft_jax.rollout.plan import SHARE_OF_LEFT
+from srft_jax.tasks.outline import Outline
 from srft_jax.tasks.planning import memory, workload
 from srft_jax.tasks.planning.accounts import (
     Account,
@@ -27,7 +28,6 @@ from srft_jax.tasks.planning.sampler_programs import (
 from srft_jax.tasks.planning.topology import Topology
 from srft_jax.tasks.planning.train_program import lowered_train_step
 from srft_jax.tasks.planning.workload import Workload, model_flops, workload_of
-from srft_jax.tasks.setup import Outline
 
 Report = Callable[[str], None]  # a line of progress
 

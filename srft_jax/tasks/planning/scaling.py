@@ -1,10 +1,10 @@
 """The same run on 8 to 256 chips of the kind, where `data` grows and each device keeps its rows."""
 
 from srft_jax.config import UsageError
+from srft_jax.tasks.outline import Outline
 from srft_jax.tasks.planning.planned_run import changed, planned_run
 from srft_jax.tasks.planning.plans import Plan, Report, updates_plan
 from srft_jax.tasks.planning.topology import Topology, topology_of
-from srft_jax.tasks.setup import Outline
 
 _CHIPS = (8, 16, 32, 64, 128, 256)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from srft_jax.config import UsageError
 from srft_jax.mesh import row_shards
+from srft_jax.tasks.outline import Outline
 from srft_jax.tasks.planning.accounts import OutOfMemory
 from srft_jax.tasks.planning.estimate import Estimate, estimate
 from srft_jax.tasks.planning.memory import held
@@ -15,7 +16,6 @@ from srft_jax.tasks.planning.planned_run import changed, planned_run
 from srft_jax.tasks.planning.plans import Report, train_account
 from srft_jax.tasks.planning.topology import Topology
 from srft_jax.tasks.planning.workload import workload_of
-from srft_jax.tasks.setup import Outline
 
 _MOST_FITTING = 4
 _ROWS_OF_A_SHARD = (1, 2, 4, 8)

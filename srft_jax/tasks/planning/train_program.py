@@ -13,7 +13,7 @@ from srft_jax.models import families, lora
 from srft_jax.models.decoder import Params
 from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.rows import empty_rows
-from srft_jax.tasks.setup import Outline
+from srft_jax.tasks.outline import Outline
 from srft_jax.tasks.stages import Stage
 from srft_jax.tasks.states import abstract_state, with_shardings
 from srft_jax.tasks.updates import batch_shardings, make_programs

@@ -16,9 +16,9 @@ from srft_jax.rollout.cache import CacheShape
 from srft_jax.rollout.packing import TOKENS_PER_PASS
 from srft_jax.rollout.plan import capacity_for, make_plan
 from srft_jax.rollout.slots import Job, Prompt
+from srft_jax.tasks.outline import Outline
 from srft_jax.tasks.planning.accounts import loops
 from srft_jax.tasks.planning.hlo_count import Trips
-from srft_jax.tasks.setup import Outline
 from srft_jax.tasks.stages import Stage
 
 
