@@ -3,6 +3,7 @@
 A step's records are written while the device computes the next step.
 """
 
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -23,6 +24,25 @@ CONSTANT_REWARD_STEPS = 10
 _OF_FIRST_UPDATE = ("policy/sampler_kl", "policy/sampler_max_difference")
 
 
+@dataclasses.dataclass(frozen=True)
+class StepRecord:
+    """What is known of a step once its updates are computed.
+
+    Attributes:
+        step: From 1.
+        updates: Metrics of each optimizer step.
+        host: All other metrics.
+        samples: Completions, as lines of samples.jsonl.
+        batches: Of each optimizer step.
+    """
+
+    step: int
+    updates: Sequence[Metrics]
+    host: dict[str, float]
+    samples: list[dict[str, Any]]
+    batches: Sequence[Batch]
+
+
 class Diverged(RunError):
     """Updates were skipped again and again; the state is still the last sound one."""
 
@@ -34,40 +54,22 @@ class Recorder:
         self._writer = writer
         self._progress = progress
         self._config = config
-        self._pending: (
-            tuple[int, Sequence[Metrics], dict[str, float], list[dict[str, Any]]] | None
-        ) = None
+        self._pending: StepRecord | None = None
         self._rewards: deque[float] = deque(maxlen=CONSTANT_REWARD_STEPS)
         self._skipped_in_a_row = 0
 
-    def add(
-        self,
-        step: int,
-        updates: Sequence[Metrics],
-        host: dict[str, float],
-        samples: list[dict[str, Any]],
-        batches: Sequence[Batch],
-    ) -> None:
-        """Takes a step's metrics: the device's, a dict an optimizer step, and the host's.
-
-        The batch of a skipped update is saved.
-
-        Args:
-            step: From 1.
-            updates: Metrics of each optimizer step, by now computed.
-            host: Everything else.
-            samples: Completions, as lines of samples.jsonl.
-            batches: Of each optimizer step.
+    def add(self, record: StepRecord) -> None:
+        """Takes a step's record, and saves the batch of each skipped update.
 
         Raises:
             Diverged: training.max_skipped updates in a row were skipped; all is written by then.
         """
-        self._pending = (step, updates, host, samples)
-        for update, batch in zip(updates, batches, strict=True):
+        self._pending = record
+        for update, batch in zip(record.updates, record.batches, strict=True):
             skipped = any(bool(x) for name, x in update.items() if name.endswith("loss/skipped"))
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
             if skipped:
-                self._report_skipped(step, offender(update), batch)
+                self._report_skipped(record.step, offender(update), batch)
 
     def _report_skipped(self, step: int, what: str, batch: Batch) -> None:
         path = save_batch(self._config.run_dir, step, batch)
@@ -86,11 +88,10 @@ class Recorder:
         """Writes and shows what is held."""
         if self._pending is None:
             return
-        step, updates, host, samples = self._pending
-        self._pending = None
-        values = host | over_updates(updates)
+        record, self._pending = self._pending, None
+        step, samples, report = record.step, record.samples, self._config.report
+        values = record.host | over_updates(record.updates)
         self._writer.metrics(step, values)
-        report = self._config.report
         self._writer.samples([{"step": step} | row for row in samples[: report.samples_per_step]])
         self._progress.update(step, values)
         if samples and step % report.samples_every == 0:

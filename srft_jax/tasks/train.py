@@ -4,11 +4,13 @@ prompts -> groups (rollout, rewards) -> sequences -> packed batches -> train_ste
 """
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 
 import jax
 
+from srft_jax.batch import TrainState
 from srft_jax.config import RunConfig, to_yaml
 from srft_jax.evaluation.scores import evaluate
 from srft_jax.models import lora
@@ -24,14 +26,37 @@ from srft_jax.tasks.export import keep_model_files, write_export
 from srft_jax.tasks.interrupt import stop_requests
 from srft_jax.tasks.microbatch_size import with_rows
 from srft_jax.tasks.profiler import Profiler
-from srft_jax.tasks.records import Diverged, Recorder
+from srft_jax.tasks.records import Diverged, Recorder, StepRecord
 from srft_jax.tasks.resume import check_same_run, fresh_or_resumed, open_run_dir
 from srft_jax.tasks.rollout_metrics import mix_metric, rollout_metrics, sample_rows
 from srft_jax.tasks.setup import Setup, prepare, reward_pool
+from srft_jax.tasks.stages import Stage
 from srft_jax.tasks.states import load_frozen, load_reference
 from srft_jax.tasks.streams import Streams
 from srft_jax.tasks.verdict_watch import VerdictWatch
 from srft_jax.training.checkpoint import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What all steps of a run have in common; `start` is the step that it goes on from."""
+
+    setup: Setup
+    start: int
+    frozen: Params
+    programs: dict[Stage, updates.Programs]
+    streams: Streams
+    demonstrations: rollouts.ScoredDemonstrations
+    pool: RewardPool
+    writer: RunWriter
+    progress: Progress
+    recorder: Recorder
+    watch: VerdictWatch
+    profiler: Profiler
+    compilations: Compilations
+
+    def policy(self, state: TrainState) -> Params:
+        return lora.whole(self.frozen, state.params)
 
 
 def train(config: RunConfig) -> int:
@@ -41,101 +66,139 @@ def train(config: RunConfig) -> int:
         Exit code: 0, or 130 where a signal stopped the run, which has then saved.
     """
     setup, chosen = with_rows(prepare(config))
-    config, run_dir = setup.config, setup.config.run_dir
+    config, training = setup.config, setup.config.training
     check_same_run(config)
     with contextlib.ExitStack() as stack:
         stop_requested = stack.enter_context(stop_requests())
-        checkpoints = stack.enter_context(Checkpoints(run_dir, config.training.keep_checkpoints))
-        pool = stack.enter_context(reward_pool(setup))
-        stack.enter_context(jax.set_mesh(setup.mesh))
-        compilations = stack.enter_context(Compilations())
-        profiler = stack.enter_context(Profiler(config))
-        keep_model_files(setup)
-        streams = Streams(setup)
-        state, start = fresh_or_resumed(setup, checkpoints, streams)
-        # With LoRA; no checkpoint holds it.
-        frozen = load_frozen(config, setup.model_config, setup.mesh)
-        open_run_dir(config, start)
-        writer = stack.enter_context(RunWriter(run_dir))
-        progress = stack.enter_context(Progress(config.training.num_steps))
-        recorder, watch = Recorder(writer, progress, config), VerdictWatch()
-        progress.message(to_yaml(config))
-        if chosen:
-            progress.message(chosen)
-        progress.message(summary.batch_arithmetic(setup, frozen, state.params))
-
-        if start == config.training.num_steps:
-            progress.message(f"already at step {start} of {start}: nothing to train")
-        elif start:
-            progress.message(f"continues after step {start} of {config.training.num_steps}")
-        demonstrations = rollouts.verify_demonstrations(setup, pool)
-        for line in rollouts.describe_demonstrations(setup, demonstrations):
-            progress.message(line)
-        reference = load_reference(setup, frozen)
-        programs = {
-            one: updates.make_programs(setup, one, frozen, reference) for one in setup.stages
-        }
-        policy = lora.whole(frozen, state.params)
-        if start == 0:
-            progress.message("evaluating before the first step; the sampler compiles first")
-            _evaluate(setup, policy, pool, 0, writer, progress, compilations)
-        for step in range(start + 1, config.training.num_steps + 1):
-            profiler.begin(step)
-            began, stage = time.monotonic(), setup.stage_at(step)
-            what = f"step {step}/{config.training.num_steps}, rollout"
-            observer = summary.rollout_observer(progress, what)
-            experience = rollouts.collect(
-                setup, stage, step, policy, streams, pool, demonstrations, observer
-            )
-            rolled_out = time.monotonic()
-            completions = [one for group in experience.sampled for one in group.scored]
-            for warning in watch.warnings(step, completions):
-                progress.message(warning)
-            of_step = make_updates(setup, stage, step, experience.groups, streams)
-            host = rollout_metrics(setup, stage, experience) | mix_metric(stage, step)
-            host |= updates.describe(setup, state, of_step)
-            state, metrics = updates.apply(
-                programs,
-                state,
-                of_step,
-                setup.mesh,
-                measure_norms=_due(step, config.training.gradient_norms_every),
-            )
-            policy = lora.whole(frozen, state.params)
-            recorder.flush()  # the previous step's records, while the device computes this one
-            jax.block_until_ready(state)
-            profiler.end()
-            host |= _timing(began, rolled_out, of_step)
-            compile_metrics, compiled = compilations.since_last()
-            host |= compile_metrics
-            if compiled and step == start + 1:
-                progress.message("\n".join(listed(compiled)))
-            elif compiled:  # nobody expects it after the first
-                progress.message(f"step {step} compiled {', '.join(map(str, compiled))}")
+        checkpoints = stack.enter_context(Checkpoints(config.run_dir, training.keep_checkpoints))
+        run, state = _opened(setup, chosen, checkpoints, stack)
+        if run.start == 0:
+            run.progress.message("evaluating before the first step; the sampler compiles first")
+            _evaluate(run, 0, state)
+        for step in range(run.start + 1, training.num_steps + 1):
+            state, record = _step(run, step, state)
             try:
-                batches = [update.batch for update in of_step]
-                recorder.add(step, metrics, host, sample_rows(experience.groups), batches)
+                run.recorder.add(record)
             except Diverged:  # the state is the last sound one
-                checkpoints.save(step, state, streams.state())
+                checkpoints.save(step, state, run.streams.state())
                 checkpoints.wait()
                 raise
 
-            last, stopping = step == config.training.num_steps, stop_requested()
+            last, stopping = step == training.num_steps, stop_requested()
             if last or _due(step, config.evaluation.every):
-                recorder.flush()
-                _evaluate(setup, policy, pool, step, writer, progress, compilations)
-            if last or stopping or _due(step, config.training.checkpoint_every):
-                recorder.flush()  # resume cuts the metrics back to the checkpoint: they come first
-                checkpoints.save(step, state, streams.state())
+                run.recorder.flush()
+                _evaluate(run, step, state)
+            if last or stopping or _due(step, training.checkpoint_every):
+                run.recorder.flush()  # resume cuts metrics back to the checkpoint: they come first
+                checkpoints.save(step, state, run.streams.state())
             if stopping and not last:
                 checkpoints.wait()
-                progress.message(
+                run.progress.message(
                     f"stopped after step {step} and saved; continue with\n"
-                    f"  python run.py --config {run_dir}/config.yaml"
+                    f"  python run.py --config {config.run_dir}/config.yaml"
                 )
                 return 130
-    _finish(setup, policy)
+    _finish(setup, run.policy(state))
     return 0
+
+
+def _opened(
+    setup: Setup, chosen: str, checkpoints: Checkpoints, stack: contextlib.ExitStack
+) -> tuple[_Run, TrainState]:
+    """Opens what is open through the run, says what it starts from, and verifies demonstrations."""
+    config, num_steps = setup.config, setup.config.training.num_steps
+    pool = stack.enter_context(reward_pool(setup))
+    stack.enter_context(jax.set_mesh(setup.mesh))
+    compilations = stack.enter_context(Compilations())
+    profiler = stack.enter_context(Profiler(config))
+    keep_model_files(setup)
+    streams = Streams(setup)
+    state, start = fresh_or_resumed(setup, checkpoints, streams)
+    # With LoRA; no checkpoint holds it.
+    frozen = load_frozen(config, setup.model_config, setup.mesh)
+    open_run_dir(config, start)
+    writer = stack.enter_context(RunWriter(config.run_dir))
+    progress = stack.enter_context(Progress(num_steps))
+    progress.message(to_yaml(config))
+    if chosen:
+        progress.message(chosen)
+    progress.message(summary.batch_arithmetic(setup, frozen, state.params))
+    if start == num_steps:
+        progress.message(f"already at step {start} of {start}: nothing to train")
+    elif start:
+        progress.message(f"continues after step {start} of {num_steps}")
+    demonstrations = rollouts.verify_demonstrations(setup, pool)
+    for line in rollouts.describe_demonstrations(setup, demonstrations):
+        progress.message(line)
+    reference = load_reference(setup, frozen)
+    run = _Run(
+        setup=setup,
+        start=start,
+        frozen=frozen,
+        programs={
+            stage: updates.make_programs(setup, stage, frozen, reference) for stage in setup.stages
+        },
+        streams=streams,
+        demonstrations=demonstrations,
+        pool=pool,
+        writer=writer,
+        progress=progress,
+        recorder=Recorder(writer, progress, config),
+        watch=VerdictWatch(),
+        profiler=profiler,
+        compilations=compilations,
+    )
+    return run, state
+
+
+def _step(run: _Run, step: int, state: TrainState) -> tuple[TrainState, StepRecord]:
+    """Rollouts, then updates on them; `state` is donated."""
+    setup, training = run.setup, run.setup.config.training
+    run.profiler.begin(step)
+    began, stage = time.monotonic(), setup.stage_at(step)
+    what = f"step {step}/{training.num_steps}, rollout"
+    experience = rollouts.collect(
+        setup,
+        stage,
+        step,
+        run.policy(state),
+        run.streams,
+        run.pool,
+        run.demonstrations,
+        summary.rollout_observer(run.progress, what),
+    )
+    rolled_out = time.monotonic()
+    completions = [one for group in experience.sampled for one in group.scored]
+    for warning in run.watch.warnings(step, completions):
+        run.progress.message(warning)
+    of_step = make_updates(setup, stage, step, experience.groups, run.streams)
+    host = rollout_metrics(setup, stage, experience) | mix_metric(stage, step)
+    host |= updates.describe(setup, state, of_step)
+    state, metrics = updates.apply(
+        run.programs,
+        state,
+        of_step,
+        setup.mesh,
+        measure_norms=_due(step, training.gradient_norms_every),
+    )
+    run.recorder.flush()  # the previous step's records, while the device computes this one
+    jax.block_until_ready(state)
+    run.profiler.end()
+    host |= _timing(began, rolled_out, of_step)
+    host |= _compiled(run, f"step {step}", expected=step == run.start + 1)
+    samples, batches = sample_rows(experience.groups), [update.batch for update in of_step]
+    return state, StepRecord(step, metrics, host, samples, batches)
+
+
+def _compiled(run: _Run, where: str, *, expected: bool) -> dict[str, float]:
+    """Metrics of what has compiled since it was asked last, which is said in a line each where it
+    was to be expected, and in one where it was not."""
+    metrics, programs = run.compilations.since_last()
+    if programs and expected:
+        run.progress.message("\n".join(listed(programs)))
+    elif programs:
+        run.progress.message(f"{where} compiled {', '.join(map(str, programs))}")
+    return metrics
 
 
 def _due(step: int, every: int) -> bool:
@@ -153,38 +216,26 @@ def _timing(began: float, rolled_out: float, of_step: Sequence[Update]) -> dict[
     }
 
 
-def _evaluate(
-    setup: Setup,
-    params: Params,
-    pool: RewardPool,
-    step: int,
-    writer: RunWriter,
-    progress: Progress,
-    compilations: Compilations,
-) -> None:
-    began = time.monotonic()
+def _evaluate(run: _Run, step: int, state: TrainState) -> None:
+    """Scores the policy on the evaluation sets; the verdicts go among the samples."""
+    setup, began = run.setup, time.monotonic()
     values, rows = evaluate(
-        params,
+        run.policy(state),
         setup.model_config,
         setup.evaluation_sets,
         setup.tokenizer,
-        pool,
+        run.pool,
         setup.evaluation_sampling,
         threshold=setup.config.rewards.correct_threshold,
-        observer=summary.rollout_observer(progress, f"step {step}, evaluation"),
+        observer=summary.rollout_observer(run.progress, f"step {step}, evaluation"),
     )
-    _, compiled = compilations.since_last()  # or the next step would count them
-    if compiled and step > 0:
-        names = ", ".join(map(str, compiled))
-        progress.message(f"step {step}, evaluation, compiled {names}")
-    elif compiled:
-        progress.message("\n".join(listed(compiled)))
-    writer.metrics(step, values | {"time/evaluation": time.monotonic() - began})
-    writer.samples([{"step": step} | row for row in rows])
+    _compiled(run, f"step {step}, evaluation,", expected=step == 0)  # or the next step counts them
+    run.writer.metrics(step, values | {"time/evaluation": time.monotonic() - began})
+    run.writer.samples([{"step": step} | row for row in rows])
     scores = [
         f"{key.split('/')[1]} {value:.1%}" for key, value in values.items() if "pass@1" in key
     ]
-    progress.message(f"step {step}: pass@1 " + ", ".join(scores))
+    run.progress.message(f"step {step}: pass@1 " + ", ".join(scores))
 
 
 def _finish(setup: Setup, params: Params) -> None:

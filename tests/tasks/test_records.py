@@ -13,7 +13,7 @@ from srft_jax.objectives.methods import PRESETS
 from srft_jax.objectives.rows import TrainingSequence, make_batch
 from srft_jax.report.terminal import Progress
 from srft_jax.report.writers import RunWriter, read_metrics
-from srft_jax.tasks.records import Diverged, Recorder, offender, over_updates
+from srft_jax.tasks.records import Diverged, Recorder, StepRecord, offender, over_updates
 from srft_jax.training.saved_batch import save_batch, saved_batch
 
 SOUND = {"loss/self": 0.5, "loss/total": 0.5, "loss/skipped": 0.0}
@@ -38,7 +38,7 @@ def small_batch(token):
 
 
 def add(recorder, step, *updates):
-    recorder.add(step, updates, {}, [], [small_batch(step) for _ in updates])
+    recorder.add(StepRecord(step, updates, {}, [], [small_batch(step) for _ in updates]))
 
 
 def test_updates_are_averaged_unless_the_name_says_otherwise():
@@ -104,7 +104,7 @@ def test_a_constant_reward_is_warned_of_with_the_verifier_and_a_sample(recorder)
     sample = dict(prompt="1+1", answer="2", completion="3", verdict="wrong", kind="math")
     for step in range(1, 21):
         host = {"rollout/reward": step / 10, "rewards/verifier": float(step == 5)}
-        recorder.add(step, [], host, [sample], [])
+        recorder.add(StepRecord(step, [], host, [sample], []))
         recorder.flush()
         warned = "WARNING" in recorder.out.getvalue()
         assert warned == (step >= 15)
