@@ -52,7 +52,24 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             process_is_granule=by_process,
             allow_split_physical_axes=True,
         )
-    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    together = _processes_together(arranged, config.slices)
+    return Mesh(together, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _processes_together(arranged: np.ndarray, slices: int) -> np.ndarray:
+    """Devices of a process side by side, where one axis has all devices of a slice.
+
+    JAX lays such an axis through the machine line by line, across hosts. What is gathered over all
+    of it comes from every device in any order, but neighbours that share a copy of the parameters
+    while decoding (`decode_mesh`) must be of one process.
+    In: two hosts of 2 x 2 chips, 0 0 1 1 0 0 1 1.  Out: 0 0 0 0 1 1 1 1.
+    """
+    of_slice = (arranged.shape[0] // slices, *arranged.shape[1:])
+    if max(of_slice) < math.prod(of_slice):
+        return arranged
+    lines = arranged.reshape(slices, -1)
+    together = [sorted(line, key=lambda device: device.process_index) for line in lines]
+    return np.asarray(together).reshape(arranged.shape)
 
 
 def flat_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

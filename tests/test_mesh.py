@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh
 
 from srft_jax import mesh as mesh_module
 from srft_jax.config import MeshConfig, UsageError
-from srft_jax.mesh import AXES, flat_mesh, make_mesh, mesh_shape, spec, split_heads
+from srft_jax.mesh import AXES, decode_mesh, flat_mesh, make_mesh, mesh_shape, spec, split_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,17 @@ def torus(kind, *sizes, cores=1):
         Device(number, kind, (*reversed(place[:-1]), 0)[:3], place[-1])
         for number, place in enumerate(places)
     ]
+
+
+def hosts(kind, *sizes):
+    """A torus whose hosts have 2 x 2 chips each, in x and y."""
+
+    def host(coords):
+        return (coords[0] // 2, coords[1] // 2, coords[2])
+
+    devices = torus(kind, *sizes)
+    numbers = {one: n for n, one in enumerate(sorted({host(device.coords) for device in devices}))}
+    return [dataclasses.replace(one, process_index=numbers[host(one.coords)]) for one in devices]
 
 
 def slices(count, size, platform="gpu"):
@@ -120,6 +131,46 @@ def test_neighbours_on_the_last_axis_are_neighbours_in_the_machine():
     for row in placed.reshape(4, 4):
         steps = np.abs(np.diff([one.coords for one in row], axis=0)).sum(axis=1)
         assert (steps <= 2).all()
+
+
+@pytest.mark.parametrize(
+    ("devices", "config"),
+    [
+        (hosts("TPU v5 lite", 8, 8), MeshConfig(data=1, fsdp=-1)),
+        (hosts("TPU v5", 2, 2, 4), MeshConfig(data=-1)),
+        (hosts("TPU v6 lite", 4, 8), MeshConfig(data=1, context=-1)),
+    ],
+)
+def test_four_neighbours_are_a_host_and_can_share_a_copy(devices, config):
+    mesh = make_mesh(config, devices)
+    assert {one.id for one in mesh.devices.flat} == {one.id for one in devices}
+    copies = decode_mesh(mesh, 4).devices.reshape(-1, 4)
+    for copy in copies:
+        assert len({one.process_index for one in copy}) == 1
+        x, y, _ = zip(*(one.coords for one in copy), strict=True)
+        assert (max(x) - min(x), max(y) - min(y)) == (1, 1)
+
+
+def test_several_axes_lie_as_jax_lays_them():
+    mesh = make_mesh(MeshConfig(data=8, fsdp=8), hosts("TPU v5 lite", 8, 8))
+    for line in mesh.devices.reshape(8, 8):
+        assert min(len({one.coords[axis] for one in line}) for axis in (0, 1)) == 1
+
+
+def test_slices_are_not_mixed_when_their_processes_are_put_together():
+    by_two = [
+        dataclasses.replace(one, process_index=n % 2 + 2 * (1 - one.slice_index))
+        for n, one in enumerate(slices(2, 4))
+    ]
+    devices = make_mesh(MeshConfig(data=2, fsdp=4, slices=2), by_two).devices
+    assert [one.process_index for one in devices.flat] == [2, 2, 3, 3, 0, 0, 1, 1]
+    assert [one.slice_index for one in devices.flat] == [0] * 4 + [1] * 4
+
+
+def test_a_copy_is_not_split_over_processes():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=-1), hosts("TPU v5 lite", 8, 8))
+    with pytest.raises(UsageError, match="rollout.tensor = 8 splits a copy .* over processes"):
+        decode_mesh(mesh, 8)
 
 
 def test_data_alone_spans_slices():
