@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from srft_jax import mesh as mesh_module
 from srft_jax.config import MeshConfig, UsageError
-from srft_jax.mesh import AXES, decode_mesh, flat_mesh, make_mesh, mesh_shape, spec, split_heads
+from srft_jax.mesh import (
+    AXES,
+    decode_mesh,
+    flat_mesh,
+    layout,
+    make_mesh,
+    mesh_shape,
+    spec,
+    split_heads,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +128,7 @@ def test_what_does_not_fit_is_told_what_does(config, num_devices, said):
     ids=lambda devices: devices[0].device_kind,
 )
 def test_every_product_is_a_mesh_of_every_torus(devices):
-    for shape in mesh_module._valid_shapes(len(devices), 1):
+    for shape in layout._valid_shapes(len(devices), 1):
         placed = make_mesh(MeshConfig(*shape), devices).devices
         assert placed.shape == shape
         assert {one.id for one in placed.flat} == set(range(len(devices)))

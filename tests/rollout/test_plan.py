@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from sampler_models import CONFIG, sampling
 
-from srft_jax import mesh
 from srft_jax.config import UsageError
+from srft_jax.mesh import processes
 from srft_jax.rollout import Request, plan
 from srft_jax.rollout.plan import Plan, capacity_for, make_plan
 from srft_jax.rollout.slots import distinct_prompts
@@ -76,7 +76,7 @@ class Device:
 
 @pytest.fixture
 def known_memory(monkeypatch):
-    monkeypatch.setattr(mesh.jax, "local_devices", lambda: [Device(), Device()])
+    monkeypatch.setattr(processes.jax, "local_devices", lambda: [Device(), Device()])
     plan._mib_left.cache_clear()
     yield
     plan._mib_left.cache_clear()
@@ -86,10 +86,10 @@ def test_all_processes_plan_with_the_least_memory_of_any(monkeypatch, known_memo
     """Here another one has 50 MiB; what is agreed on is a maximum, of negative numbers."""
     args = groups(64, 4, length=100), LARGE
     least = plan_of(*args, max_new_tokens=200, cache_mib=40)  # 80%
-    assert mesh.least_mib_left() == 1024
+    assert processes.least_mib_left() == 1024
     assert plan_of(*args, max_new_tokens=200).rows > least.rows
     plan._mib_left.cache_clear()
-    monkeypatch.setattr(mesh, "largest_of_processes", lambda left: (max(left, -50),))
+    monkeypatch.setattr(processes, "largest_of_processes", lambda left: (max(left, -50),))
     assert plan_of(*args, max_new_tokens=200) == least
 
 
