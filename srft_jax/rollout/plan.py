@@ -94,9 +94,9 @@ def make_plan(
         return min(wanted, power_of_two(-(-num_prompts // local_shards))), lanes
 
     rows = -(-min(config.slots, num_jobs * jax.process_count()) // shards)
-    rows = -(-rows // 8) * 8 if rows > 8 else power_of_two(rows)
+    rows = -(-rows // 4) * 4 if rows > 4 else power_of_two(rows)
     while rows > 1 and rows * of_row + sizes(rows)[0] * of_prompt > budget:
-        rows = rows - 8 if rows > 8 else rows // 2
+        rows = rows - 4 if rows > 4 else rows // 2
     if of_row + of_prompt > budget:
         raise UsageError(
             f"the KV cache of one prompt of {longest_prompt} tokens and one completion of "

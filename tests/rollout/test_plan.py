@@ -41,7 +41,8 @@ def test_capacities_are_few_and_at_most_half_is_spare():
     [
         (groups(1, 1), 256, 1, 1, 1),
         (groups(1, 5), 256, 8, 1, 8),
-        (groups(3, 4), 256, 16, 4, 4),
+        (groups(3, 4), 256, 12, 4, 4),
+        (groups(3, 3), 256, 12, 4, 4),
         (groups(3, 4), 8, 8, 4, 4),
         (groups(100, 16), 64, 64, 18, 16),  # four prompts are being completed, 18 are kept
         (groups(100, 16), 16, 16, 6, 16),
