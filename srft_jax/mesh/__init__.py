@@ -1,7 +1,6 @@
 """Devices as a mesh, logical axes on it, and several processes."""
 
-from srft_jax.mesh.layout import decode_mesh, flat_mesh, make_mesh, mesh_shape
-from srft_jax.mesh.processes import (
+from srft_jax.mesh.exchange import (
     gathered,
     largest_of_processes,
     least_mib_left,
@@ -9,6 +8,7 @@ from srft_jax.mesh.processes import (
     rows_of_all,
     rows_of_process,
 )
+from srft_jax.mesh.layout import decode_mesh, flat_mesh, make_mesh, mesh_shape
 from srft_jax.mesh.rules import (
     AXES,
     RULES,

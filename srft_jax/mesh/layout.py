@@ -18,6 +18,8 @@ _MOST_LISTED = 4
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh of all devices, or of these, with the axes of `AXES`; `data` spans slices.
 
+    Where one axis has all devices of a slice, those of a process stand side by side.
+
     Raises:
         UsageError: an axis is below 1, the axes do not multiply to the number of devices, or these
             are of another number of slices.
@@ -61,9 +63,10 @@ def _processes_are_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> 
 def _processes_together(arranged: np.ndarray, slices: int) -> np.ndarray:
     """Devices of a process side by side, where one axis has all devices of a slice.
 
-    JAX lays such an axis through the machine line by line, across hosts. What is gathered over all
-    of it comes from every device in any order, but neighbours that share a copy of the parameters
-    while decoding (`decode_mesh`) must be of one process.
+    JAX lays such an axis through the machine line by line (on v5e:4x4 as a ring), across hosts.
+    A gather or sum over all of it compiles to the same program in any order, and nothing here
+    passes parts from neighbour to neighbour; but those that share a copy of the parameters while
+    decoding (`decode_mesh`) must be of one process.
     In: two hosts of 2 x 2 chips, 0 0 1 1 0 0 1 1.  Out: 0 0 0 0 1 1 1 1.
     """
     of_slice = (arranged.shape[0] // slices, *arranged.shape[1:])
@@ -82,13 +85,18 @@ def flat_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
+def decode_mesh(mesh: Mesh, tensor: int | None) -> Mesh:
     """The same devices in the same order, `tensor` to a copy of the parameters, the rest replicas.
+
+    Args:
+        mesh: As `make_mesh` lays it out.
+        tensor: By default `mesh.tensor`.
 
     Raises:
         UsageError: `tensor` does not divide the number of devices of a process, each of which has
-            rows of its own.
+            rows of its own, or a copy would have devices of several processes.
     """
+    tensor = mesh.shape["tensor"] if tensor is None else tensor
     num_devices = mesh.size // jax.process_count()
     if tensor < 1 or num_devices % tensor:
         raise UsageError(
@@ -99,8 +107,9 @@ def decode_mesh(mesh: Mesh, tensor: int) -> Mesh:
     for copy in devices.reshape(-1, tensor):
         if len({device.process_index for device in copy}) > 1:
             raise UsageError(
-                f"rollout.tensor = {tensor} splits a copy of the parameters over processes in the "
-                "order that the mesh has; lower it, or put mesh.tensor within a machine"
+                f"rollout.tensor = {tensor} splits a copy of the parameters over processes on the "
+                f"mesh {_written(tuple(mesh.shape.values()))}; lower it, or give one axis of the "
+                "mesh all devices of a slice"
             )
     return Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
 

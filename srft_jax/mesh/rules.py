@@ -11,7 +11,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 # In the order of how much devices along them exchange, least first: neighbours on the last axis are
-# neighbours in the machine.
+# neighbours in the machine, unless one axis has all of them (layout.py).
 AXES = ("data", "fsdp", "context", "tensor")
 
 # Logical axis -> mesh axes it is split over. What is not named is replicated.

@@ -93,6 +93,7 @@ def make_plan(
         wanted = min(rows, _PROMPTS_PER_FULL_GROUP * -(-rows // lanes) + _SPARE_PROMPTS)
         return min(wanted, power_of_two(-(-num_prompts // local_shards))), lanes
 
+    # In fours: 28 rows take 56 completions in two turns where there is no room for 32.
     rows = -(-min(config.slots, num_jobs * jax.process_count()) // shards)
     rows = -(-rows // 4) * 4 if rows > 4 else power_of_two(rows)
     while rows > 1 and rows * of_row + sizes(rows)[0] * of_prompt > budget:

@@ -169,8 +169,7 @@ def _mesh(config: SamplingConfig) -> Mesh | None:
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return None
-    tensor = mesh.shape["tensor"] if config.tensor is None else config.tensor
-    return decode_mesh(mesh, tensor)
+    return decode_mesh(mesh, config.tensor)
 
 
 def _finish(

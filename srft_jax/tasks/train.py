@@ -39,7 +39,23 @@ from srft_jax.training.checkpoint import Checkpoints
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What all steps of a run have in common; `start` is the step that it goes on from."""
+    """What all steps of a run have in common.
+
+    Attributes:
+        setup: Configuration, data, architecture, mesh.
+        start: Step that the run goes on from; 0 for a new one.
+        frozen: With LoRA, all parameters but the adapters, which the state holds.
+        programs: Compiled functions, by stage.
+        streams: Where prompts and demonstrations come from, as far as they are used up.
+        demonstrations: Verdicts on them.
+        pool: Verifiers.
+        writer: Of metrics and samples.
+        progress: The terminal.
+        recorder: Of steps; uses the two above.
+        watch: Warns of verdicts.
+        profiler: Traces chosen steps.
+        compilations: Counts them.
+    """
 
     setup: Setup
     start: int
@@ -71,7 +87,7 @@ def train(config: RunConfig) -> int:
     with contextlib.ExitStack() as stack:
         stop_requested = stack.enter_context(stop_requests())
         checkpoints = stack.enter_context(Checkpoints(config.run_dir, training.keep_checkpoints))
-        run, state = _opened(setup, chosen, checkpoints, stack)
+        run, state = _begin(setup, chosen, checkpoints, stack)
         if run.start == 0:
             run.progress.message("evaluating before the first step; the sampler compiles first")
             _evaluate(run, 0, state)
@@ -102,10 +118,11 @@ def train(config: RunConfig) -> int:
     return 0
 
 
-def _opened(
+def _begin(
     setup: Setup, chosen: str, checkpoints: Checkpoints, stack: contextlib.ExitStack
 ) -> tuple[_Run, TrainState]:
-    """Opens what is open through the run, says what it starts from, and verifies demonstrations."""
+    """Enters what is open through the run into `stack`; makes or restores the state; says what the
+    run starts from, `chosen` (see `with_rows`) included; verifies demonstrations."""
     config, num_steps = setup.config, setup.config.training.num_steps
     pool = stack.enter_context(reward_pool(setup))
     stack.enter_context(jax.set_mesh(setup.mesh))
@@ -191,8 +208,8 @@ def _step(run: _Run, step: int, state: TrainState) -> tuple[TrainState, StepReco
 
 
 def _compiled(run: _Run, where: str, *, expected: bool) -> dict[str, float]:
-    """Metrics of what has compiled since it was asked last, which is said in a line each where it
-    was to be expected, and in one where it was not."""
+    """Prints what has compiled since the last call, a line for each program where `expected`, else
+    all in one; returns the metrics."""
     metrics, programs = run.compilations.since_last()
     if programs and expected:
         run.progress.message("\n".join(listed(programs)))

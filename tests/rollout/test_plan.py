@@ -6,7 +6,7 @@ import pytest
 from sampler_models import CONFIG, sampling
 
 from srft_jax.config import UsageError
-from srft_jax.mesh import processes
+from srft_jax.mesh import exchange
 from srft_jax.rollout import Request, plan
 from srft_jax.rollout.plan import Plan, capacity_for, make_plan
 from srft_jax.rollout.slots import distinct_prompts
@@ -68,6 +68,13 @@ def test_memory_holds_what_is_planned():
     assert rows == sorted(rows) and rows[0] == 1 and len({*rows}) > 3
 
 
+def test_rows_that_do_not_fit_at_once_are_taken_in_fours():
+    """28 rows of 264 tokens and 8 prompts of 128 take 526 MiB, 32 take 592: two turns of 56."""
+    requests = groups(8, 7, length=100)
+    made = plan_of(requests, LARGE, slots=64, max_new_tokens=200, cache_mib=560)
+    assert (made.rows, made.prompts) == (28, 8)
+
+
 class Device:
     """With half of its 2 GiB in use."""
 
@@ -77,7 +84,7 @@ class Device:
 
 @pytest.fixture
 def known_memory(monkeypatch):
-    monkeypatch.setattr(processes.jax, "local_devices", lambda: [Device(), Device()])
+    monkeypatch.setattr(exchange.jax, "local_devices", lambda: [Device(), Device()])
     plan._mib_left.cache_clear()
     yield
     plan._mib_left.cache_clear()
@@ -87,10 +94,10 @@ def test_all_processes_plan_with_the_least_memory_of_any(monkeypatch, known_memo
     """Here another one has 50 MiB; what is agreed on is a maximum, of negative numbers."""
     args = groups(64, 4, length=100), LARGE
     least = plan_of(*args, max_new_tokens=200, cache_mib=40)  # 80%
-    assert processes.least_mib_left() == 1024
+    assert exchange.least_mib_left() == 1024
     assert plan_of(*args, max_new_tokens=200).rows > least.rows
     plan._mib_left.cache_clear()
-    monkeypatch.setattr(processes, "largest_of_processes", lambda left: (max(left, -50),))
+    monkeypatch.setattr(exchange, "largest_of_processes", lambda left: (max(left, -50),))
     assert plan_of(*args, max_new_tokens=200) == least
 
 

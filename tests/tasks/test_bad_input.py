@@ -258,6 +258,10 @@ CASES = {
     "mesh of nothing": (["--mesh.tensor=0"], "mesh.tensor = 0 is below 1"),
     "temperature 0": (["--rollout.temperature=0"], "rollout.temperature = 0.0 is not above 0"),
     "top-p": (["--generate.top_p=1.5"], "generate.top_p must be above 0 and at most 1"),
+    "copy over more than there is": (
+        ["--rollout.tensor=2"],
+        "rollout.tensor = 2 does not divide the 1 devices of a process",
+    ),
     "no cache": (["--rollout.cache_mib=0"], "rollout.cache_mib = 0 is not at least 1"),
     "temperature NaN": (["--rollout.temperature=.nan"], "rollout.temperature = nan is not above 0"),
     "no steps": (["--training.num_steps=0"], "training.num_steps = 0 is not at least 1"),

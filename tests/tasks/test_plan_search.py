@@ -5,12 +5,10 @@ from unittest import mock
 import jax
 import pytest
 from dry_plan import dry_plan
-from jax.sharding import AbstractMesh
+from machines import hosts, slices
 from tiny_runs import tiny_arguments
 
 from srft_jax.config import UsageError, parse
-from srft_jax.mesh import AXES
-from srft_jax.tasks.outline import Outline
 from srft_jax.tasks.planning import search
 from srft_jax.tasks.planning.chips import CHIPS
 from srft_jax.tasks.planning.estimate import Estimate, estimate
@@ -51,6 +49,35 @@ def test_a_search_ends_with_four_that_fit(tmp_path, capsys):
     asked, _ = dry_plan(parse(tiny_arguments(tmp_path, *UNHURRIED))[1], flops=1e12)
     assert "12 candidates, 12 that may fit" in capsys.readouterr().err
     assert len(asked) == 4 + 1  # searched, planned
+
+
+def test_a_search_leaves_out_meshes_that_rollouts_cannot_have(tmp_path):
+    """On 4 x 4 chips, data 4 x fsdp 4 has lines of four chips along fsdp, of two hosts each."""
+    devices = tuple(hosts("TPU v5 lite", 4, 4))
+    topology = Topology("v5e:4x4", CHIPS["v5e"], (4, 4), devices)
+
+    def run(tensor):
+        mesh = ("--mesh.data=1", "--mesh.fsdp=16", "--training.rows_per_microbatch=16")
+        flags = tiny_arguments(tmp_path, *mesh, f"--rollout.tensor={tensor}")
+        return planned_run(parse(flags)[1], devices)
+
+    def found(tensor):
+        return {one.mesh.axis_sizes for one in search._meshes(run(tensor), topology)}
+
+    assert {(1, 16, 1, 1), (4, 4, 1, 1)} < found(1)
+    assert found(4) & {(1, 16, 1, 1), (4, 4, 1, 1)} == {(1, 16, 1, 1)}
+    with pytest.raises(UsageError, match="rollout.tensor = 32 does not divide the 16 devices"):
+        search.search(run(32), topology, report=print)
+
+
+def test_what_rollouts_cannot_have_is_said_before_anything_compiles(tmp_path):
+    config = parse(tiny_arguments(tmp_path, "--plan.topology=cpu:1", "--rollout.tensor=2"))[1]
+
+    def fits(run):
+        raise AssertionError("compiled")
+
+    with pytest.raises(UsageError, match="rollout.tensor = 2 does not divide the 1 devices"):
+        dry_plan(config, fits)
 
 
 def of_gpus(run_dir, *needed_and_exchange):
@@ -95,13 +122,11 @@ def estimated(run_dir, *flags):
     return estimate(run, workload_of(run), topology, held(run))
 
 
-@pytest.mark.parametrize(("slices", "data"), [(1, {1, 2, 4, 8}), (2, {2, 4, 8})])
-def test_a_search_keeps_data_over_all_slices(slices, data, tmp_path, monkeypatch):
-    config = parse(tiny_arguments(tmp_path, f"--mesh.slices={slices}"))[1]
-    mesh = AbstractMesh((8, 1, 1, 1), AXES)
-    run = Outline(config, None, config.model.architecture, mesh)
-    monkeypatch.setattr(search, "planned_run", lambda config, devices: config.mesh)
-    topology = Topology("v5e:2x2", CHIPS["v5e"], (2, 2), (), slices)
-    found = list(search._meshes(run, topology))
+@pytest.mark.parametrize(("number", "data"), [(1, {1, 2, 4, 8}), (2, {2, 4, 8})])
+def test_a_search_keeps_data_over_all_slices(number, data, tmp_path):
+    config = parse(tiny_arguments(tmp_path, f"--mesh.slices={number}"))[1]
+    devices = tuple(slices(number, 8 // number))
+    topology = Topology("h100:8", CHIPS["h100"], (8,), devices, number)
+    found = [one.config.mesh for one in search._meshes(planned_run(config, devices), topology)]
     assert {one.data for one in found} == data
     assert all(one.data * one.fsdp * one.tensor == 8 for one in found)

@@ -9,10 +9,11 @@ import jax
 import pytest
 import yaml
 from jax.sharding import AbstractMesh, AxisType
+from machines import Device, hosts
 from tiny_runs import ROOT
 
 from srft_jax.config import ObjectiveConfig, parse
-from srft_jax.mesh import AXES, mesh_shape
+from srft_jax.mesh import AXES, decode_mesh, make_mesh, mesh_shape
 from srft_jax.models import families
 from srft_jax.models.config_hf import read_config
 from srft_jax.models.tokenizer import load_tokenizer
@@ -168,6 +169,14 @@ def mesh_of(config):
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+HOSTS = {
+    "v5e_8x8": hosts("TPU v5 lite", 8, 8),
+    "v5p_2x2x4": hosts("TPU v5", 2, 2, 4),
+    "v6e_4x8": hosts("TPU v6 lite", 4, 8),
+    "8x80gb_gpu": [Device(n, "H100", platform="gpu") for n in range(8)],
+}
+
+
 def one_device(mesh):
     return AbstractMesh((1,) * len(mesh.axis_names), mesh.axis_names, axis_types=mesh.axis_types)
 
@@ -212,3 +221,12 @@ def test_a_recipe_is_split_over_the_hardware(path, hardware, on):
     assert gib < CHIPS[kind].hbm / GIB
     # 16 bytes a parameter, 24 with two optimizers, all split evenly; biases alone are left whole.
     assert gib < 1.01 * whole / (mesh.size / mesh.shape["data"])
+
+
+@pytest.mark.parametrize("hardware", DEVICES)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_devices_that_share_a_copy_are_of_one_host_and_have_a_kv_head_each(path, hardware, on):
+    config = on(path, hardware)
+    mesh = decode_mesh(make_mesh(config.mesh, HOSTS[hardware]), config.rollout.tensor)
+    assert mesh.size == DEVICES[hardware]
+    assert read_config(ROOT / config.plan.architecture).num_kv_heads % mesh.shape["tensor"] == 0

@@ -97,7 +97,12 @@ def estimated_plan(run: Outline, topology: Topology) -> Plan:
 
 
 def compiled_plan(run: Outline, topology: Topology, report: Report) -> Plan:
-    """Updates, and rollouts where the objective has any, from compiled programs."""
+    """Updates, and rollouts where the objective has any, from compiled programs.
+
+    Raises:
+        UsageError: of the mesh, rollouts and evaluations cannot make what `rollout.tensor` asks.
+    """
+    workload.decoding(run)  # before anything compiles
     plan = updates_plan(run, topology, report)
     if plan.refused or not plan.work.completions:
         return plan

@@ -15,7 +15,7 @@ from srft_jax.tasks.planning.phases import Phase, phase
 from srft_jax.tasks.planning.planned_run import changed, planned_run
 from srft_jax.tasks.planning.plans import Report, train_account
 from srft_jax.tasks.planning.topology import Topology
-from srft_jax.tasks.planning.workload import workload_of
+from srft_jax.tasks.planning.workload import decoding, workload_of
 
 _MOST_FITTING = 4
 _ROWS_OF_A_SHARD = (1, 2, 4, 8)
@@ -61,6 +61,8 @@ def search(run: Outline, topology: Topology, report: Report) -> list[Candidate]:
     """
     hbm = topology.chip.hbm
     candidates = sorted(_candidates(run, topology), key=_slowness)
+    if not candidates:
+        decoding(run)  # says why: no mesh suits rollout.tensor
     likely = [one for one in candidates if one.estimate.needed < _UNCERTAINTY * hbm]
     report(f"search: {len(candidates)} candidates, {len(likely)} that may fit")
     if topology.chip.kind == "gpu":
@@ -156,7 +158,8 @@ def _candidates(run: Outline, topology: Topology) -> Iterator[Candidate]:
 
 
 def _meshes(run: Outline, topology: Topology) -> Iterator[Outline]:
-    """The run on every mesh whose axis `tensor` splits whole heads, and `data` spans the slices."""
+    """The run on every mesh that rollouts can be laid out on, whose axis `tensor` splits whole
+    heads, and `data` spans the slices."""
     size, context = run.mesh.size, run.mesh.shape["context"]
     for fsdp, tensor in itertools.product(_divisors(size), repeat=2):
         data, rest = divmod(size, fsdp * tensor * context)
@@ -167,7 +170,17 @@ def _meshes(run: Outline, topology: Topology) -> Iterator[Outline]:
             mesh={"data": data, "fsdp": fsdp, "tensor": tensor},
             training={"rows_per_microbatch": data * fsdp},
         )
-        yield planned_run(config, topology.devices)
+        of_mesh = planned_run(config, topology.devices)
+        if _can_decode(of_mesh):
+            yield of_mesh
+
+
+def _can_decode(run: Outline) -> bool:
+    try:
+        decoding(run)
+    except UsageError:  # a copy of the parameters over several processes
+        return False
+    return True
 
 
 def _divisors(number: int) -> list[int]:

@@ -157,9 +157,8 @@ def cache_shape(run: Outline, work: Workload, budget: float) -> CacheShape:
 
 
 def decoding(run: Outline) -> Mesh:
-    """The mesh as rollouts lay it out."""
-    tensor = run.config.rollout.tensor
-    return decode_mesh(run.mesh, run.mesh.shape["tensor"] if tensor is None else tensor)
+    """The mesh as rollouts lay it out; UsageError where they cannot."""
+    return decode_mesh(run.mesh, run.config.rollout.tensor)
 
 
 def prefill_rows(work: Workload, shape: CacheShape, shards: int) -> int:

@@ -1,67 +1,13 @@
 """Meshes that fit the devices, on one slice and several, and what is said of those that do not."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from machines import Device, hosts, slices, torus
 
 from srft_jax.config import MeshConfig, UsageError
-from srft_jax.mesh import (
-    AXES,
-    decode_mesh,
-    flat_mesh,
-    layout,
-    make_mesh,
-    mesh_shape,
-    spec,
-    split_heads,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """As much of one as its place in a machine takes."""
-
-    id: int
-    device_kind: str
-    coords: tuple[int, ...] = ()
-    core_on_chip: int = 0
-    process_index: int = 0
-    platform: str = "tpu"
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceOfSlice(Device):
-    slice_index: int = 0
-
-
-def torus(kind, *sizes, cores=1):
-    """All devices of a slice; the sizes are of x, y, z."""
-    places = itertools.product(*map(range, reversed(sizes)), range(cores))
-    return [
-        Device(number, kind, (*reversed(place[:-1]), 0)[:3], place[-1])
-        for number, place in enumerate(places)
-    ]
-
-
-def hosts(kind, *sizes):
-    """A torus whose hosts have 2 x 2 chips each, in x and y."""
-
-    def host(coords):
-        return (coords[0] // 2, coords[1] // 2, coords[2])
-
-    devices = torus(kind, *sizes)
-    numbers = {one: n for n, one in enumerate(sorted({host(device.coords) for device in devices}))}
-    return [dataclasses.replace(one, process_index=numbers[host(one.coords)]) for one in devices]
-
-
-def slices(count, size, platform="gpu"):
-    return [
-        DeviceOfSlice(n, "H100", slice_index=n // size, platform=platform)
-        for n in range(count * size)
-    ]
+from srft_jax.mesh import decode_mesh, flat_mesh, layout, make_mesh, mesh_shape
 
 
 @pytest.mark.parametrize(
@@ -215,19 +161,3 @@ def test_a_process_is_a_slice_where_devices_say_nothing_of_slices():
     devices = [Device(n, "gpu", process_index=n // 4, platform="gpu") for n in range(8)]
     placed = make_mesh(MeshConfig(data=2, tensor=4, slices=2), devices).devices
     assert [[one.process_index for one in row.flat] for row in placed] == [[0] * 4, [1] * 4]
-
-
-@pytest.mark.parametrize(
-    ("heads", "tensor", "split"),
-    [((32, 8), 4, (True, True)), ((32, 8), 16, (True, False)), ((28, 4), 8, (False, False)),
-     ((12, 3), 2, (False, False)), ((12, 3), 6, (True, False))],
-)  # fmt: skip
-def test_attention_is_split_by_whole_heads(heads, tensor, split):
-    mesh = AbstractMesh((1, 2, 1, tensor), AXES)
-    assert tuple(map(bool, split_heads(mesh, *heads))) == split
-
-
-def test_rows_are_split_context_first_and_batches_not_by_it():
-    mesh = AbstractMesh((2, 4, 2, 1), AXES)
-    assert spec(mesh, ("rows", None), (32, 8))[0] == ("context", "data", "fsdp")
-    assert spec(mesh, (None, "batch", None), (3, 16, 8))[1] == ("data", "fsdp")

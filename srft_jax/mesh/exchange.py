@@ -45,12 +45,12 @@ def largest_of_processes(*values: int) -> tuple[int, ...]:
     """Each value's maximum over processes, which must all call this: so they decide alike."""
     if jax.process_count() == 1:
         return values
-    gathered = multihost_utils.process_allgather(np.asarray(values, np.int32))
-    return tuple(int(value) for value in gathered.max(axis=0))
+    of_all = multihost_utils.process_allgather(np.asarray(values, np.int32))
+    return tuple(int(value) for value in of_all.max(axis=0))
 
 
 def least_mib_left() -> int | None:
-    """Memory that every device of every process still has; None where devices do not say."""
+    """Device memory that every device of every process still has; None where devices do not say."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     if not all("bytes_limit" in one for one in stats):
         return None
