@@ -93,9 +93,9 @@ def make_plan(
         wanted = min(rows, _PROMPTS_PER_FULL_GROUP * -(-rows // lanes) + _SPARE_PROMPTS)
         return min(wanted, power_of_two(-(-num_prompts // local_shards))), lanes
 
-    # In fours: 28 rows take 56 completions in two turns where there is no room for 32.
-    rows = -(-min(config.slots, num_jobs * jax.process_count()) // shards)
-    rows = -(-rows // 4) * 4 if rows > 4 else power_of_two(rows)
+    jobs = -(-num_jobs * jax.process_count() // shards)
+    most = _in_fours(min(-(-config.slots // shards), jobs))
+    rows = most
     while rows > 1 and rows * of_row + sizes(rows)[0] * of_prompt > budget:
         rows = rows - 4 if rows > 4 else rows // 2
     if of_row + of_prompt > budget:
@@ -104,7 +104,23 @@ def make_plan(
             f"{most_new} takes {(of_row + of_prompt) / 2**20:.4g} MiB, more than the "
             f"{budget / 2**20:.4g} MiB there are; lower max_new_tokens or raise cache_mib"
         )
+    if rows < most:
+        rows = _in_even_turns(jobs, rows)
     return Plan(shards, rows, *sizes(rows), capacity, stop_ids=-(-max(stops, 1) // 4) * 4)
+
+
+def _in_even_turns(jobs: int, rows: int) -> int:
+    """As few rows as take no more turns: a step reads the cache of every row, idle ones too.
+
+    In: 56 jobs, room for 44 rows.  Out: 28, which take two turns as 44 would.
+    """
+    turns = -(-jobs // rows)
+    return _in_fours(-(-jobs // turns))
+
+
+def _in_fours(rows: int) -> int:
+    """Rounded up, or to a power of two up to 4."""
+    return -(-rows // 4) * 4 if rows > 4 else power_of_two(rows)
 
 
 def _bytes_per_token(config: ModelConfig, dtype: str, mesh: Mesh | None) -> int:

@@ -99,13 +99,13 @@ def plans(monkeypatch):
 
 @pytest.mark.slow
 def test_less_memory_is_fewer_rows_and_the_same_completions(monkeypatch):
-    """A token is 128 bytes, so a MiB holds 8192: of 264 for each row, prompts apart."""
+    """A token is 128 bytes, so a MiB holds 8192, 264 for each row: not 40 rows, but 20 twice."""
     found = plans(monkeypatch)
     requests = [Request(prompt, 10, (), 6) for prompt in PROMPTS]
     all_in_one, in_parts = (
         complete(requests, slots=40, max_new_tokens=256, cache_mib=mib) for mib in (None, 1)
     )
-    assert [plan.rows for plan in found] == [40, 28]
+    assert [plan.rows for plan in found] == [40, 20]
     assert_same(in_parts, all_in_one)
 
 
