@@ -41,9 +41,9 @@ def read_hub(config: HubConfig, key: str) -> Iterator[Row]:
         dataset = datasets.load_dataset(
             config.name, config.subset, split=config.split, revision=config.revision
         )
-    # OSError where there is no network or no such dataset, ValueError for a subset or split that
-    # does not exist, RuntimeError for a dataset that is a script, its own for files it cannot read.
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    # A ValueError for a subset or split that does not exist, else whatever the libraries below have,
+    # that of HTTP included.
+    except Exception as error:
         raise UsageError(_sentence(config, key, error)) from error
     name, first = f"{config.name}[{config.split}]", 1
     for table in dataset.with_format("arrow").iter(BATCH):

@@ -28,6 +28,8 @@ def plan(config: RunConfig) -> int:
         raise UsageError("plan needs plan.topology, e.g. --topology v5p:4x4x4, cpu:8 or h100:8")
     prepare_backend(wanted.topology)
     topology = topology_of(wanted.topology, config.mesh.slices)
+    if wanted.scaling and topology.chip.kind != "tpu":
+        raise UsageError(f"plan.scaling plans for slices of TPUs, not for {topology.name}")
     run = planned_run(config, topology.devices)
     if wanted.search:
         candidates = search(run, topology, _report)

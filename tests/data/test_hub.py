@@ -93,6 +93,17 @@ def test_what_the_repository_does_not_have(repository, options, reason):
     assert told.endswith("; check its subset and split.") and "\n" not in told
 
 
+def test_an_error_of_the_library_that_speaks_http_names_the_dataset(monkeypatch):
+    """httpx has errors of its own, which are no OSError: with a part of a dataset in the cache."""
+
+    def load_dataset(*_, **__):
+        raise type("ConnectError", (Exception,), {})("Temporary failure in name resolution")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(UsageError, match="cannot be loaded: Temporary failure in name resolution"):
+        load("nobody/nothing")
+
+
 @pytest.mark.parametrize("name", ["Idavidrein/gpqa", "nobody/nothing", "/no/such/folder"])
 def test_a_repository_that_cannot_be_had_offline(name):
     with pytest.raises(UsageError) as error:

@@ -389,7 +389,7 @@ TABLE = {
     "rollout.slots": Change("8"),
     "rollout.segment": Change("4"),
     "rollout.cache_mib": Change("64"),
-    "rollout.tensor": Change("2"),
+    "rollout.tensor": Change("2", Refused("does not divide the 1 devices of a process")),
     "rewards.workers": Change("3"),
     "rewards.timeout_seconds": Change("1"),
     "rewards.correct_threshold": Change("0", base=("--objective.self_form=likelihood",)),

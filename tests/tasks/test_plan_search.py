@@ -80,6 +80,21 @@ def test_what_rollouts_cannot_have_is_said_before_anything_compiles(tmp_path):
         dry_plan(config, fits)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--plan.mean_completion=0"], "plan.mean_completion = 0 is not from 1 to the longest, 16"),
+        (["--plan.mean_prompt=999"], "plan.mean_prompt = 999 is not from 1 to the longest"),
+        (["--plan.scaling=true"], "plan.scaling plans for slices of TPUs, not for h100:1"),
+        (["--rollout.tensor=2"], "rollout.tensor = 2 does not divide the 1 devices"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(flags, said, tmp_path):
+    config = parse(tiny_arguments(tmp_path, "--plan.topology=h100:1", *flags))[1]
+    with pytest.raises(UsageError, match=said):
+        dry_plan(config)
+
+
 def of_gpus(run_dir, *needed_and_exchange):
     """What a search makes of candidates that need so much of an h100 and exchange for so long."""
     config = parse(tiny_arguments(run_dir, "--plan.topology=h100:8", "--plan.search=true"))[1]

@@ -21,10 +21,17 @@ def planned_run(config: RunConfig, devices: Sequence[Any]) -> Outline:
     """
     config, objective = expanded(config)
     check_config(config)
+    _check_length("mean_prompt", config.plan.mean_prompt, config.data.max_prompt_tokens)
+    _check_length("mean_completion", config.plan.mean_completion, config.rollout.max_new_tokens)
     model = lora.adapted(_architecture(config), config.model.lora)
     run = Outline(config, objective, model, make_mesh(config.mesh, devices))
     check_sizes(run)
     return run
+
+
+def _check_length(key: str, mean: int | None, longest: int) -> None:
+    if mean is not None and not 1 <= mean <= longest:
+        raise UsageError(f"plan.{key} = {mean} is not from 1 to the longest, {longest}")
 
 
 def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:

@@ -88,7 +88,8 @@ class Plan:
 
 
 def estimated_plan(run: Outline, topology: Topology) -> Plan:
-    """The updates alone, by arithmetic."""
+    """The updates alone, by arithmetic; UsageError as `compiled_plan`."""
+    workload.decoding(run)
     work = workload_of(run)
     found = estimate(run, work, topology, memory.held(run))
     train = Phase("train", Count(found.flops), found.compute, 0.0, found.exchange)

@@ -66,7 +66,8 @@ def _gib(size: float | None) -> str:
 def _verdict(plan: Plan) -> str:
     has = f"{plan.topology.chip.hbm / GIB:.2f} GiB"
     if plan.fits:
-        return f"fits: yes, {plan.needed / GIB:.2f} of {has}"
+        what = "" if plan.compiled else " (the updates alone)"
+        return f"fits: yes{what}, {plan.needed / GIB:.2f} of {has}"
     lines = [f"fits: no, {plan.needed / GIB:.2f} GiB are needed where a device has {has}"]
     for refused in plan.refused:
         lines.append(f"  there is no room for {refused.name}" + ":" * bool(refused.largest))
@@ -127,9 +128,10 @@ def _by_kind(one: Phase) -> Counter[tuple[str, int]]:
 
 def _step(plan: Plan) -> str:
     """What a step comes to."""
+    what = "step" if plan.compiled else "updates of a step"
     cells = [
-        ["step, all overlapping", f"{plan.seconds:.4g} s"],
-        ["step, nothing overlapping", f"{plan.most_seconds:.4g} s"],
+        [f"{what}, all overlapping", f"{plan.seconds:.4g} s"],
+        [f"{what}, nothing overlapping", f"{plan.most_seconds:.4g} s"],
         ["trained tokens a second", f"{plan.work.trained_tokens / plan.seconds:,.0f}"],
         ["MFU of the updates", f"{plan.mfu or 0.0:.1%}"],
     ]

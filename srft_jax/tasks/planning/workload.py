@@ -64,8 +64,9 @@ def workload_of(run: Outline) -> Workload:
     """Of the run's last stage."""
     config = run.config
     stage = run.stage_at(config.training.num_steps)
-    prompt = config.plan.mean_prompt or config.data.max_prompt_tokens
-    completion = config.plan.mean_completion or config.rollout.max_new_tokens
+    prompt, completion = config.plan.mean_prompt, config.plan.mean_completion
+    prompt = config.data.max_prompt_tokens if prompt is None else prompt
+    completion = config.rollout.max_new_tokens if completion is None else completion
     group = config.rollout.completions_per_prompt if run.objective.uses_rollouts else 0
     return Workload(
         prompt_length=prompt,
