@@ -311,16 +311,21 @@ def test_mesh_gets_each_parameter_on_its_sharding():
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--devices=8"]])
 def test_memory_beyond_the_parameters_is_two_tensors(flags):
-    """And 200 MiB for programs and what the allocator keeps for each thread. The 24
-    layers of one parameter are 192 MiB as stored, more than the largest tensor."""
+    """And 100 MiB for programs. The 24 layers of one parameter are 192 MiB as stored, more than the
+    largest tensor. What glibc keeps for each thread of what was freed, up to 130 MiB by chance, is
+    kept out: blocks above its threshold go back at once."""
     sizes = dict(layers=24, dim=1024, ffn=4096, heads=16, kv_heads=4, head_dim=64, vocab=65536)
     flags += [f"--{name.replace('_', '-')}={size}" for name, size in sizes.items()]
     command = [sys.executable, str(BENCHMARK), "--export", "--file-mib=256", *flags]
-    paths = {"PYTHONPATH": str(BENCHMARK.parents[1]), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | paths)
+    environment = {
+        "PYTHONPATH": str(BENCHMARK.parents[1]),
+        "JAX_PLATFORMS": "cpu",
+        "MALLOC_MMAP_THRESHOLD_": str(2**20),
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["largest_tensor_mib"] == 128
     for what in ("import", "export"):
         beyond = found[f"{what}_peak_mib"] - found["params_mib"] - found["before_mib"]
-        assert beyond < 2 * 128 + 200, found
+        assert beyond < 2 * 128 + 100, found
