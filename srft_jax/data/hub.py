@@ -41,8 +41,8 @@ def read_hub(config: HubConfig, key: str) -> Iterator[Row]:
         dataset = datasets.load_dataset(
             config.name, config.subset, split=config.split, revision=config.revision
         )
-    # A ValueError for a subset or split that does not exist; else what the libraries below
-    # have, that of HTTP included.
+    # A ValueError for a subset or split that does not exist; for all else (no network, no such
+    # dataset, files that cannot be read) one of several libraries', that for HTTP among them.
     except Exception as error:
         raise UsageError(_sentence(config, key, error)) from error
     name, first = f"{config.name}[{config.split}]", 1

@@ -50,7 +50,7 @@ def largest_of_processes(*values: int) -> tuple[int, ...]:
 
 
 def least_mib_left() -> int | None:
-    """Device memory that every device of every process still has; None where devices do not say."""
+    """What every device of every process still has; None where devices do not say."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     if not all("bytes_limit" in one for one in stats):
         return None

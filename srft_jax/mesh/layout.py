@@ -64,8 +64,8 @@ def _processes_together(arranged: np.ndarray, slices: int) -> np.ndarray:
     """Devices of a process side by side, where one axis has all devices of a slice.
 
     JAX lays such an axis through the machine line by line (on v5e:4x4 as a ring), across hosts.
-    A gather or sum over all of it compiles to the same program in any order, and nothing here
-    passes parts from neighbour to neighbour; but those that share a copy of the parameters while
+    A gather or sum over all of it compiles alike in any order, and nothing here passes parts from
+    neighbour to neighbour; but those that share a copy of the parameters while
     decoding (`decode_mesh`) must be of one process.
     In: two hosts of 2 x 2 chips, 0 0 1 1 0 0 1 1.  Out: 0 0 0 0 1 1 1 1.
     """

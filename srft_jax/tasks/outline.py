@@ -8,6 +8,7 @@ import dataclasses
 from jax.sharding import Mesh
 
 from srft_jax.config import ModelConfig, ModelSection, ObjectiveConfig, RunConfig, UsageError
+from srft_jax.mesh import decode_mesh
 from srft_jax.models.config_hf import check_architecture
 from srft_jax.models.decoder import Runtime
 from srft_jax.models.kernels import resolve_attention
@@ -39,6 +40,10 @@ class Outline:
         """That the devices and the model take; UsageError on one that they cannot."""
         model, device = self.config.model, self.mesh.devices.flat[0]
         return resolve_attention(model.attention, device.platform, self.model_config, model.dtype)
+
+    def decode_mesh(self) -> Mesh:
+        """The mesh as rollouts and evaluations lay it out; UsageError where they cannot."""
+        return decode_mesh(self.mesh, self.config.rollout.tensor)
 
     @property
     def runtime(self) -> Runtime:

@@ -13,7 +13,7 @@ from srft_jax.data.examples import Example, ExampleSets
 from srft_jax.data.problems import raise_problems
 from srft_jax.data.sources import load_sets
 from srft_jax.evaluation.verdicts import probes, row_problems
-from srft_jax.mesh import decode_mesh, make_mesh
+from srft_jax.mesh import make_mesh
 from srft_jax.models import lora
 from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import HOST_MEMORY
@@ -67,7 +67,7 @@ def prepare(config: RunConfig) -> Setup:
     architecture = lora.adapted(architecture, config.model.lora)
     setup = Setup(config, objective, architecture, mesh, tokenizer, sets, encoded, dropped)
     _check_model(setup)
-    decode_mesh(mesh, config.rollout.tensor)  # raises where it cannot be laid out so
+    setup.decode_mesh()  # raises where it cannot be laid out so
     _check_offload(setup)
     check_export(config)
     _check_reference(setup)

@@ -89,7 +89,7 @@ class Plan:
 
 def estimated_plan(run: Outline, topology: Topology) -> Plan:
     """The updates alone, by arithmetic; UsageError as `compiled_plan`."""
-    workload.decoding(run)
+    run.decode_mesh()
     work = workload_of(run)
     found = estimate(run, work, topology, memory.held(run))
     train = Phase("train", Count(found.flops), found.compute, 0.0, found.exchange)
@@ -103,7 +103,7 @@ def compiled_plan(run: Outline, topology: Topology, report: Report) -> Plan:
     Raises:
         UsageError: of the mesh, rollouts and evaluations cannot make what `rollout.tensor` asks.
     """
-    workload.decoding(run)  # before anything compiles
+    run.decode_mesh()  # before anything compiles
     plan = updates_plan(run, topology, report)
     if plan.refused or not plan.work.completions:
         return plan
@@ -132,7 +132,7 @@ def train_account(run: Outline, work: Workload) -> Account | OutOfMemory:
 
 def _with_rollouts(plan: Plan, of_run: Held, report: Report) -> Plan:
     run, dtype = plan.run, plan.run.config.model.dtype
-    decoding, params = workload.decoding(run), memory.policy_params(run)
+    decoding, params = run.decode_mesh(), memory.policy_params(run)
     copy = bytes_on_device(abstract_decode_params(params, run.model_config, decoding, dtype))
     left = plan.topology.chip.hbm - of_run.parameters - of_run.optimizer - copy
     try:
@@ -171,7 +171,8 @@ def _sampler_accounts(
     run: Outline, work: Workload, shape: CacheShape, report: Report
 ) -> list[Account | OutOfMemory]:
     """Of each of the sampler's programs."""
-    decoding, shards = workload.decoding(run), row_shards(workload.decoding(run))
+    decoding = run.decode_mesh()
+    shards = row_shards(decoding)
     pass_rows = workload.prefill_rows(work, shape, shards)
     otherwise = {"decode": shape.segment, "prefill": pass_rows}
     tokens = {"decode": shape.rows / shards, "prefill": pass_rows * shape.prompt_capacity}
@@ -207,7 +208,7 @@ def _as_the_cache_grows(
 
 def _times(run: Outline, work: Workload, shape: CacheShape) -> dict[str, float]:
     """How often a step runs each of the sampler's programs."""
-    shards = row_shards(workload.decoding(run))
+    shards = row_shards(run.decode_mesh())
     of_pass = shards * workload.prefill_rows(work, shape, shards)
     return {
         "convert_layer": float(run.model_config.num_layers),

@@ -15,7 +15,7 @@ from srft_jax.tasks.planning.phases import Phase, phase
 from srft_jax.tasks.planning.planned_run import changed, planned_run
 from srft_jax.tasks.planning.plans import Report, train_account
 from srft_jax.tasks.planning.topology import Topology
-from srft_jax.tasks.planning.workload import decoding, workload_of
+from srft_jax.tasks.planning.workload import workload_of
 
 _MOST_FITTING = 4
 _ROWS_OF_A_SHARD = (1, 2, 4, 8)
@@ -62,7 +62,7 @@ def search(run: Outline, topology: Topology, report: Report) -> list[Candidate]:
     hbm = topology.chip.hbm
     candidates = sorted(_candidates(run, topology), key=_slowness)
     if not candidates:
-        decoding(run)  # says why: no mesh suits rollout.tensor
+        run.decode_mesh()  # says why: no mesh suits rollout.tensor
     likely = [one for one in candidates if one.estimate.needed < _UNCERTAINTY * hbm]
     report(f"search: {len(candidates)} candidates, {len(likely)} that may fit")
     if topology.chip.kind == "gpu":
@@ -177,7 +177,7 @@ def _meshes(run: Outline, topology: Topology) -> Iterator[Outline]:
 
 def _can_decode(run: Outline) -> bool:
     try:
-        decoding(run)
+        run.decode_mesh()
     except UsageError:  # a copy of the parameters over several processes
         return False
     return True

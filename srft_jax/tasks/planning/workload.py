@@ -5,9 +5,7 @@ import math
 import statistics
 from collections import deque
 
-from jax.sharding import Mesh
-
-from srft_jax.mesh import decode_mesh, split_axes
+from srft_jax.mesh import split_axes
 from srft_jax.models import families
 from srft_jax.ops import head_passes
 from srft_jax.ops.attention_loop import KEYS_PER_BLOCK
@@ -146,7 +144,7 @@ def cache_shape(run: Outline, work: Workload, budget: float) -> CacheShape:
     jobs = [Job(0, member, limit, (0,), 0) for member in range(group)]
     tokens = (0,) * config.data.max_prompt_tokens
     prompts = [Prompt(tokens, 0, deque(jobs)) for _ in range(work.prompts)]
-    plan = make_plan(run.model_config, prompts, sampling, decoding(run))
+    plan = make_plan(run.model_config, prompts, sampling, run.decode_mesh())
     return CacheShape(
         rows=plan.shards * plan.rows,
         prompts=plan.shards * plan.prompts,
@@ -155,11 +153,6 @@ def cache_shape(run: Outline, work: Workload, budget: float) -> CacheShape:
         capacity=plan.capacity,
         segment=sampling.segment,
     )
-
-
-def decoding(run: Outline) -> Mesh:
-    """The mesh as rollouts lay it out; UsageError where they cannot."""
-    return decode_mesh(run.mesh, run.config.rollout.tensor)
 
 
 def prefill_rows(work: Workload, shape: CacheShape, shards: int) -> int:
