@@ -10,22 +10,13 @@ def main(argv: Sequence[str]) -> int:
     """Exit code: 0; 2 for a user's mistake, 1 for a run that cannot go on, 130 for one stopped."""
     try:
         verb, config = parse(argv)
-        from srft_jax.tasks import libtpu
+        from srft_jax.host import libtpu
 
         libtpu.set_flags()  # before jax is there
         # After parsing, so that --help and a misspelled key need not wait for jax.
-        from srft_jax.tasks import (
-            evaluate,
-            export,
-            generate,
-            inspect,
-            plan,
-            processes,
-            replay,
-            report,
-            train,
-        )
-        from srft_jax.tasks.jax_options import jax_options
+        from srft_jax.host import processes
+        from srft_jax.host.jax_options import jax_options
+        from srft_jax.tasks import evaluate, export, generate, inspect, plan, replay, report, train
 
         verbs = {
             "train": train.train,

@@ -25,7 +25,7 @@ from srft_jax.config import MeshConfig
 from srft_jax.mesh import RULES, make_mesh
 from srft_jax.ops.attention import ScoreOptions
 from srft_jax.ops.mesh_attention import mesh_attention
-from srft_jax.tasks.planning.topology import prepare_backend, topology_of
+from srft_jax.planning.topology import prepare_backend, topology_of
 
 # Query heads, kv heads, head dim, softcap, window; of a window half the layers, chosen by the
 # device.

@@ -23,18 +23,18 @@ import jax
 from srft_jax.config import MeshConfig
 from srft_jax.mesh import decode_mesh, make_mesh
 from srft_jax.models.config_hf import read_config
-from srft_jax.rollout import SamplingConfig, Truncation
-from srft_jax.rollout.cache import CacheShape
-from srft_jax.tasks.planning.accounts import bytes_on_device, loops
-from srft_jax.tasks.planning.hlo_count import count
-from srft_jax.tasks.planning.hlo_text import Computation, Module, parse
-from srft_jax.tasks.planning.sampler_programs import (
+from srft_jax.planning.accounts import bytes_on_device, loops
+from srft_jax.planning.hlo.count import count
+from srft_jax.planning.hlo.text import Computation, Module, parse
+from srft_jax.planning.sampler_programs import (
     abstract_decode_params,
     abstract_sampler_state,
     lowered_sampler,
 )
-from srft_jax.tasks.planning.topology import Topology, prepare_backend, topology_of
-from srft_jax.tasks.planning.train_program import abstract_params
+from srft_jax.planning.topology import Topology, prepare_backend, topology_of
+from srft_jax.planning.train_program import abstract_params
+from srft_jax.rollout import SamplingConfig, Truncation
+from srft_jax.rollout.cache import CacheShape
 
 LARGE = 2**20  # a copy of fewer bytes is not counted
 

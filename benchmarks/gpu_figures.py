@@ -10,7 +10,7 @@ from typing import Any
 
 from srft_jax.config import ModelConfig
 from srft_jax.models.config_hf import read_config
-from srft_jax.tasks.planning.chips import CHIPS, Chip
+from srft_jax.planning.chips import CHIPS, Chip
 
 # Word of a device's name -> its peaks, where the plan knows them.
 CARDS = {"H100": CHIPS["h100"], "H200": CHIPS["h200"], "A100-SXM4-80GB": CHIPS["a100"]}

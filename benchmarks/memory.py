@@ -16,10 +16,10 @@ import time
 from typing import Any
 
 from srft_jax.config import RunConfig, parse
+from srft_jax.planning.planned_run import planned_run
+from srft_jax.planning.topology import Topology, prepare_backend, topology_of
+from srft_jax.planning.train_program import lowered_train_step
 from srft_jax.report.terminal import table
-from srft_jax.tasks.planning.planned_run import planned_run
-from srft_jax.tasks.planning.topology import Topology, prepare_backend, topology_of
-from srft_jax.tasks.planning.train_program import lowered_train_step
 
 SMALL = [
     "--model.architecture.vocab_size=4096",

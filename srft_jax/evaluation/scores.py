@@ -9,8 +9,8 @@ import numpy as np
 from srft_jax.config import ModelConfig
 from srft_jax.data.encoding import EncodedExample
 from srft_jax.data.examples import Example
-from srft_jax.evaluation.verdicts import Decoder
-from srft_jax.evaluation.verified import sample_verified
+from srft_jax.experience.verdicts import Decoder
+from srft_jax.experience.verified import sample_verified
 from srft_jax.models.decoder import Params
 from srft_jax.rewards import RewardPool
 from srft_jax.rollout import Observer, Request, SamplingConfig

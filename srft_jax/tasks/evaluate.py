@@ -7,10 +7,10 @@ import jax
 
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.evaluation import scores
+from srft_jax.report.summary import rollout_observer
 from srft_jax.report.terminal import Progress, table
-from srft_jax.tasks.setup import prepare, reward_pool
-from srft_jax.tasks.states import policy_params
-from srft_jax.tasks.summary import rollout_observer
+from srft_jax.setup.prepare import prepare, reward_pool
+from srft_jax.training.initial import policy_params
 
 
 def evaluate(config: RunConfig) -> int:

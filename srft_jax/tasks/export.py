@@ -18,8 +18,8 @@ from srft_jax.models.decoder import Params
 from srft_jax.models.export_hf import check_target, export_hf, save_peft
 from srft_jax.models.files_hf import write_model_files
 from srft_jax.models.tensor_files import stored_dtype
-from srft_jax.tasks.setup import Setup, check_export
-from srft_jax.tasks.states import load_frozen, restored_params
+from srft_jax.setup.prepare import Setup, check_export
+from srft_jax.training.initial import load_frozen, restored_params
 
 
 def export(config: RunConfig) -> int:

@@ -5,10 +5,10 @@ import jax
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.data.encoding import encode
 from srft_jax.data.examples import Example
-from srft_jax.evaluation.verdicts import completion_text
+from srft_jax.experience.verdicts import completion_text
 from srft_jax.rollout import Request, Truncation, sample
-from srft_jax.tasks.setup import prepare
-from srft_jax.tasks.states import policy_params
+from srft_jax.setup.prepare import prepare
+from srft_jax.training.initial import policy_params
 
 
 def generate(config: RunConfig) -> int:

@@ -18,15 +18,15 @@ import numpy as np
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.data.encoding import EncodedExample, conversation
 from srft_jax.data.examples import Example, place
+from srft_jax.experience.batches import demonstration_sequence
 from srft_jax.models import lora
 from srft_jax.models.decoder import init_params
 from srft_jax.models.tokenizer import Tokenizer
 from srft_jax.objectives.rows import TrainingSequence, make_batch, max_microbatches, pack
+from srft_jax.planning.microbatch_size import with_rows
+from srft_jax.report.summary import batch_arithmetic
 from srft_jax.report.terminal import Style, shows_colours, styled, table
-from srft_jax.tasks.batches import demonstration_sequence
-from srft_jax.tasks.microbatch_size import with_rows
-from srft_jax.tasks.setup import Setup, prepare
-from srft_jax.tasks.summary import batch_arithmetic
+from srft_jax.setup.prepare import Setup, prepare
 
 _PERCENTILES = (50, 90, 99)
 

@@ -7,14 +7,14 @@ import json
 import sys
 
 from srft_jax.config import RunConfig, UsageError
-from srft_jax.tasks.microbatch_size import SHARE_OF_LEFT, most_rows
-from srft_jax.tasks.outline import Outline
-from srft_jax.tasks.planning import table
-from srft_jax.tasks.planning.planned_run import planned_run
-from srft_jax.tasks.planning.plans import compiled_plan, estimated_plan
-from srft_jax.tasks.planning.scaling import scaled_plans
-from srft_jax.tasks.planning.search import search
-from srft_jax.tasks.planning.topology import Topology, prepare_backend, topology_of
+from srft_jax.planning import table
+from srft_jax.planning.microbatch_size import SHARE_OF_LEFT, most_rows
+from srft_jax.planning.planned_run import planned_run
+from srft_jax.planning.plans import compiled_plan, estimated_plan
+from srft_jax.planning.scaling import scaled_plans
+from srft_jax.planning.search import search
+from srft_jax.planning.topology import Topology, prepare_backend, topology_of
+from srft_jax.setup.outline import Outline
 
 
 def plan(config: RunConfig) -> int:

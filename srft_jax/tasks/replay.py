@@ -13,15 +13,15 @@ from jaxtyping import Array
 from srft_jax.batch import Batch, Role, Rows, TrainState
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.objectives import loss as losses
+from srft_jax.objectives.stages import Stage
+from srft_jax.planning.microbatch_size import with_rows
 from srft_jax.report.terminal import table
-from srft_jax.tasks.microbatch_size import with_rows
-from srft_jax.tasks.setup import Setup, prepare
-from srft_jax.tasks.stages import Stage
-from srft_jax.tasks.states import abstract_state, load_frozen, load_reference
-from srft_jax.tasks.updates import make_programs, put
+from srft_jax.setup.prepare import Setup, prepare
 from srft_jax.training.checkpoint import Checkpoints
+from srft_jax.training.initial import abstract_state, load_frozen, load_reference
 from srft_jax.training.microbatch import Inputs, in_batch_order, make_loss_fn
 from srft_jax.training.saved_batch import saved_batch
+from srft_jax.training.updates import make_programs, put
 
 MOST_SHOWN, LARGEST_SHOWN = 20, 5  # sequences: broken ones, or else of the largest loss
 

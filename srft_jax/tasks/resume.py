@@ -8,13 +8,13 @@ from jax.experimental import multihost_utils
 
 from srft_jax.batch import TrainState
 from srft_jax.config import RunConfig, UsageError, to_yaml
+from srft_jax.config.stored_config import changes, stored_config
+from srft_jax.experience.streams import Streams
 from srft_jax.mesh import gathered
 from srft_jax.report.writers import cut_back
-from srft_jax.tasks.setup import Setup
-from srft_jax.tasks.states import abstract_state, fresh_state
-from srft_jax.tasks.stored_config import changes, stored_config
-from srft_jax.tasks.streams import Streams
+from srft_jax.setup.prepare import Setup
 from srft_jax.training.checkpoint import Checkpoints
+from srft_jax.training.initial import abstract_state, fresh_state
 
 # What may differ when a run is continued, sections or keys; all else would make it another run.
 MAY_CHANGE = (

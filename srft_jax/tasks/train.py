@@ -13,28 +13,30 @@ import jax
 from srft_jax.batch import TrainState
 from srft_jax.config import RunConfig, to_yaml
 from srft_jax.evaluation.scores import evaluate
+from srft_jax.experience import rollouts
+from srft_jax.experience.batches import Update, make_updates
+from srft_jax.experience.metrics import mix_metric, rollout_metrics, sample_rows
+from srft_jax.experience.streams import Streams
+from srft_jax.host.compilations import Compilations, listed
+from srft_jax.host.profiler import Profiler
+from srft_jax.host.stop_requests import stop_requests
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params
+from srft_jax.objectives.stages import Stage
+from srft_jax.planning.microbatch_size import with_rows
+from srft_jax.report import summary
 from srft_jax.report.page import write_report
+from srft_jax.report.records import Diverged, Recorder, StepRecord
 from srft_jax.report.terminal import Progress
+from srft_jax.report.verdict_watch import VerdictWatch
 from srft_jax.report.writers import RunWriter
 from srft_jax.rewards import RewardPool
-from srft_jax.tasks import rollouts, summary, updates
-from srft_jax.tasks.batches import Update, make_updates
-from srft_jax.tasks.compilations import Compilations, listed
+from srft_jax.setup.prepare import Setup, prepare, reward_pool
 from srft_jax.tasks.export import keep_model_files, write_export
-from srft_jax.tasks.interrupt import stop_requests
-from srft_jax.tasks.microbatch_size import with_rows
-from srft_jax.tasks.profiler import Profiler
-from srft_jax.tasks.records import Diverged, Recorder, StepRecord
 from srft_jax.tasks.resume import check_same_run, fresh_or_resumed, open_run_dir
-from srft_jax.tasks.rollout_metrics import mix_metric, rollout_metrics, sample_rows
-from srft_jax.tasks.setup import Setup, prepare, reward_pool
-from srft_jax.tasks.stages import Stage
-from srft_jax.tasks.states import load_frozen, load_reference
-from srft_jax.tasks.streams import Streams
-from srft_jax.tasks.verdict_watch import VerdictWatch
+from srft_jax.training import updates
 from srft_jax.training.checkpoint import Checkpoints
+from srft_jax.training.initial import load_frozen, load_reference
 
 
 @dataclasses.dataclass(frozen=True)

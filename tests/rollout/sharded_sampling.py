@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 
 from srft_jax.batch import KVCache
 from srft_jax.config import MeshConfig, ModelConfig
+from srft_jax.host.compilations import Compilations
 from srft_jax.mesh import decode_mesh, make_mesh
 from srft_jax.models import families, init_params
 from srft_jax.rollout import Completion, Request, SamplingConfig, Truncation, engine, sample
 from srft_jax.rollout.params import decode_params
-from srft_jax.tasks.compilations import Compilations
 
 CONFIG = ModelConfig(
     vocab_size=24,

@@ -17,11 +17,11 @@ from srft_jax.config import ExportConfig, UsageError
 from srft_jax.models import init_params, load_hf, save_hf
 from srft_jax.models.tensor_files import find_tensors
 from srft_jax.models.tokenizer import load_tokenizer
+from srft_jax.setup.prepare import prepare
 from srft_jax.tasks.export import keep_model_files
 from srft_jax.tasks.resume import check_same_run, open_run_dir
-from srft_jax.tasks.setup import prepare
-from srft_jax.tasks.states import fresh_state
 from srft_jax.training.checkpoint import Checkpoints
+from srft_jax.training.initial import fresh_state
 
 
 def flat_params(tree):

@@ -55,7 +55,7 @@ def test_three_steps_evaluation_and_export(family, tmp_path):
     model, tokenizer = FAMILIES[family], load_tokenizer(ROOT / "assets" / "tokenizer")
     params = init_params(model, jax.random.key(0))
     save_hf(tmp_path / "base", model, params, tokenizer)
-    sizes = [f"--config={ROOT}/tests/tasks/tiny.yaml", "--model.architecture=null"]
+    sizes = [f"--config={ROOT}/tests/tiny.yaml", "--model.architecture=null"]
     place = [f"--model.path={tmp_path}/base", f"--run_dir={tmp_path}/run"]
     theta = ["--model.tokenizer=null", "--model.rope_theta=40000", "--training.num_steps=3"]
     assert run.main(["train", *sizes, *place, *theta]) == 0

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny_runs import NO_PROBLEMS, ROOT, tiny_config
 
+from srft_jax.experience.batches import demonstration_sequence
 from srft_jax.models.tokenizer import load_tokenizer
-from srft_jax.tasks.batches import demonstration_sequence
+from srft_jax.setup.prepare import prepare
 from srft_jax.tasks.inspect import inspect, marked
-from srft_jax.tasks.setup import prepare
 
 TOKENIZER = load_tokenizer(ROOT / "assets" / "tokenizer")
 

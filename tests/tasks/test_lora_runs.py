@@ -18,8 +18,8 @@ from tiny_runs import (
 import run
 from srft_jax.models import init_params, load_hf, save_hf
 from srft_jax.models.tokenizer import load_tokenizer
-from srft_jax.tasks.setup import prepare
-from srft_jax.tasks.states import policy_params
+from srft_jax.setup.prepare import prepare
+from srft_jax.training.initial import policy_params
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 

@@ -15,8 +15,8 @@ import run
 from srft_jax.batch import TrainState
 from srft_jax.config import parse, to_yaml
 from srft_jax.data.sources import load_sets
+from srft_jax.experience import rollouts
 from srft_jax.report.writers import RunWriter, cut_back, read_metrics
-from srft_jax.tasks import rollouts
 from srft_jax.training.checkpoint import Checkpoints
 
 

@@ -8,7 +8,7 @@ import pytest
 from tiny_runs import metrics_lines, newest_checkpoint, run_in_process, tiny_arguments
 
 import run
-from srft_jax.tasks import batches
+from srft_jax.experience import batches
 from srft_jax.training.saved_batch import save_batch, saved_batch
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]

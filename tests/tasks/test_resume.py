@@ -19,7 +19,8 @@ from tiny_runs import (
 )
 
 from srft_jax.config import RunConfig, UsageError, to_yaml
-from srft_jax.tasks import resume, rollouts
+from srft_jax.experience import rollouts
+from srft_jax.tasks import resume
 
 
 # Checkpoints are due after 3 and 6.

@@ -1,0 +1,59 @@
+"""What rows of data ask of verifiers, before a run starts and for each of its completions."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from srft_jax.config import ShapingConfig
+from srft_jax.data.examples import Example, place
+from srft_jax.rewards import RewardRequest
+from srft_jax.rewards.verifiers import columns_of, row_problem
+
+PROBED_ROWS = 3  # of each kind and set, when a run starts
+
+
+def verifier_requests(
+    example: Example, text: str, num_tokens: int, shaping: Sequence[ShapingConfig]
+) -> list[RewardRequest]:
+    """One for the example's own verifier, then one for each term."""
+    columns = {"prompt": example.prompt, **example.metadata, "num_tokens": num_tokens}
+    asked = [(example.kind, columns), *((one.kind, columns | one.options) for one in shaping)]
+    return [
+        RewardRequest(kind, text, example.answer, metadata, example.where)
+        for kind, metadata in asked
+    ]
+
+
+def probes(
+    sets: Mapping[str, Sequence[Example]], shaping: Sequence[ShapingConfig]
+) -> list[RewardRequest]:
+    """What to try verifiers on: the first rows of each kind in each set, as if they were answered.
+
+    The completion is the row's demonstration where it has one.
+    """
+    requests = []
+    for name, examples in sets.items():
+        seen: Counter[str] = Counter()
+        for row, example in enumerate(examples, start=1):
+            seen[example.kind] += 1
+            if seen[example.kind] <= PROBED_ROWS:
+                text, *_ = (*example.demonstrations, f"<think>\n</think>\n{example.answer}")
+                placed = dataclasses.replace(example, where=place(example, name, row))
+                requests += verifier_requests(placed, text, len(text), shaping)
+    return requests
+
+
+def row_problems(
+    sets: Mapping[str, Sequence[Example]],
+    shaping: Sequence[ShapingConfig],
+    options: Mapping[str, Mapping[str, Any]],
+) -> Iterator[str]:
+    """Rows that no completion could be verified on: a kind, gold answer or option that is none."""
+    for name, examples in sets.items():
+        for row, example in enumerate(examples, start=1):
+            for request in verifier_requests(example, "", 0, shaping if name == "train" else ()):
+                kind = request.kind
+                columns = columns_of(kind, request.metadata, options.get(kind, {}))
+                if problem := row_problem(kind, request.gold, columns):
+                    yield f"{place(example, name, row)}: {problem}"

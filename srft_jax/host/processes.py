@@ -1,0 +1,105 @@
+"""Several processes, often on several machines, become one run; before any device is used."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import jax
+from jax._src import clusters  # JAX tells no other way whether it would find a cluster
+
+from srft_jax.config import DistributedConfig, RunConfig, UsageError, Verb
+from srft_jax.config.stored_config import changes
+from srft_jax.host.peers import Peers
+from srft_jax.mesh import gathered
+
+# What JAX finds the other processes by without being told anything.
+_CLUSTERS = ("ompi", "slurm", "gketpu", "gcetpu")
+# Machines of a pod do not start at the same moment.
+START_SECONDS = 300
+# Seconds without a sign of life after which JAX ends all other processes; see also peers.py.
+HEARTBEAT_SECONDS = 45
+
+
+@contextlib.contextmanager
+def joined(verb: Verb, config: RunConfig) -> Iterator[RunConfig]:
+    """Meets the other processes, if there are any, and stays in touch with them.
+
+    Process 0 alone prints to standard output. An error ends this process without waiting for the
+    others, which are told of it and end as well: see `Peers`. The verbs `report` and `plan` are one
+    process everywhere. Where others do not come, JAX ends this process.
+
+    Yields:
+        The configuration without the section `distributed`, which is not the same everywhere.
+
+    Raises:
+        UsageError: the section is incomplete, or processes have different configurations.
+    """
+    plain = dataclasses.replace(config, distributed=DistributedConfig())
+    if verb in ("report", "plan") or not _initialize(config.distributed):
+        yield plain
+        return
+    with Peers() as peers, contextlib.ExitStack() as stack:
+        if jax.process_index() != 0:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        _check_same_everywhere(plain)
+        print(f"processes {jax.process_count()}, of which {peers.address} is process 0")
+        yield plain
+
+
+def _initialize(config: DistributedConfig) -> bool:
+    """Whether there are several processes, which then know each other."""
+    if config.num_processes == 1:
+        return False
+    is_given = config != DistributedConfig()
+    if is_given:
+        _check(config)
+    elif _processes_of_cluster() == 1:
+        return False
+    where = f" at {config.coordinator}" if is_given else ""
+    print(f"waiting for the other processes{where}, at most {START_SECONDS} s", flush=True)
+    jax.distributed.initialize(
+        config.coordinator,
+        config.num_processes,
+        config.process_id,
+        # A cluster would give each process one of its machine's devices.
+        cluster_detection_method="deactivate" if is_given else None,
+        initialization_timeout=START_SECONDS,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+    return True
+
+
+def _processes_of_cluster() -> int:
+    """1 outside clusters; looks at environment variables and, on a TPU VM, at its metadata."""
+    for cluster in clusters.ClusterEnv._cluster_types:
+        if cluster.name in _CLUSTERS and cluster.is_env_present():
+            return cluster.get_process_count()
+    return 1
+
+
+def _check(config: DistributedConfig) -> None:
+    missing = [name for name, value in vars(config).items() if value is None]
+    if missing:
+        raise UsageError(
+            f"distributed.{' and distributed.'.join(missing)} is not set: several processes need "
+            f"all of {', '.join(vars(config))}; one takes num_processes = 1 alone"
+        )
+    count, number, coordinator = config.num_processes, config.process_id, config.coordinator
+    assert count is not None and number is not None and coordinator is not None
+    if not 0 <= number < count:
+        raise UsageError(
+            f"distributed.process_id = {number} is not from 0 to distributed.num_processes - 1 = "
+            f"{count - 1}"
+        )
+    if not coordinator.rpartition(":")[2].isdigit():
+        raise UsageError(f"distributed.coordinator = {coordinator} is not HOST:PORT")
+
+
+def _check_same_everywhere(config: RunConfig) -> None:
+    first, *others = gathered(config)
+    for number, other in enumerate(others, start=1):
+        if different := changes(first, other):
+            text = ", ".join(different.values()).replace("(was ", "(process 0: ")
+            raise UsageError(f"process {number} has another configuration: {text}")

@@ -1,0 +1,75 @@
+"""The train step as a run compiles it, lowered from abstract shapes: nothing is allocated."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from srft_jax.batch import Batch, Normalisers
+from srft_jax.config import ModelConfig, RunConfig
+from srft_jax.models import families, lora
+from srft_jax.models.decoder import Params
+from srft_jax.objectives.objective import Objective
+from srft_jax.objectives.rows import empty_rows
+from srft_jax.objectives.stages import Stage
+from srft_jax.setup.outline import Outline
+from srft_jax.training.initial import abstract_state, with_shardings
+from srft_jax.training.updates import batch_shardings, make_programs
+
+
+def lowered_train_step(
+    config: RunConfig, model_config: ModelConfig, objective: Objective, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The step of the run's last stage, whose `.compile()` gives XLA's accounting of it.
+
+    Args:
+        config: Of the run, the preset expanded.
+        model_config: Architecture, with its adapters where `model.lora` is set.
+        objective: Coefficients of the loss.
+        mesh: Devices, which need not be there: those of a topology can be compiled for.
+    """
+    run = Outline(config, objective, model_config, mesh)
+    stage = run.stage_at(config.training.num_steps)
+    # A partial of a compiled function, which is what can be lowered.
+    step: Any = make_programs(run, stage, *fixed_params(run)).train_step
+    # Made outside of the mesh: Optax makes small arrays on the way, for which it needs devices.
+    state, batch = abstract_state(run), abstract_batch(run, stage)
+    with jax.set_mesh(mesh):
+        return step.func.lower(*step.args, state, batch)
+
+
+def abstract_params(model_config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> Params:
+    """All parameters as the trainer lays them out."""
+    shapes = {
+        row.path: jax.ShapeDtypeStruct(families.stacked_shape(row, model_config), dtype)
+        for row in families.parameters(model_config)
+    }
+    return with_shardings(families.by_path(shapes), families.param_shardings(mesh, model_config))
+
+
+def fixed_params(run: Outline) -> tuple[Params, Params | None]:
+    """What the step reads and does not change: frozen parameters, and those of the reference."""
+    section, frozen = run.config.model, {}
+    if section.lora is not None:
+        of_base = abstract_params(run.model_config, run.mesh, section.lora.base_dtype)
+        frozen = lora.frozen(of_base, run.model_config)
+    if not run.objective.uses_reference:
+        return frozen, None
+    own = abstract_params(lora.base(run.model_config), run.mesh)
+    return frozen, frozen if run.base_is_reference else own
+
+
+def abstract_batch(run: Outline, stage: Stage) -> Batch:
+    """Shapes and places of a stage's batches [M, B, T]."""
+    training = run.config.training
+    shape = (run.num_microbatches(stage), training.rows, training.row_length)
+    number: Any = jax.ShapeDtypeStruct((), jnp.float32)
+    num_used: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = Batch(
+        rows=jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape, x.dtype), empty_rows((1, 1, 1))),
+        normalisers=Normalisers(*len(dataclasses.fields(Normalisers)) * [number]),
+        num_microbatches=num_used,
+    )
+    return with_shardings(shapes, batch_shardings(shapes, run.mesh))

@@ -1,0 +1,41 @@
+"""A run says how many rows each source had, and how many of them it uses."""
+
+import json
+import re
+
+from tiny_runs import NO_PROBLEMS, tiny_config
+
+from srft_jax.experience.rollouts import describe_demonstrations
+from srft_jax.experience.verdicts import Scored
+from srft_jax.report.summary import batch_arithmetic
+from srft_jax.setup.prepare import prepare
+
+
+def test_rows_of_a_source_are_counted(tmp_path):
+    rows = [{"prompt": f"{n % 6}+1", "answer": "1", "demonstration": "1"} for n in range(20)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = (f"--data.train.files={tmp_path}/a.jsonl", "--data.train.distinct=true")
+    benchmark = f"--data.benchmarks.mine.files={tmp_path}/b.jsonl"
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "9+9", "answer": "8"}))
+    setup = prepare(tiny_config(tmp_path / "run", *NO_PROBLEMS, *files, benchmark))
+    said = [" ".join(line.split()) for line in batch_arithmetic(setup, {}, {}).splitlines()]
+    assert "data.train 20 rows read, 6 used" in said
+    assert "data.benchmarks.mine 1 rows read, 1 used" in said
+    assert setup.evaluation_sets.keys() == {"mine"}
+
+
+def test_a_wrong_demonstration_is_named_by_its_row(tmp_path):
+    """As it stands in the file, not among the rows that are left."""
+    rows = [{"prompt": p, "answer": "1", "demonstration": "<think></think>1"} for p in "1122345"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = (f"--data.train.files={tmp_path}/a.jsonl", "--data.train.distinct=true")
+    setup = prepare(tiny_config(tmp_path / "run", *NO_PROBLEMS, *files))
+    (index,) = (i for i, one in enumerate(setup.sets.train) if one.prompt == "3")
+    example = setup.sets.train[index]
+    scored = {
+        (0, 0): Scored(example, "", 1.0, "right"),
+        (index, 0): Scored(example, "", 0, "wrong"),
+    }
+    first, warning = describe_demonstrations(setup, scored)
+    assert first == "demonstrations verified right: 1 of 2"
+    assert re.match(rf"WARNING: {tmp_path}/a.jsonl, row 5: the verdict of final_answer on", warning)

@@ -1,0 +1,283 @@
+"""Verdicts while others decode: the overlap, the order, and what happens when something breaks."""
+
+import itertools
+import signal
+import threading
+import time
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from srft_jax.data.encoding import EncodedExample
+from srft_jax.data.examples import Example
+from srft_jax.evaluation.scores import evaluate
+from srft_jax.experience import verified
+from srft_jax.experience.verified import BackgroundVerifier, sample_verified
+from srft_jax.rewards import RewardPool, RewardResult
+from srft_jax.rollout import Completion, Progress, Request, SamplingConfig
+
+LONG = 20.0  # seconds; what waits so long is stuck
+DONE = Progress(6, 6, 12, 2, 0.5, 1.0, 2.0, 3.0)
+SLOW = "slow_scorers:sleep"
+
+
+class Tokenizer:
+    """Ids as decimal numbers; keeps the threads that it was called from."""
+
+    stop_ids, think_prefix = (0,), ""
+
+    def __init__(self):
+        self.threads = set()
+
+    def decode(self, ids):
+        self.threads.add(threading.current_thread())
+        return " ".join(map(str, ids))
+
+
+class Pool:
+    """The reward is the first token. Keeps the texts of each call."""
+
+    def __init__(self, first_call=lambda: None):
+        self.calls = []
+        self._first_call = first_call
+
+    def score(self, requests, cancelled=None):
+        self.calls.append([one.completion for one in requests])
+        if len(self.calls) == 1:
+            self._first_call()
+        return [RewardResult(float(one.completion.split()[0]), "right") for one in requests]
+
+
+def example(number=0, kind="exact"):
+    return Example(prompt=f"{number}", answer=f"{number}", demonstrations=(), kind=kind)
+
+
+def completion(request=0, member=0, first=None):
+    values = np.zeros(2, np.float32)
+    tokens = np.asarray([10 * request + member if first is None else first, 0])
+    return Completion(tokens, values, values, values, True, 0, request, member)
+
+
+def rollout(stream, pool, tokenizer=None, observer=None):
+    """Of two requests of three completions each, sampled by `stream`."""
+    used = tokenizer or Tokenizer()
+
+    def sample_stream(*_, tokenizer, observer):
+        assert tokenizer is used, "for stop strings"
+        yield from stream
+        observer(DONE)
+
+    with mock.patch.object(verified, "sample_stream", sample_stream):
+        return sample_verified(
+            None,
+            None,
+            [Request([1], 3), Request([2], 3)],
+            [example(0), example(1)],
+            None,
+            SamplingConfig(),
+            used,
+            pool,
+            observer,
+        )
+
+
+ALL = [completion(request, member) for request in range(2) for member in range(3)]
+
+
+def verifier_threads():
+    return [one for one in threading.enumerate() if one.name.startswith("verifier")]
+
+
+def test_verifying_begins_before_sampling_ends():
+    """The rest is not sampled before the first completion is with the pool."""
+    scored = threading.Event()
+
+    def stream():
+        yield ALL[0]
+        assert scored.wait(LONG), "the first completion waits for the others"
+        yield from ALL[1:]
+
+    tokenizer = Tokenizer()
+    rollout(stream(), Pool(scored.set), tokenizer)
+    assert threading.main_thread() not in tokenizer.threads and len(tokenizer.threads) == 1
+
+
+def test_sampling_goes_on_while_the_pool_is_busy():
+    """What has piled up by then is scored in one call, so that all workers have some."""
+    entered, sampled = threading.Event(), threading.Event()
+
+    def first_call():
+        entered.set()
+        assert sampled.wait(LONG), "sampling waits for the pool"
+
+    def stream():
+        yield ALL[0]
+        assert entered.wait(LONG)
+        yield from ALL[1:]
+        sampled.set()
+
+    pool = Pool(first_call)
+    rollout(stream(), pool)
+    assert pool.calls == [["0 0"], ["1 0", "2 0", "10 0", "11 0", "12 0"]]
+
+
+@pytest.mark.parametrize(("count", "shares"), [(1, [[0, 1, 2, 3, 4]]), (2, [[0, 1, 3, 4], [2]])])
+def test_processes_take_turns_prompt_by_prompt(count, shares, monkeypatch):
+    """The first and the last example have two requests each; equal ones are not the same one."""
+    a, b, c = (example() for _ in range(3))
+    monkeypatch.setattr(verified.jax, "process_count", lambda: count)
+    for turn, share in enumerate(shares):
+        monkeypatch.setattr(verified.jax, "process_index", lambda turn=turn: turn)
+        assert verified.own_requests([a, a, b, c, c]) == share
+        assert verified.own_requests([]) == []
+
+
+def test_the_order_is_that_of_requests():
+    for order in itertools.islice(itertools.permutations(ALL), 0, 720, 97):
+        found = rollout(order, Pool())
+        places = [[(one.request, one.member) for one, _ in group] for group in found.groups]
+        assert places == [[(request, member) for member in range(3)] for request in range(2)]
+        assert [[one.reward for _, one in group] for group in found.groups] == [
+            [0.0, 1.0, 2.0],
+            [10.0, 11.0, 12.0],
+        ]
+        examples = [[one.example for _, one in group] for group in found.groups]
+        assert examples == [[example(0)] * 3, [example(1)] * 3]
+
+
+def test_reward_wait_is_what_follows_the_last_completion():
+    def stream():
+        yield from ALL
+        time.sleep(0.3)  # the pool naps as long
+
+    assert rollout(stream(), Pool(lambda: time.sleep(0.3))).reward_wait < 0.15
+    assert rollout(ALL, Pool(lambda: time.sleep(0.3))).reward_wait > 0.15
+
+
+def test_progress_is_passed_on_and_kept():
+    seen = []
+    assert rollout(ALL, Pool(), observer=seen.append).progress == DONE
+    assert seen == [DONE]
+
+
+def fail():
+    raise OSError("no more processes")
+
+
+def test_a_failure_ends_the_rollout_early():
+    """Whoever wants the next completion verified hears of it."""
+    sampled = []
+
+    def stream():
+        for one in itertools.islice(itertools.cycle(ALL), 2000):
+            time.sleep(0.001)
+            sampled.append(one)
+            yield one
+
+    with pytest.raises(OSError, match="no more processes"):
+        rollout(stream(), Pool(fail))
+    assert len(sampled) < 1000 and not verifier_threads()
+
+
+def test_a_failure_in_the_end_is_not_lost():
+    sampled = threading.Event()
+
+    def first_call():
+        sampled.wait(LONG)
+        fail()
+
+    def stream():
+        yield from ALL
+        sampled.set()
+
+    with pytest.raises(OSError, match="no more processes"):
+        rollout(stream(), Pool(first_call))
+
+
+def test_a_pool_that_answers_too_little_is_a_failure():
+    pool = Pool()
+    pool.score = lambda requests, cancelled: []
+    with pytest.raises(ValueError, match="shorter"):
+        rollout(ALL, pool)
+
+
+def test_a_failure_of_the_tokenizer_is_not_lost():
+    with pytest.raises(TypeError, match="NoneType"):
+        rollout(ALL, Pool(), mock.Mock(think_prefix=None, **{"decode.return_value": ""}))
+
+
+def test_leaving_gives_up_what_waits():
+    entered, released = threading.Event(), threading.Event()
+
+    def first_call():
+        entered.set()
+        released.wait(LONG)
+
+    pool = Pool(first_call)
+    with BackgroundVerifier(pool, Tokenizer()) as verifier:
+        verdicts = [verifier.submit(example(), ALL[0])]
+        assert entered.wait(LONG)
+        verdicts += [verifier.submit(example(), one) for one in ALL[1:]]
+        threading.Timer(0.3, released.set).start()
+    assert [one.cancelled() for one in verdicts] == [False] + [True] * 5
+    assert len(pool.calls) == 1 and not verifier_threads()
+
+
+def test_ctrl_c_does_not_wait_for_the_verdicts():
+    """Forty sleepers on two workers would take ten seconds; it comes amid the second call."""
+    sleepers = [completion(0, member, first=7) for member in range(40)]
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    with RewardPool(timeout_seconds=0.5, kinds=[SLOW]) as pool:
+        start = time.monotonic()
+        with (
+            pytest.raises(KeyboardInterrupt),
+            BackgroundVerifier(pool, Tokenizer()) as verifier,
+        ):
+            verdicts = [verifier.submit(example(kind=SLOW), one) for one in sleepers]
+            signal.setitimer(signal.ITIMER_REAL, 0.8)
+            verdicts[-1].result()
+        assert time.monotonic() - start < 0.8 + 0.5 + 0.7
+        assert not verifier_threads() and all(one.done() for one in verdicts)
+        with BackgroundVerifier(pool, Tokenizer()) as verifier:  # the pool is free again
+            scored = verifier.submit(example(kind=SLOW), ALL[1]).result(LONG)
+        assert (scored.reward, scored.verdict) == (1.0, "right")
+    signal.signal(signal.SIGALRM, handler)
+
+
+def test_scores_are_those_of_their_sets():
+    """Of six problems, sampled from last to first, those from 10 up are right."""
+
+    def sample_stream(params, model, requests, key, sampling, *, tokenizer, observer):
+        assert [one.group_size for one in requests] == [1] * 6 and sampling.temperature == 0
+        assert [one.prompt for one in requests] == [[number] for number in range(6)]
+        for index in reversed(range(6)):
+            yield completion(index, 0)
+        observer(DONE)
+
+    def problems(numbers):
+        return [example(n) for n in numbers], [EncodedExample([n], []) for n in numbers]
+
+    sets = {"held_out": problems(range(4)), "none": problems([]), "ood": problems([4, 5])}
+    seen = []
+    with mock.patch.object(verified, "sample_stream", sample_stream):
+        values, rows = evaluate(
+            None,
+            None,
+            sets,
+            Tokenizer(),
+            Pool(),
+            SamplingConfig(temperature=0.0),
+            threshold=20.0,
+            observer=seen.append,
+        )
+    assert values == {
+        "eval/held_out/pass@1": 0.5,
+        "eval/held_out/length": 2.0,
+        "eval/ood/pass@1": 1.0,
+        "eval/ood/length": 2.0,
+    }
+    assert [(row["set"], row["prompt"], row["reward"]) for row in rows] == [
+        ("held_out" if n < 4 else "ood", str(n), 10.0 * n) for n in range(6)
+    ]
+    assert seen == [DONE]

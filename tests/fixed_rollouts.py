@@ -1,0 +1,31 @@
+"""`run.py` on completions that go by step and prompt alone; nothing is sampled.
+
+A script of its own, run with STEP PROCESS and the arguments of run.py: that process is asked to
+stop in the middle of that step.
+"""
+
+import signal
+import sys
+
+import jax
+from dry_run import Trace
+
+import run
+from srft_jax.experience import rollouts, verified
+
+
+def main(step: int, process: int, arguments: list[str]) -> int:
+    collect = rollouts.collect
+
+    def collect_and_stop(setup, stage, this_step, *args):
+        if (this_step, jax.process_index()) == (step, process):
+            signal.raise_signal(signal.SIGTERM)
+        return collect(setup, stage, this_step, *args)
+
+    rollouts.collect = collect_and_stop
+    verified.sample_stream = Trace().sample_stream
+    return run.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))

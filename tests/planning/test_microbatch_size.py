@@ -1,0 +1,99 @@
+"""training.rows_per_microbatch: auto chooses what fits, by XLA's accounting of the real step."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+from dry_plan import dry_plan
+from tiny_runs import assert_same_run, run_in_process, tiny_config
+
+from srft_jax.config import UsageError, parse, to_yaml
+from srft_jax.planning import microbatch_size
+from srft_jax.planning.microbatch_size import with_rows
+from srft_jax.setup.prepare import prepare
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+AUTO = "--training.rows_per_microbatch=auto"
+
+
+def chosen(tmp_path, *arguments):
+    setup, said = with_rows(prepare(tiny_config(tmp_path / "run", AUTO, *arguments)))
+    return setup.config.training.rows, said
+
+
+@pytest.fixture
+def needs(monkeypatch):
+    """Makes a step need so many MiB a row, and not compile beyond a number of rows."""
+
+    def install(mib, most=1024):
+        def needed(run):
+            rows = run.config.training.rows
+            return float("inf") if rows > most else mib * rows
+
+        monkeypatch.setattr(microbatch_size, "_needed_mib", needed)
+
+    return install
+
+
+# A step of the tiny run has 16 sequences, each of half a row.
+@pytest.mark.parametrize(("memory", "rows"), [(10, 1), (39, 2), (40, 4), (79, 4), (900, 16)])
+def test_the_most_rows_that_fit(memory, rows, tmp_path, needs):
+    needs(10)
+    found, said = chosen(tmp_path, f"--training.memory_mib={memory}")
+    assert found == rows and f"= {rows}: of {memory} MiB" in said
+
+
+def test_what_xla_refuses_to_compile_does_not_fit(tmp_path, needs):
+    needs(10, most=2)
+    assert chosen(tmp_path, "--training.memory_mib=1000")[0] == 2
+
+
+def test_nothing_fits(tmp_path, needs):
+    needs(10)
+    with pytest.raises(UsageError, match="of 5 MiB on each device 1 rows need 10"):
+        chosen(tmp_path, "--training.memory_mib=5")
+
+
+def test_a_device_that_does_not_say_what_it_has(tmp_path):
+    with pytest.raises(UsageError, match="needs training.memory_mib: a cpu device"):
+        chosen(tmp_path)
+
+
+def test_a_plan_chooses_as_a_run_does(needs, tmp_path):
+    needs(900)  # of the 3,686 MiB that are nine tenths of a fake device's
+    flags = ("--objective.preset=sft", "--plan.topology=cpu:1", "--training.num_steps=1")
+    (compiled,), _ = dry_plan(tiny_config(tmp_path / "run", AUTO, *flags))
+    assert compiled[1].rows_per_microbatch == 4
+
+
+@pytest.mark.slow
+def test_more_rows_need_more_memory(tmp_path):
+    setup = prepare(tiny_config(tmp_path / "run", AUTO))
+    needed = [microbatch_size._needed_mib(microbatch_size._with(setup, rows)) for rows in (2, 64)]
+    assert 0.1 < needed[0] < 0.5 * needed[1]
+
+
+def test_rows_that_another_mesh_cannot_split_are_refused(tmp_path):
+    stored = tiny_config(tmp_path / "run", "--training.rows_per_microbatch=2")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(stored))
+    setup = prepare(tiny_config(tmp_path / "run", AUTO))
+    assert with_rows(setup)[0].config.training.rows == 2
+    larger = SimpleNamespace(shape=setup.mesh.shape | {"fsdp": 4}, devices=setup.mesh.devices)
+    with pytest.raises(UsageError, match="rows_per_microbatch = 2 does not split over the 4"):
+        with_rows(dataclasses.replace(setup, mesh=larger))
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_number_it_was_started_with(tmp_path, needs):
+    needs(1)
+    flags = [AUTO, "--training.memory_mib=8", "--training.num_steps=2", "--evaluation.every=0"]
+    assert run_in_process(tmp_path / "run", *flags) == 0
+    needs(4)  # another machine would choose 4
+    assert run_in_process(tmp_path / "run", *flags, "--training.memory_mib=16") == 0
+    stored = parse([f"--config={tmp_path}/run/config.yaml"])[1]
+    assert stored.training.rows_per_microbatch == 8
+    given = ["--training.rows_per_microbatch=8", *flags[1:]]
+    assert run_in_process(tmp_path / "given", *given) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "given")

@@ -1,0 +1,62 @@
+"""The programs that a plan compiles are those of a run, and what decode reads on the way."""
+
+import dataclasses
+
+import jax
+import pytest
+from tiny_runs import tiny_arguments, tiny_config
+
+from srft_jax.config import parse
+from srft_jax.objectives.rows import make_batch
+from srft_jax.planning import plans
+from srft_jax.planning.accounts import Account
+from srft_jax.planning.hlo.count import Count
+from srft_jax.planning.planned_run import planned_run
+from srft_jax.planning.train_program import lowered_train_step
+from srft_jax.planning.workload import mean_capacity, workload_of
+from srft_jax.rollout.cache import CacheShape
+from srft_jax.setup.prepare import prepare
+from srft_jax.training.initial import fresh_state
+from srft_jax.training.updates import make_programs, put
+
+
+def test_the_abstract_train_step_is_the_runs(tmp_path):
+    """Of the text that JAX hands to XLA, shardings and shapes included, not a character differs."""
+    setup = prepare(tiny_config(tmp_path / "run", "--mesh.data=1"))
+    stage = setup.stage_at(1)
+    with jax.set_mesh(setup.mesh):
+        batch = make_batch(
+            [],
+            setup.objective,
+            setup.config.training,
+            num_microbatches=setup.num_microbatches(stage),
+            length_cap=1,
+        )
+        step = make_programs(setup, stage, {}, None).train_step
+        real = step.func.lower(*step.args, fresh_state(setup), put(batch, setup.mesh))
+    plan = lowered_train_step(setup.config, setup.model_config, setup.objective, setup.mesh)
+    assert plan.as_text() == real.as_text() and len(plan.as_text()) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "capacity"),
+    [
+        (("rollout.max_new_tokens=8192",), 8, 4528.0),  # all of full length, in turns
+        (("rollout.max_new_tokens=8192", "plan.mean_completion=512"), 12, 128.0),  # at once
+        (("rollout.max_new_tokens=8192", "plan.mean_completion=512"), 8, 8192.0),  # others wait
+    ],
+)
+def test_decode_reads_the_cache_as_it_grows(changes, rows, capacity, tmp_path):
+    """Twelve completions in segments of 256: 0, 256, 512, 768, 1,024, 1,536, 1,536, 2,048, ..."""
+    lengths = ("training.row_length=8256", "model.architecture.max_positions=16384")
+    flags = [f"--{one}" for one in (*changes, *lengths, "rollout.segment=256")]
+    config = parse(tiny_arguments(tmp_path, *flags))[1]
+    run = planned_run(config, jax.devices()[:1])
+    work = dataclasses.replace(workload_of(run), completions=12)
+    shape = CacheShape(rows, 4, 4, 64, 8192, 256)
+    assert mean_capacity(run, work, shape) == capacity
+    decode = Account(
+        "decode", *5 * [0.0], Count(1.0, 256 * 8192.0 + 5.0)
+    )  # a byte a token and step, and others
+    found = plans._as_the_cache_grows(decode, run, work, shape, of_own=8192.0)
+    assert found.count == Count(1.0, 256 * capacity + 5.0)

@@ -1,0 +1,147 @@
+"""Which candidates a search compiles, and in what order they are named."""
+
+from unittest import mock
+
+import jax
+import pytest
+from dry_plan import dry_plan
+from machines import hosts, slices
+from tiny_runs import tiny_arguments
+
+from srft_jax.config import UsageError, parse
+from srft_jax.planning import search
+from srft_jax.planning.chips import CHIPS
+from srft_jax.planning.estimate import Estimate, estimate
+from srft_jax.planning.memory import held
+from srft_jax.planning.planned_run import planned_run
+from srft_jax.planning.topology import Topology
+from srft_jax.planning.workload import workload_of
+
+
+def test_a_search_falls_back_to_what_needs_the_least(tmp_path):
+    """The fastest by arithmetic is refused, and with it, untried, what keeps more on its mesh."""
+    config = parse(tiny_arguments(tmp_path, "--plan.topology=cpu:1", "--plan.search=true"))[1]
+
+    def is_least(run):
+        return run.config.training.rows == 1 and run.config.model.remat == "block"
+
+    asked, out = dry_plan(config, fits=is_least)
+    tried = [(remat, training.rows) for remat, training, *_ in asked]
+    assert tried == [("dots", 1), ("block", 1), ("block", 1)]  # searched twice, planned
+    assert "--training.rows_per_microbatch=1 --model.remat=block" in out
+    with pytest.raises(UsageError, match="no mesh, microbatch and remat fits"):
+        dry_plan(config, fits=lambda run: False)
+
+
+UNHURRIED = ("--plan.topology=cpu:1", "--plan.search=true", "--plan.search_seconds=100000")
+
+
+def test_a_search_ends_where_no_other_is_estimated_to_be_faster(tmp_path):
+    """The first that fits takes next to no time here."""
+    config = parse(tiny_arguments(tmp_path, *UNHURRIED))[1]
+    asked, _ = dry_plan(config, fits=lambda run: run.config.model.remat == "block", flops=1.0)
+    tried = [(remat, training.rows) for remat, training, *_ in asked]
+    assert tried == [("dots", 1), ("block", 1), ("block", 1)]  # refused, searched, planned
+
+
+def test_a_search_ends_with_four_that_fit(tmp_path, capsys):
+    """Each takes longer than any estimate here."""
+    asked, _ = dry_plan(parse(tiny_arguments(tmp_path, *UNHURRIED))[1], flops=1e12)
+    assert "12 candidates, 12 that may fit" in capsys.readouterr().err
+    assert len(asked) == 4 + 1  # searched, planned
+
+
+def test_a_search_leaves_out_meshes_that_rollouts_cannot_have(tmp_path):
+    """On 4 x 4 chips, data 4 x fsdp 4 has lines of four chips along fsdp, of two hosts each."""
+    devices = tuple(hosts("TPU v5 lite", 4, 4))
+    topology = Topology("v5e:4x4", CHIPS["v5e"], (4, 4), devices)
+
+    def run(tensor):
+        mesh = ("--mesh.data=1", "--mesh.fsdp=16", "--training.rows_per_microbatch=16")
+        flags = tiny_arguments(tmp_path, *mesh, f"--rollout.tensor={tensor}")
+        return planned_run(parse(flags)[1], devices)
+
+    def found(tensor):
+        return {one.mesh.axis_sizes for one in search._meshes(run(tensor), topology)}
+
+    assert {(1, 16, 1, 1), (4, 4, 1, 1)} < found(1)
+    assert found(4) & {(1, 16, 1, 1), (4, 4, 1, 1)} == {(1, 16, 1, 1)}
+    with pytest.raises(UsageError, match="rollout.tensor = 32 does not divide the 16 devices"):
+        search.search(run(32), topology, report=print)
+
+
+def test_what_rollouts_cannot_have_is_said_before_anything_compiles(tmp_path):
+    config = parse(tiny_arguments(tmp_path, "--plan.topology=cpu:1", "--rollout.tensor=2"))[1]
+
+    def fits(run):
+        raise AssertionError("compiled")
+
+    with pytest.raises(UsageError, match="rollout.tensor = 2 does not divide the 1 devices"):
+        dry_plan(config, fits)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--plan.mean_completion=0"], "plan.mean_completion = 0 is not from 1 to the longest, 16"),
+        (["--plan.mean_prompt=999"], "plan.mean_prompt = 999 is not from 1 to the longest"),
+        (["--plan.scaling=true"], "plan.scaling plans for slices of TPUs, not for h100:1"),
+        (["--rollout.tensor=2"], "rollout.tensor = 2 does not divide the 1 devices"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(flags, said, tmp_path):
+    config = parse(tiny_arguments(tmp_path, "--plan.topology=h100:1", *flags))[1]
+    with pytest.raises(UsageError, match=said):
+        dry_plan(config)
+
+
+def of_gpus(run_dir, *needed_and_exchange):
+    """What a search makes of candidates that need so much of an h100 and exchange for so long."""
+    config = parse(tiny_arguments(run_dir, "--plan.topology=h100:8", "--plan.search=true"))[1]
+    run = planned_run(config, jax.devices()[:1])
+    topology = Topology("h100:1", CHIPS["h100"], (1,), tuple(jax.devices()[:1]))
+    made = [
+        search.Candidate(
+            run, Estimate(1.0, {"parameters": share * topology.chip.hbm}, 5.0, exchange)
+        )
+        for share, exchange in needed_and_exchange
+    ]
+    with mock.patch.object(search, "_candidates", lambda *_: iter(made)):
+        return [one.estimate.exchange for one in search.search(run, topology, report=print)]
+
+
+def test_of_candidates_as_fast_the_one_that_sends_less_comes_first(tmp_path):
+    assert of_gpus(tmp_path, (0.1, 3.0), (0.2, 1.0), (0.3, 2.0)) == [1.0, 2.0, 3.0]
+
+
+def test_of_gpus_what_just_fits_by_arithmetic_is_named_where_nothing_else_is(tmp_path):
+    assert of_gpus(tmp_path, (0.95, 1.0), (0.8, 2.0)) == [2.0]
+    assert of_gpus(tmp_path, (0.95, 1.0), (1.05, 2.0)) == [1.0]
+
+
+def test_an_estimate_counts_gradients_of_what_is_trained(tmp_path):
+    """The head's, twice, and a layer's, of float32, which adapters do without."""
+    whole, adapters = (
+        estimated(tmp_path, *flags).hbm["activations and temporaries"]
+        for flags in ((), ("--model.lora.rank=1",))
+    )
+    model = parse(tiny_arguments(tmp_path))[1].model.architecture
+    head = model.dim * model.vocab_size
+    assert whole - adapters > 2 * 4 * head
+
+
+def estimated(run_dir, *flags):
+    config = parse(tiny_arguments(run_dir, *flags))[1]
+    topology = Topology("cpu:1", CHIPS["cpu"], (1,), tuple(jax.devices()[:1]))
+    run = planned_run(config, topology.devices)
+    return estimate(run, workload_of(run), topology, held(run))
+
+
+@pytest.mark.parametrize(("number", "data"), [(1, {1, 2, 4, 8}), (2, {2, 4, 8})])
+def test_a_search_keeps_data_over_all_slices(number, data, tmp_path):
+    config = parse(tiny_arguments(tmp_path, f"--mesh.slices={number}"))[1]
+    devices = tuple(slices(number, 8 // number))
+    topology = Topology("h100:8", CHIPS["h100"], (8,), devices, number)
+    found = [one.config.mesh for one in search._meshes(planned_run(config, devices), topology)]
+    assert {one.data for one in found} == data
+    assert all(one.data * one.fsdp * one.tensor == 8 for one in found)

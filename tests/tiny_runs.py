@@ -1,0 +1,88 @@
+"""Tiny runs, and what two of them must have in common."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import run
+from srft_jax.config import parse
+from srft_jax.setup.prepare import prepare
+from srft_jax.training.checkpoint import Checkpoints
+from srft_jax.training.initial import abstract_state
+
+ROOT = Path(__file__).parents[1]
+# Flags for a run on files of its own: without the problems of tiny.yaml.
+NO_PROBLEMS = ("--data.train.procedural=null", "--data.held_out=null", "--data.ood=null")
+MAY_DIFFER = ("time/", "perf/")
+
+
+def tiny_arguments(run_dir, *arguments):
+    """Command line of the tiny run, from anywhere."""
+    tokenizer = ROOT / "assets" / "tokenizer"
+    tiny = Path(__file__).parent / "tiny.yaml"
+    return [
+        f"--config={tiny}",
+        f"--model.tokenizer={tokenizer}",
+        f"--run_dir={run_dir}",
+        *arguments,
+    ]
+
+
+def tiny_config(run_dir, *arguments):
+    return parse(tiny_arguments(run_dir, *arguments))[1]
+
+
+def scored_by_parity(path):
+    """Flags for nine prompts, all with a demonstration, whose rewards are 0 and 1 equally often."""
+    rows = [
+        dict(
+            prompt=f"{i}+1",
+            answer=f"{i + 1}",
+            demonstration=f"<think>{i}+1</think>{i + 1}",
+            kind="tiny_scorers:parity",
+        )
+        for i in range(9)
+    ]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [*NO_PROBLEMS, f"--data.train.files={path}/rows.jsonl"]
+
+
+def run_in_process(run_dir, *arguments):
+    """Exit code of the tiny run."""
+    return run.main(["train", *tiny_arguments(run_dir, *arguments)])
+
+
+def metrics_lines(run_dir):
+    """metrics.jsonl without what may differ between two runs of a seed."""
+    rows = map(json.loads, (Path(run_dir) / "metrics.jsonl").read_text().splitlines())
+    kept = [{k: v for k, v in row.items() if not k.startswith(MAY_DIFFER)} for row in rows]
+    return [row for row in kept if row.keys() != {"step"}]
+
+
+def samples(run_dir):
+    return (Path(run_dir) / "samples.jsonl").read_text()
+
+
+def newest_checkpoint(run_dir):
+    """Step, every array of the train state by its path, and the place in the data."""
+    config = parse([f"--config={run_dir}/config.yaml"])[1]
+    with Checkpoints(str(run_dir), config.training.keep_checkpoints) as checkpoints:
+        step = checkpoints.newest()
+        state, data = checkpoints.restore(step, abstract_state(prepare(config)))
+    leaves = jax.tree.leaves_with_path(state)
+    return step, {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}, data
+
+
+def assert_same_run(run_dir, other):
+    """Bit for bit: records, parameters, optimizer states, running statistics, data order."""
+    assert metrics_lines(run_dir) == metrics_lines(other)
+    assert samples(run_dir) == samples(other)
+    (step, arrays, data), (other_step, other_arrays, other_data) = (
+        newest_checkpoint(one) for one in (run_dir, other)
+    )
+    assert (step, data) == (other_step, other_data)
+    assert arrays.keys() == other_arrays.keys()
+    for name, array in arrays.items():
+        assert array.tobytes() == other_arrays[name].tobytes(), name
