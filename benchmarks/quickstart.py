@@ -5,9 +5,12 @@
 Runs one after the other, each as a whole process, so that the wall time is what a user waits.
 Prints a table, then one JSON line. The configuration of a method is
 configs/<method>_quickstart_arithmetic.yaml, and configs/quickstart.yaml for srft.
+`--keep FOLDER` leaves the run directories in FOLDER/<method>_<seed>, from which
+benchmarks/quickstart_figure.py draws.
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -47,10 +50,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", default=["srft", "sft", "grpo", "srft_paper"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--keep", type=Path, help="a new folder for the run directories")
     arguments = parser.parse_args()
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True)  # runs in a folder that holds some would continue them
+        place = contextlib.nullcontext(arguments.keep.absolute())
+    else:
+        place = tempfile.TemporaryDirectory()
     results = []
     print("| method | seed | seconds | held-out | out of distribution |\n|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
+    with place as folder:
         for method in arguments.methods:
             for seed in arguments.seeds:
                 row = run(method, seed, Path(folder) / f"{method}_{seed}")
