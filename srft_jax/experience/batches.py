@@ -58,11 +58,10 @@ def make_updates(
             for one in sequences
         ]
         updates += _update(setup, stage, weighted)
-    while objective.demo_buffer and streams.num_waiting >= objective.demo_buffer:
+    buffered = setup.stages.buffered if objective.demo_buffer else None
+    while buffered is not None and streams.num_waiting >= objective.demo_buffer:
         pairs = streams.take_waiting(objective.demo_buffer)
-        updates += _update(
-            setup, setup.buffered_stage, [demonstration_sequence(setup, pair) for pair in pairs]
-        )
+        updates += _update(setup, buffered, [demonstration_sequence(setup, pair) for pair in pairs])
     return updates
 
 

@@ -37,7 +37,7 @@ def held(run: Outline) -> Held:
 
 def batch_bytes(run: Outline) -> float:
     """Of an update."""
-    stage = run.stage_at(run.config.training.num_steps)
+    stage = run.stages.policy
     return bytes_on_device(abstract_batch(run, stage))
 
 

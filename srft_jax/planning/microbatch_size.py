@@ -67,7 +67,7 @@ def _with(run: AnyRun, rows: int) -> AnyRun:
 
 
 def _num_microbatches(run: Outline) -> int:
-    return max(run.num_microbatches(stage) for stage in run.stages)
+    return max(run.num_microbatches(stage) for stage in run.stages.all)
 
 
 def _needed_mib(run: Outline) -> float:

@@ -31,7 +31,7 @@ def lowered_train_step(
         mesh: Devices, which need not be there: those of a topology can be compiled for.
     """
     run = Outline(config, objective, model_config, mesh)
-    stage = run.stage_at(config.training.num_steps)
+    stage = run.stages.policy
     # A partial of a compiled function, which is what can be lowered.
     step: Any = make_programs(run, stage, *fixed_params(run)).train_step
     # Made outside of the mesh: Optax makes small arrays on the way, for which it needs devices.

@@ -61,7 +61,7 @@ class Workload:
 def workload_of(run: Outline) -> Workload:
     """Of the run's last stage."""
     config = run.config
-    stage = run.stage_at(config.training.num_steps)
+    stage = run.stages.policy
     prompt, completion = config.plan.mean_prompt, config.plan.mean_completion
     prompt = config.data.max_prompt_tokens if prompt is None else prompt
     completion = config.rollout.max_new_tokens if completion is None else completion

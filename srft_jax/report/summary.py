@@ -25,7 +25,7 @@ def batch_arithmetic(setup: Setup, frozen: Params, trained: Params) -> str:
         *_rollout_rows(setup),
         *_demonstration_rows(setup),
         ["optimizer steps per rollout", f"{config.training.updates_per_rollout}"],
-        *(row for stage in setup.stages for row in _stage_rows(setup, stage)),
+        *(row for stage in setup.stages.all for row in _stage_rows(setup, stage)),
         ["steps", f"{config.training.num_steps:,}"],
         ["devices", " x ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())],
     ]
@@ -90,7 +90,7 @@ def _stage_rows(setup: Setup, stage: Stage) -> list[list[str]]:
         [f"tokens per {'update' if buffered else 'step'}, at most", f"{most_tokens:,}"],
         ["microbatches per update, at most", microbatches],
     ]
-    if len(setup.stages) == 1:
+    if len(setup.stages.all) == 1:
         return rows
     sft_steps = setup.objective.sft_steps
     heading = {

@@ -14,8 +14,7 @@ from srft_jax.models.decoder import Runtime
 from srft_jax.models.kernels import resolve_attention
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.objective import Objective
-from srft_jax.objectives.rows import max_microbatches
-from srft_jax.objectives.stages import Stage, buffered_stage, policy_stage, sft_stage
+from srft_jax.objectives.stages import Stage, Stages, make_stages
 from srft_jax.ops.attention import Kernel
 from srft_jax.rollout import SamplingConfig, Truncation
 
@@ -106,29 +105,19 @@ class Outline:
         """Hugging Face directory of the reference policy."""
         return self.config.model.reference or self.config.model.path
 
-    def stage_at(self, step: int) -> Stage:
-        """Which objective and optimizer a step is made with; steps count from 1."""
-        if step <= self.objective.sft_steps:
-            return sft_stage(self.config)
-        return policy_stage(self.config, self.objective)
-
     @property
-    def buffered_stage(self) -> Stage:
-        """Updates on buffered demonstrations, between those of the other stages."""
-        return buffered_stage(self.objective)
-
-    @property
-    def stages(self) -> list[Stage]:
-        """All that the run has."""
-        ends = [self.stage_at(1), self.stage_at(self.config.training.num_steps)]
-        buffered = [self.buffered_stage] if self.objective.demo_buffer else []
-        return list(dict.fromkeys(ends + buffered))
+    def stages(self) -> Stages:
+        """The stages of the run."""
+        return make_stages(
+            self.objective,
+            prompts_per_step=self.config.data.prompts_per_step,
+            updates_per_rollout=self.config.training.updates_per_rollout,
+            completions_per_prompt=self.config.rollout.completions_per_prompt,
+        )
 
     def num_microbatches(self, stage: Stage) -> int:
         """M, the static number of microbatches of the stage's batches."""
-        return max_microbatches(
-            stage.sequences_per_update, self.longest_sequence, self.config.training
-        )
+        return stage.num_microbatches(self.longest_sequence, self.config.training)
 
 
 def expanded(config: RunConfig) -> tuple[RunConfig, Objective]:

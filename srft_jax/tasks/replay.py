@@ -86,8 +86,9 @@ def _newest_state(setup: Setup) -> tuple[int, TrainState]:
 def _stage_of(setup: Setup, step: int, batch: Batch) -> Stage:
     """Where demonstrations are buffered, they are never in one batch with completions."""
     sampled = np.any(batch.rows.loss_mask & (batch.rows.role != Role.DEMONSTRATION))
-    buffered = setup.objective.demo_buffer and not sampled
-    return setup.buffered_stage if buffered else setup.stage_at(step)
+    if setup.stages.buffered is not None and not sampled:
+        return setup.stages.buffered
+    return setup.stages.at(step)
 
 
 def _compute(setup: Setup, stage: Stage, inputs: Inputs) -> list[_Microbatch]:

@@ -155,7 +155,8 @@ def _begin(
         start=start,
         frozen=frozen,
         programs={
-            stage: updates.make_programs(setup, stage, frozen, reference) for stage in setup.stages
+            stage: updates.make_programs(setup, stage, frozen, reference)
+            for stage in setup.stages.all
         },
         streams=streams,
         demonstrations=demonstrations,
@@ -174,7 +175,7 @@ def _step(run: _Run, step: int, state: TrainState) -> tuple[TrainState, StepReco
     """Rollouts, then updates on them; `state` is donated."""
     setup, training = run.setup, run.setup.config.training
     run.profiler.begin(step)
-    began, stage = time.monotonic(), setup.stage_at(step)
+    began, stage = time.monotonic(), setup.stages.at(step)
     what = f"step {step}/{training.num_steps}, rollout"
     experience = rollouts.collect(
         setup,

@@ -14,7 +14,7 @@ SELF, DEMONSTRATION = Role.SELF, Role.DEMONSTRATION
 
 
 def updates_of(setup, groups, step=1, streams=None):
-    return make_updates(setup, setup.stage_at(step), step, groups, streams or Streams(setup))
+    return make_updates(setup, setup.stages.at(step), step, groups, streams or Streams(setup))
 
 
 def tokens_of(batch, role):
@@ -22,7 +22,7 @@ def tokens_of(batch, role):
 
 
 def sequences_of(setup, group):
-    return group_sequences(setup, setup.stage_at(1), group)
+    return group_sequences(setup, setup.stages.at(1), group)
 
 
 class TestGate:
@@ -182,7 +182,7 @@ class TestBuffer:
 
     def test_its_coefficients_are_the_objectives(self, tmp_path):
         setup = setup_of(tmp_path, "relift", demo_nll=0.5, demo_nll_probability="p")
-        row = setup.buffered_stage.objective
+        row = setup.stages.buffered.objective
         assert (row.demo_nll, row.demo_nll_probability, row.self_form) == (0.5, "p", "none")
 
     def test_waiting_demonstrations_are_in_the_state(self, setup):
@@ -269,7 +269,7 @@ def test_the_largest_rollout_fits_the_static_shape(tmp_path, preset, updates):
     setup = two_updates(setup) if updates == 2 else setup
     long = [made_completion(LENGTH_CAP)] * 3
     for step in (1, 3):
-        stage = setup.stage_at(step)
+        stage = setup.stages.at(step)
         completions, rewards = ([], []) if stage.name == "sft" else (long, [0.0, 1.0, 0.0])
         in_group = stage.objective.trains_demonstrations and stage.objective.demo_source == "group"
         groups = [

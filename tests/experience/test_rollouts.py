@@ -51,7 +51,7 @@ def collect(setup, rewards, step=1, demonstrations=None):
     with mock.patch.object(verified, "sample_stream", sampler):
         found = rollouts.collect(
             setup,
-            setup.stage_at(step),
+            setup.stages.at(step),
             step,
             None,
             Streams(setup),
@@ -73,7 +73,7 @@ class TestRefills:
         return setup_of(tmp_path, "dapo", max_refills=2)
 
     def metrics(self, setup, found):
-        values = rollout_metrics(setup, setup.stage_at(1), found)
+        values = rollout_metrics(setup, setup.stages.at(1), found)
         return [values[f"rollout/{name}"] for name in ("refills", "groups_dropped", "accuracy")]
 
     def test_none_where_none_is_needed(self, setup):
@@ -114,7 +114,7 @@ class TestRefills:
 def test_shares_of_groups_add_up(tmp_path):
     setup = setup_of(tmp_path, "grpo")
     found, _ = collect(setup, MIXED + EQUAL + MIXED + [0.0] * 3)
-    values = rollout_metrics(setup, setup.stage_at(1), found)
+    values = rollout_metrics(setup, setup.stages.at(1), found)
     shares = [values[f"rollout/groups_{name}"] for name in ("all_right", "all_wrong", "mixed")]
     assert shares == [0.25, 0.25, 0.5]
     assert values["rollout/groups_zero_std"] == shares[0] + shares[1]
@@ -128,7 +128,7 @@ def test_times_of_refills_add_up(tmp_path):
     """A rollout and a refill, of four seconds and sixteen tokens each."""
     setup = setup_of(tmp_path, "dapo", max_refills=1)
     found, _ = collect(setup, EQUAL * 8)
-    values = rollout_metrics(setup, setup.stage_at(1), found)
+    values = rollout_metrics(setup, setup.stages.at(1), found)
     parts = [values[f"time/rollout_{part}"] for part in ("prefill", "decode", "host")]
     assert parts == [2.0, 5.0, 1.0]
     assert values["perf/rollout_tokens_per_second"] == 4.0
@@ -151,7 +151,7 @@ def test_no_rollout_no_times(tmp_path):
     setup = setup_of(tmp_path, "sft")
     found, calls = collect(setup, [])
     assert len(found.groups) == 4 and not calls
-    assert rollout_metrics(setup, setup.stage_at(1), found) == {}
+    assert rollout_metrics(setup, setup.stages.at(1), found) == {}
 
 
 class TestPrefixes:
@@ -223,7 +223,7 @@ class TestPrefixes:
     def test_prompts_without_demonstration_have_plain_groups(self, tmp_path):
         setup = setup_of(tmp_path, "prefix_rft", **self.SHARE)
         pair = (0, -1)
-        assert rollouts._forced(setup, setup.stage_at(1), 1, *pair) == ()
+        assert rollouts._forced(setup, setup.stages.at(1), 1, *pair) == ()
 
 
 def test_every_stop_id_of_the_model_ends_completions(tmp_path):

@@ -64,7 +64,7 @@ def test_every_completion_is_asked_for_every_term():
 def test_advantages_are_of_the_whole_reward_and_correct_is_the_verifiers(tmp_path):
     setup = setup_of(tmp_path, "srft", advantage_std="false")
     group = shaped_group(0, [1.0, 0.0, 0.0], [0.0, 2.0, 0.0])
-    sequences = group_sequences(setup, setup.stage_at(1), group)
+    sequences = group_sequences(setup, setup.stages.at(1), group)
     rewards = np.asarray([1.0, 2.0, 0.0, 1.5])
     assert [one.advantage for one in sequences] == pytest.approx(rewards - rewards.mean())
     assert [one.correct for one in sequences] == [True, False, False, True]
@@ -86,7 +86,7 @@ def test_rollouts_are_shaped(tmp_path):
     with mock.patch.object(rollouts, "sample_verified", side_effect=InterruptedError) as sample:
         with pytest.raises(InterruptedError):
             streams = Streams(setup)
-            rollouts.collect(setup, setup.stage_at(1), 1, None, streams, None, {})
+            rollouts.collect(setup, setup.stages.at(1), 1, None, streams, None, {})
     assert sample.call_args.args[-1] == [FORMAT]
 
 
@@ -96,7 +96,7 @@ def test_metrics_show_every_part(tmp_path):
     def metrics(group):
         rollout = Rollout([], made_progress(), 0.0)
         experience = rollouts.Experience([group], [group], 0, 0, [rollout])
-        values = rollout_metrics(setup, setup.stage_at(1), experience)
+        values = rollout_metrics(setup, setup.stages.at(1), experience)
         names = ("rollout/reward", "rollout/accuracy", "rewards/verifier", "rewards/format")
         return [values.get(name) for name in names]
 

@@ -23,7 +23,7 @@ from srft_jax.training.updates import make_programs, put
 def test_the_abstract_train_step_is_the_runs(tmp_path):
     """Of the text that JAX hands to XLA, shardings and shapes included, not a character differs."""
     setup = prepare(tiny_config(tmp_path / "run", "--mesh.data=1"))
-    stage = setup.stage_at(1)
+    stage = setup.stages.at(1)
     with jax.set_mesh(setup.mesh):
         batch = make_batch(
             [],
