@@ -28,7 +28,10 @@ def main(argv: Sequence[str]) -> int:
             "replay": replay.replay,
             "plan": plan.plan,
         }
-        with processes.joined(verb, config) as config, jax_options(config):
+        with (
+            processes.joined(verb, config) as config,
+            jax_options(config.model.matmul_precision, config.compilation_cache, config.run_dir),
+        ):
             return verbs[verb](config)
     except (UsageError, RunError) as error:
         return show_error(error)

@@ -22,7 +22,6 @@ NOT_YET = {
     "data",
     "evaluation",
     "experience",
-    "host",
     "mesh",
     "models",
     "objectives",
@@ -37,7 +36,7 @@ NOT_YET = {
 }
 
 # An identifier such as of_layer or _of_rows: a verb or a noun is missing.
-RIDDLE = re.compile(r"_*of_")
+RIDDLE = re.compile(r"_*of_", re.IGNORECASE)
 # Sentences such as "Of a row: its length.", whose subject the reader would have to find.
 NO_SUBJECT = re.compile(r"(Of|Those|Likewise|That)\b")
 # "name: Description." or "name (type): Description." in a docstring's Args or Attributes.

@@ -1,4 +1,12 @@
-"""Every compilation of a run, by name: a program that compiles step after step is a bug."""
+"""Every compilation of a run, by function: one that compiles step after step is a bug.
+
+JAX reports three kinds of events, in this order for each compilation. The first two come without a
+name, so they are counted until the third arrives:
+
+    compile_requests_use_cache    XLA's result is looked up in the compilation cache
+    cache_hits                    it was there
+    backend_compile_duration      fun_name="jit(train_step)", seconds: compiled, or read
+"""
 
 import dataclasses
 from typing import Self
@@ -9,20 +17,20 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 _LOOKED_UP = "/jax/compilation_cache/compile_requests_use_cache"
 _READ = "/jax/compilation_cache/cache_hits"
 
-# Programs that take less are told together.
+# Functions that take less share one line of a run's output.
 _LEAST_SECONDS = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """All compilations of one name.
+class CompiledFunction:
+    """All compilations of the functions with one name.
 
     Attributes:
-        name: Of the function.
-        seconds: That XLA took, or reading what it made earlier.
-        count: Compilations.
-        lookups: Of these, how many were looked up in the compilation cache.
-        hits: Of these, how many were there.
+        name: Python's name of the jitted function.
+        seconds: Time that XLA took to compile, or JAX to read what XLA made earlier.
+        count: Number of compilations.
+        lookups: How many of them were looked up in the compilation cache.
+        hits: How many of them were in the compilation cache.
     """
 
     name: str
@@ -33,17 +41,21 @@ class Program:
 
     def __str__(self) -> str:
         """In: train_step.  Out: "train_step in 12.3 s (cache: miss)"."""
-        found = {0: "miss", self.lookups: "hit"}.get(self.hits, f"{self.hits} of {self.count} hit")
-        cache = found if self.lookups else "off"
+        if not self.lookups:
+            cache = "off"
+        else:
+            partly = f"{self.hits} of {self.count} hit"
+            cache = {0: "miss", self.lookups: "hit"}.get(self.hits, partly)
         return f"{self.name} in {self.seconds:.1f} s (cache: {cache})"
 
 
 class Compilations:
-    """What XLA compiles while the context is open."""
+    """Context manager that counts what XLA compiles while it is open."""
 
     def __init__(self) -> None:
-        self._programs: dict[str, Program] = {}
-        self._lookups = self._hits = 0  # of the program whose compilation is told next
+        self._functions: dict[str, CompiledFunction] = {}
+        # Events without a name since the last compilation: they belong to the next one.
+        self._lookups = self._hits = 0
 
     def __enter__(self) -> Self:
         jax.monitoring.register_event_listener(self._note_cache)
@@ -54,43 +66,51 @@ class Compilations:
         jax.monitoring.unregister_event_listener(self._note_cache)
         jax.monitoring.unregister_event_duration_listener(self._note)
 
-    def since_last(self) -> tuple[dict[str, float], list[Program]]:
-        """Metrics of what was compiled since the last call, and the programs, slowest first."""
-        programs = sorted(self._programs.values(), key=lambda one: -one.seconds)
-        self._programs = {}
+    def since_last(self) -> tuple[dict[str, float], list[CompiledFunction]]:
+        """Return metrics of the compilations since the last call, and their functions.
+
+        The functions come slowest first.
+        """
+        functions = sorted(self._functions.values(), key=lambda function: -function.seconds)
+        self._functions = {}
         return {
-            "perf/compilations": float(sum(one.count for one in programs)),
-            "perf/compilation_cache_hits": float(sum(one.hits for one in programs)),
-            "time/compile": sum(one.seconds for one in programs),
-        }, programs
+            "perf/compilations": float(sum(function.count for function in functions)),
+            "perf/compilation_cache_hits": float(sum(function.hits for function in functions)),
+            "time/compile": sum(function.seconds for function in functions),
+        }, functions
 
     def _note_cache(self, event: str, **_: str | int) -> None:
-        """JAX tells these before the program's own event, and without its name."""
+        """Count an event of the compilation cache."""
         self._lookups += event == _LOOKED_UP
         self._hits += event == _READ
 
     def _note(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        """Add a compilation to its function, with the cache's events before it."""
         if event != _COMPILED:
             return
         name = str(kwargs["fun_name"]).removeprefix("jit(").removesuffix(")")
-        before = self._programs.get(name, Program(name))
-        self._programs[name] = Program(
-            name,
-            before.seconds + duration_secs,
-            before.count + 1,
-            before.lookups + self._lookups,
-            before.hits + self._hits,
+        before = self._functions.get(name, CompiledFunction(name))
+        self._functions[name] = CompiledFunction(
+            name=name,
+            seconds=before.seconds + duration_secs,
+            count=before.count + 1,
+            lookups=before.lookups + self._lookups,
+            hits=before.hits + self._hits,
         )
         self._lookups = self._hits = 0
 
 
-def listed(programs: list[Program]) -> list[str]:
-    """A line each, the quick ones in one."""
-    slow = [one for one in programs if one.seconds >= _LEAST_SECONDS]
-    quick = [one for one in programs if one.seconds < _LEAST_SECONDS]
-    lines = [f"compiled {one}" for one in slow]
+def compilation_lines(functions: list[CompiledFunction]) -> list[str]:
+    """Return a line for each function, and one for all that took less than 0.1 s.
+
+    In: train_step, which took 12.3 s, and 8 compilations that took 0.1 s together.
+    Out: "compiled train_step in 12.3 s (cache: miss)", "compiled 8 small programs in 0.1 s".
+    """
+    slow = [function for function in functions if function.seconds >= _LEAST_SECONDS]
+    quick = [function for function in functions if function.seconds < _LEAST_SECONDS]
+    lines = [f"compiled {function}" for function in slow]
     if quick:
-        counted = sum(one.count for one in quick)
-        seconds = sum(one.seconds for one in quick)
-        lines.append(f"compiled {counted} small programs in {seconds:.1f} s")
+        count = sum(function.count for function in quick)
+        seconds = sum(function.seconds for function in quick)
+        lines.append(f"compiled {count} small programs in {seconds:.1f} s")
     return lines

@@ -7,18 +7,24 @@ from typing import Any
 
 import jax
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from srft_jax.config import RunConfig
-
-# What compiles quicker than this is compiled again: its file would cost as much to read.
+# A program that compiles quicker is not kept: its file would cost as much to read.
 _LEAST_SECONDS = 0.1
 
 
 @contextlib.contextmanager
-def jax_options(config: RunConfig) -> Iterator[None]:
-    """The options of the configuration while the block runs; JAX has its own again afterwards."""
-    options = _precision(config) | _cache(config)
+def jax_options(matmul_precision: str, compilation_cache: str, run_dir: str) -> Iterator[None]:
+    """Set JAX's options inside the `with` statement; JAX has its own again afterwards.
+
+    Args:
+        matmul_precision: A name that JAX knows, such as "highest"; "default" changes nothing.
+        compilation_cache: Directory of compiled programs; "none" keeps none; "auto" takes
+            run_dir/compilations, unless JAX has been given a directory, e.g. by its environment
+            variable.
+        run_dir: The run's directory.
+    """
+    options = _precision_options(matmul_precision) | _cache_options(compilation_cache, run_dir)
     before = {name: jax.config.values[name] for name in options}
     _set(options)
     try:
@@ -30,24 +36,21 @@ def jax_options(config: RunConfig) -> Iterator[None]:
 def _set(options: dict[str, Any]) -> None:
     for name, value in options.items():
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # JAX looks once at where it is
+    jax_cache.reset_cache()  # JAX reads the cache's directory once, at its first compilation
 
 
-def _precision(config: RunConfig) -> dict[str, Any]:
-    wanted = config.model.matmul_precision
-    return {} if wanted == "default" else {"jax_default_matmul_precision": wanted}
+def _precision_options(precision: str) -> dict[str, Any]:
+    return {} if precision == "default" else {"jax_default_matmul_precision": precision}
 
 
-def _cache(config: RunConfig) -> dict[str, Any]:
-    """`auto` leaves a directory alone that JAX has been given, e.g. by its environment variable."""
-    wanted = config.compilation_cache
-    if wanted == "none":
+def _cache_options(directory: str, run_dir: str) -> dict[str, Any]:
+    if directory == "none":
         return {"jax_enable_compilation_cache": False}
-    if wanted == "auto":
+    if directory == "auto":
         if jax.config.values["jax_compilation_cache_dir"] is not None:
             return {}
-        wanted = os.fspath(epath.Path(config.run_dir) / "compilations")
+        directory = os.fspath(epath.Path(run_dir) / "compilations")
     return {
-        "jax_compilation_cache_dir": wanted,
+        "jax_compilation_cache_dir": directory,
         "jax_persistent_cache_min_compile_time_secs": _LEAST_SECONDS,
     }

@@ -1,8 +1,8 @@
-"""What libtpu is told before it compiles anything: gathers of parameters overlap with products.
+"""Flags that libtpu needs before it compiles anything: gathers of parameters overlap with products.
 
-By itself libtpu does that on a v5e, but on v5p and v6e it may take a product apart and send its
-operand around in pieces, after each of which all of the result is read and written again: a train
-step of 7B on `v6e:4x8` then moved 4 times as much in HBM. docs/scaling.md has figures.
+On a v5e libtpu does that by itself. On v5p and v6e it may instead take a product apart and send its
+operand around in pieces; after each piece all of the result is read and written again. A train step
+of 7B on `v6e:4x8` then moved 4 times as much in HBM. docs/scaling.md has figures.
 """
 
 import os
@@ -18,8 +18,9 @@ _FLAGS = (
 
 
 def set_flags() -> None:
-    """Before jax is imported; where `LIBTPU_INIT_ARGS` is set, even to nothing, it stays.
+    """Set `LIBTPU_INIT_ARGS`, unless the user has set it, even to nothing.
 
-    On a machine with TPUs jax adds a flag of its own to the variable, at its import.
+    It must happen before jax is imported: on a machine with TPUs jax then adds a flag of its own to
+    the variable, or sets the variable to that flag alone.
     """
     os.environ.setdefault("LIBTPU_INIT_ARGS", " ".join(_FLAGS))

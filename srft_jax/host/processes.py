@@ -1,4 +1,4 @@
-"""Several processes, often on several machines, become one run; before any device is used."""
+"""Joining several processes, often on several machines, to one run, before any device is used."""
 
 import contextlib
 import dataclasses
@@ -6,16 +6,16 @@ import os
 from collections.abc import Iterator
 
 import jax
-from jax._src import clusters  # JAX tells no other way whether it would find a cluster
+from jax._src import clusters  # no public function tells whether JAX would find a cluster
 
 from srft_jax.config import DistributedConfig, RunConfig, UsageError, Verb
 from srft_jax.config.stored_config import changes
 from srft_jax.host.peers import Peers
 from srft_jax.mesh import gathered
 
-# What JAX finds the other processes by without being told anything.
+# JAX's names of the kinds of cluster in which it finds the other processes without being told.
 _CLUSTERS = ("ompi", "slurm", "gketpu", "gcetpu")
-# Machines of a pod do not start at the same moment.
+# How long to wait for the others: machines of a pod do not start at the same moment.
 START_SECONDS = 300
 # Seconds without a sign of life after which JAX ends all other processes; see also peers.py.
 HEARTBEAT_SECONDS = 45
@@ -23,14 +23,14 @@ HEARTBEAT_SECONDS = 45
 
 @contextlib.contextmanager
 def joined(verb: Verb, config: RunConfig) -> Iterator[RunConfig]:
-    """Meets the other processes, if there are any, and stays in touch with them.
+    """Meet the other processes, if there are any, and stay in touch with them.
 
     Process 0 alone prints to standard output. An error ends this process without waiting for the
     others, which are told of it and end as well: see `Peers`. The verbs `report` and `plan` are one
-    process everywhere. Where others do not come, JAX ends this process.
+    process everywhere. If another process does not come in time, JAX ends this one.
 
     Yields:
-        The configuration without the section `distributed`, which is not the same everywhere.
+        The configuration without the section `distributed`, which differs between processes.
 
     Raises:
         UsageError: the section is incomplete, or processes have different configurations.
@@ -41,30 +41,30 @@ def joined(verb: Verb, config: RunConfig) -> Iterator[RunConfig]:
         return
     with Peers() as peers, contextlib.ExitStack() as stack:
         if jax.process_index() != 0:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            devnull = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(devnull))
         _check_same_everywhere(plain)
         print(f"processes {jax.process_count()}, of which {peers.address} is process 0")
         yield plain
 
 
 def _initialize(config: DistributedConfig) -> bool:
-    """Whether there are several processes, which then know each other."""
+    """Connect the processes of a run; return whether there are several."""
     if config.num_processes == 1:
         return False
-    is_given = config != DistributedConfig()
-    if is_given:
+    is_set = config != DistributedConfig()
+    if is_set:
         _check(config)
     elif _processes_of_cluster() == 1:
         return False
-    where = f" at {config.coordinator}" if is_given else ""
+    where = f" at {config.coordinator}" if is_set else ""
     print(f"waiting for the other processes{where}, at most {START_SECONDS} s", flush=True)
     jax.distributed.initialize(
         config.coordinator,
         config.num_processes,
         config.process_id,
-        # A cluster would give each process one of its machine's devices.
-        cluster_detection_method="deactivate" if is_given else None,
+        # Cluster detection would give each process one device of its machine instead of all.
+        cluster_detection_method="deactivate" if is_set else None,
         initialization_timeout=START_SECONDS,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
@@ -72,7 +72,10 @@ def _initialize(config: DistributedConfig) -> bool:
 
 
 def _processes_of_cluster() -> int:
-    """1 outside clusters; looks at environment variables and, on a TPU VM, at its metadata."""
+    """Return the number of processes that JAX would find; 1 outside clusters.
+
+    Reads environment variables and, on a TPU VM, its metadata.
+    """
     for cluster in clusters.ClusterEnv._cluster_types:
         if cluster.name in _CLUSTERS and cluster.is_env_present():
             return cluster.get_process_count()
@@ -80,6 +83,7 @@ def _processes_of_cluster() -> int:
 
 
 def _check(config: DistributedConfig) -> None:
+    """Raise UsageError unless the section says which processes there are and which one is here."""
     missing = [name for name, value in vars(config).items() if value is None]
     if missing:
         raise UsageError(
@@ -98,6 +102,7 @@ def _check(config: DistributedConfig) -> None:
 
 
 def _check_same_everywhere(config: RunConfig) -> None:
+    """Raise UsageError in all processes if one has another configuration than process 0."""
     first, *others = gathered(config)
     for number, other in enumerate(others, start=1):
         if different := changes(first, other):

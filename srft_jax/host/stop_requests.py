@@ -10,16 +10,17 @@ from srft_jax.mesh import largest_of_processes
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGINT or SIGTERM came; a second signal acts at once.
+    """Yield a function that tells whether SIGINT or SIGTERM came; a second signal acts at once.
 
-    All processes call it, and it tells all of them whether one of them got a signal.
+    All processes must call the function together: it is true in all of them as soon as one of them
+    has got a signal.
     """
     requested = False
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal requested
         requested = True
-        restore()
+        restore()  # so that the next signal acts as if nobody had listened
 
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, handle) for number in signals}

@@ -17,7 +17,7 @@ from srft_jax.experience import rollouts
 from srft_jax.experience.batches import Update, make_updates
 from srft_jax.experience.metrics import mix_metric, rollout_metrics, sample_rows
 from srft_jax.experience.streams import Streams
-from srft_jax.host.compilations import Compilations, listed
+from srft_jax.host.compilations import Compilations, compilation_lines
 from srft_jax.host.profiler import Profiler
 from srft_jax.host.stop_requests import stop_requests
 from srft_jax.models import lora
@@ -129,7 +129,9 @@ def _begin(
     pool = stack.enter_context(reward_pool(setup))
     stack.enter_context(jax.set_mesh(setup.mesh))
     compilations = stack.enter_context(Compilations())
-    profiler = stack.enter_context(Profiler(config))
+    profiler = stack.enter_context(
+        Profiler(f"{config.run_dir}/profile", config.training.profile_steps)
+    )
     keep_model_files(setup)
     streams = Streams(setup)
     state, start = fresh_or_resumed(setup, checkpoints, streams)
@@ -215,7 +217,7 @@ def _compiled(run: _Run, where: str, *, expected: bool) -> dict[str, float]:
     all in one; returns the metrics."""
     metrics, programs = run.compilations.since_last()
     if programs and expected:
-        run.progress.message("\n".join(listed(programs)))
+        run.progress.message("\n".join(compilation_lines(programs)))
     elif programs:
         run.progress.message(f"{where} compiled {', '.join(map(str, programs))}")
     return metrics

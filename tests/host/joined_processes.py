@@ -1,4 +1,4 @@
-"""Processes that exchange numbers for ever, until one of them fails.
+"""Processes that exchange numbers until one of them fails.
 
 A script of its own, run with PORT COUNT NUMBER WHO HOW: process WHO fails as HOW says.
 """
@@ -17,11 +17,13 @@ from srft_jax.mesh import gathered
 
 def main(port: str, count: str, number: str, who: str, how: str) -> None:
     here = DistributedConfig(f"127.0.0.1:{port}", int(count), int(number))
-    # Of process 1, another one.
+    # Process 1 has another seed.
     seed = int(number) if how == "configuration" else 0
     with joined("train", RunConfig(seed=seed, distributed=here)) as config:
         assert config == RunConfig()
-        print("together", jax.process_count(), gathered(f"of process {number}" * 9 ** int(number)))
+        print(
+            "together", jax.process_count(), gathered(f"from process {number}" * 9 ** int(number))
+        )
         while True:
             time.sleep(0.1)
             gathered(time.monotonic())

@@ -1,4 +1,4 @@
-"""What a run says of its compilations, and what a second start need not compile again."""
+"""A run tells what it compiles, and a second start reads it from the cache."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from tiny_runs import tiny_arguments, tiny_config
 
-from srft_jax.host.compilations import Compilations, Program, listed
+from srft_jax.host.compilations import Compilations, CompiledFunction, compilation_lines
 from srft_jax.host.jax_options import jax_options
 
 
@@ -17,26 +17,26 @@ def test_each_compilation_is_counted_once_and_named():
     compiled, x = jax.jit(doubled), jnp.ones(3)
     with Compilations() as compilations:
         compiled(x)
-        metrics, programs = compilations.since_last()
+        metrics, functions = compilations.since_last()
         assert metrics["perf/compilations"] == 1
         assert metrics["time/compile"] > 0
-        assert [one.name for one in programs] == ["doubled"]
+        assert [function.name for function in functions] == ["doubled"]
         compiled(x)
-        metrics, programs = compilations.since_last()
-        assert (set(metrics.values()), programs) == ({0.0}, [])
+        metrics, functions = compilations.since_last()
+        assert (set(metrics.values()), functions) == ({0.0}, [])
     jax.jit(lambda x: 3 * x)(x)
     assert compilations.since_last()[0]["perf/compilations"] == 0
 
 
-def test_quick_programs_share_a_line():
-    assert listed(
+def test_quick_compilations_share_a_line():
+    assert compilation_lines(
         [
-            Program("train_step", 12.34, 1, 1),
-            Program("decode", 2.0, 3, 3, 2),
-            Program("prefill", 1.0, 2, 2, 2),
-            Program("sample", 0.5, 1),
-            Program("add", 0.04, 7, 7),
-            Program("clip", 0.03, 1, 1),
+            CompiledFunction("train_step", 12.34, 1, 1),
+            CompiledFunction("decode", 2.0, 3, 3, 2),
+            CompiledFunction("prefill", 1.0, 2, 2, 2),
+            CompiledFunction("sample", 0.5, 1),
+            CompiledFunction("add", 0.04, 7, 7),
+            CompiledFunction("clip", 0.03, 1, 1),
         ]
     ) == [
         "compiled train_step in 12.3 s (cache: miss)",
@@ -49,7 +49,7 @@ def test_quick_programs_share_a_line():
 
 @pytest.fixture
 def without_cache():
-    """JAX as it starts: no directory."""
+    """JAX as it starts: without a directory for compiled programs."""
     before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
@@ -58,18 +58,23 @@ def without_cache():
     compilation_cache.reset_cache()
 
 
+def options_here(config):
+    """JAX's options as `run.py` takes them from a configuration."""
+    return jax_options(config.model.matmul_precision, config.compilation_cache, config.run_dir)
+
+
 def start(config):
-    """What a process finds in the cache that the configuration names."""
+    """Return lookups and hits of a process that compiles one function under a configuration."""
 
     def cubed(x):
         return x**3
 
     jax.clear_caches()
-    with jax_options(config), Compilations() as compilations:
+    with options_here(config), Compilations() as compilations:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.jit(cubed).lower(jnp.ones(3)).compile()
-        (program,) = [one for one in compilations.since_last()[1] if one.name == "cubed"]
-    return program.lookups, program.hits
+        functions = {function.name: function for function in compilations.since_last()[1]}
+    return functions["cubed"].lookups, functions["cubed"].hits
 
 
 @pytest.mark.parametrize("flag", ["auto", "{dir}/elsewhere"])
@@ -89,32 +94,32 @@ def test_without_a_cache_nothing_is_looked_up(tmp_path, without_cache):
 
 
 def test_a_directory_that_jax_was_given_stays(tmp_path, cache_dir):
-    """Here by the fixture of these tests, elsewhere by JAX_COMPILATION_CACHE_DIR."""
-    with jax_options(tiny_config(tmp_path / "run")):
+    """Given by the fixture of these tests here, by JAX_COMPILATION_CACHE_DIR elsewhere."""
+    with options_here(tiny_config(tmp_path / "run")):
         assert jax.config.values["jax_compilation_cache_dir"] == cache_dir
 
 
-@pytest.mark.parametrize("wanted", ["default", "highest"])
-def test_the_precision_of_matmuls_is_in_the_program(wanted, tmp_path):
-    config = tiny_config(tmp_path, f"--model.matmul_precision={wanted}")
-    with jax_options(config):
+@pytest.mark.parametrize("precision", ["default", "highest"])
+def test_the_precision_of_matmuls_is_in_the_program(precision, tmp_path):
+    config = tiny_config(tmp_path, f"--model.matmul_precision={precision}")
+    with options_here(config):
         jaxpr = str(jax.make_jaxpr(lambda x: x @ x)(jnp.ones((2, 2))))
-    assert ("precision=(Precision.HIGHEST" in jaxpr) == (wanted == "highest"), jaxpr
+    assert ("precision=(Precision.HIGHEST" in jaxpr) == (precision == "highest"), jaxpr
     jaxpr = str(jax.make_jaxpr(lambda x: x @ x)(jnp.ones((2, 2))))
     assert "HIGHEST" not in jaxpr
 
 
 @pytest.mark.slow
 def test_a_second_run_compiles_nothing_again(tmp_path, command):
-    """Whatever the order of sets, which Python shuffles from process to process."""
+    """Programs must not depend on the order of sets, which Python shuffles in each process."""
     arguments = ["--training.num_steps=1", "--evaluation.every=0"]
     cache = str(tmp_path / "cache")
     variables = dict(JAX_COMPILATION_CACHE_DIR=cache, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
-    said = []
+    outputs = []
     for name in ("first", "second"):
         run = tiny_arguments(tmp_path / name, *arguments)
         code, out, err = command("train", *run, **variables)
         assert (code, err) == (0, "")
-        said.append([line for line in out.splitlines() if line.startswith("compiled")])
-    first, second = ("\n".join(lines) for lines in said)
+        outputs.append([line for line in out.splitlines() if line.startswith("compiled")])
+    first, second = ("\n".join(lines) for lines in outputs)
     assert "train_step in" in first and "miss" in first and "miss" not in second

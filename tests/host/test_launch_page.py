@@ -14,7 +14,7 @@ from srft_jax.config import parse
 
 PAGE = (ROOT / "docs" / "launch.md").read_text()
 
-# What gcloud's reference lists for each command, of the flags that the page uses.
+# The flags that the page uses, as gcloud's reference lists them for each command.
 _ANY = {"--quiet", "--format"}
 GCLOUD = {
     "config set": set(),
@@ -34,7 +34,7 @@ GCLOUD = {
         "--num-nodes",
     },
 }
-# Without which the command is refused.
+# Flags without which gcloud refuses the command.
 NEEDED = {
     "compute tpus tpu-vm create": {"--accelerator-type", "--version"},
     "compute tpus queued-resources create": {
@@ -44,7 +44,7 @@ NEEDED = {
     },
     "container node-pools create": {"--cluster", "--machine-type", "--tpu-topology"},
 }
-# Of a SkyPilot task.
+# Keys of a SkyPilot task.
 SKY = {"name", "workdir", "num_nodes", "resources", "secrets", "setup", "run"}
 
 
@@ -67,7 +67,7 @@ def strings(tree):
 SCRIPTS = blocks("bash") + [
     text for manifest in manifests() for text in strings(manifest) if "\n" in text
 ]
-# What is run on the hosts of a TPU.
+# Scripts that run on the hosts of a TPU.
 REMOTE = [text for _, text in re.findall(r"--command=(['\"])(.*?)\1(?=\n)", PAGE, re.DOTALL)]
 
 
@@ -126,7 +126,7 @@ def test_the_sbatch_script_asks_for_what_it_uses():
 
 
 def test_skypilot_tasks():
-    tasks = [one for one in manifests() if "apiVersion" not in one]
+    tasks = [manifest for manifest in manifests() if "apiVersion" not in manifest]
     assert len(tasks) == 2
     for task in tasks:
         assert task.keys() <= SKY and task.keys() >= {"resources", "setup", "run"}
@@ -134,7 +134,7 @@ def test_skypilot_tasks():
 
 
 def test_the_jobset_has_a_pod_for_each_host():
-    (jobset,) = [one for one in manifests() if one.get("kind") == "JobSet"]
+    (jobset,) = [m for m in manifests() if m.get("kind") == "JobSet"]
     assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2" and jobset["metadata"]["name"]
     (replicated,) = jobset["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]

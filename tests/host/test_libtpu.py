@@ -1,4 +1,4 @@
-"""What libtpu is told, and that a user's own word stands."""
+"""Flags of libtpu are set before jax is imported, and a user's own flags stay."""
 
 import os
 import subprocess
@@ -10,29 +10,29 @@ from srft_jax.host import libtpu
 
 
 def test_flags_are_set_where_the_user_has_set_none(monkeypatch):
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", "")  # so that what it was before is set again
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "")  # so that monkeypatch restores it
     monkeypatch.delenv("LIBTPU_INIT_ARGS")
     libtpu.set_flags()
     assert "--xla_tpu_enable_async_collective_fusion=true" in os.environ["LIBTPU_INIT_ARGS"].split()
-    for own in ("--xla_tpu_scoped_vmem_limit_kib=98304", ""):
-        monkeypatch.setenv("LIBTPU_INIT_ARGS", own)
+    for flags in ("--xla_tpu_scoped_vmem_limit_kib=98304", ""):
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
         libtpu.set_flags()
-        assert os.environ["LIBTPU_INIT_ARGS"] == own
+        assert os.environ["LIBTPU_INIT_ARGS"] == flags
 
 
 def test_a_run_sets_them_before_jax_is_there(tmp_path):
-    """Which on a machine with TPUs sets the variable itself, unless there is one to add to."""
+    """On a machine with TPUs jax sets the variable itself, or adds a flag to it."""
     (tmp_path / "libtpu.so").touch()
-    of_machine = {"JAX_FORCE_TPU_INIT": "1", "TPU_LIBRARY_PATH": str(tmp_path / "libtpu.so")}
-    without = {name: value for name, value in os.environ.items() if name != "LIBTPU_INIT_ARGS"}
+    tpu_machine = {"JAX_FORCE_TPU_INIT": "1", "TPU_LIBRARY_PATH": str(tmp_path / "libtpu.so")}
+    others = {name: value for name, value in os.environ.items() if name != "LIBTPU_INIT_ARGS"}
     code = "import os, run; run.main(['plan']); print(os.environ['LIBTPU_INIT_ARGS'])"
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", code],
-        env=without | of_machine | {"JAX_PLATFORMS": "cpu"},
+        env=others | tpu_machine | {"JAX_PLATFORMS": "cpu"},
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "--xla_enable_async_all_gather=true" in done.stdout.split()
-    assert "xla_tpu_use_enhanced_launch_barrier" in done.stdout  # jax's own
+    assert "--xla_enable_async_all_gather=true" in finished.stdout.split()
+    assert "xla_tpu_use_enhanced_launch_barrier" in finished.stdout  # jax's own

@@ -28,14 +28,14 @@ HERE = Path(__file__).parent
 
 
 def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 def finished(commands, devices=2, timeout=280):
-    """Exit code, standard output and error of each, started together."""
-    paths = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
+    """Exit code, standard output and error of each command, all started together."""
+    paths = os.pathsep.join([str(ROOT), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | dict(
         JAX_PLATFORMS="cpu",
         JAX_NUM_CPU_DEVICES=str(devices),
@@ -57,12 +57,12 @@ def finished(commands, devices=2, timeout=280):
             stack.callback(process.kill)
             started.append(process)
         deadline = time.monotonic() + timeout
-        outputs = [one.communicate(timeout=deadline - time.monotonic()) for one in started]
-        return [(one.returncode, *out) for one, out in zip(started, outputs, strict=True)]
+        outputs = [process.communicate(timeout=deadline - time.monotonic()) for process in started]
+        return [(process.returncode, *out) for process, out in zip(started, outputs, strict=True)]
 
 
 def train(count, run_dir, *arguments, script=("run.py",), devices=2):
-    """A tiny run by so many processes; the exit codes and the first one's output."""
+    """Exit codes of a tiny run by `count` processes, and the output of process 0."""
     port = free_port()
     numbered = [
         [
@@ -73,7 +73,7 @@ def train(count, run_dir, *arguments, script=("run.py",), devices=2):
         for number in range(count if count > 1 else 0)
     ] or [[]]
     results = finished(
-        [[*script, "train", *tiny_arguments(run_dir, *arguments, *one)] for one in numbered],
+        [[*script, "train", *tiny_arguments(run_dir, *arguments, *place)] for place in numbered],
         devices,
     )
     codes, outs, errs = zip(*results, strict=True)
@@ -86,15 +86,15 @@ def assert_same_metrics(rows, others, rtol):
     assert [row.keys() for row in rows] == [row.keys() for row in others]
     for row, other in zip(rows, others, strict=True):
         for name in row:
-            atol = 1e-5 if "/sampler" in name else 1e-9  # those are rounding alone
+            atol = 1e-5 if "/sampler" in name else 1e-9  # differences of log-probs: rounding alone
             np.testing.assert_allclose(row[name], other[name], rtol, atol=atol, err_msg=name)
 
 
 @pytest.mark.slow
 def test_any_number_of_processes_makes_the_same_run(tmp_path):
     """Begun by two processes, stopped by a signal to the second, continued by one on another mesh,
-    stopped, and finished by four: all as if one had made it alone."""
-    fixed = HERE / "fixed_rollouts.py"
+    stopped, and finished by four: the same as a run by one process alone."""
+    fixed = HERE.parent / "fixed_rollouts.py"
     flags = scored_by_parity(tmp_path)
 
     def go_on(run_dir, count, data, fsdp, stop=(0, 0), devices=2):
@@ -120,7 +120,7 @@ def test_any_number_of_processes_makes_the_same_run(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_share_sampling_and_rewards(tmp_path, trained):
-    """Everything real; what one process samples and verifies alone."""
+    """Nothing is faked; the samples are those of a run by one process."""
     codes, out = train(2, tmp_path / "run", "--mesh.fsdp=2")
     assert codes == [0, 0] and out.count("step 6/6") == 1
     assert samples(tmp_path / "run") == samples(trained)
@@ -140,7 +140,7 @@ def test_a_mistake_in_one_process_ends_all():
     assert (own_code, own_err) == (2, "error: training.row_length = 3 is too short\n")
     assert code == 1
     assert "error: process 1 of 2 has failed: UsageError: training.row_length = 3 is too s" in err
-    assert f"together 2 ['of process 0', '{'of process 1' * 9}']" in out
+    assert f"together 2 ['from process 0', '{'from process 1' * 9}']" in out
     assert "together" not in own_out
 
 
@@ -178,7 +178,7 @@ def test_another_configuration_in_one_process_is_named():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("section", "message"),
     [
         (dict(num_processes=2), "distributed.coordinator and distributed.process_id is not set"),
         (dict(coordinator="a:1", num_processes=2), "process_id is not set"),
@@ -186,16 +186,16 @@ def test_another_configuration_in_one_process_is_named():
         (dict(coordinator="a", num_processes=2, process_id=0), "coordinator = a is not HOST:PORT"),
     ],
 )
-def test_numbers_that_say_too_little(given, message):
+def test_numbers_that_say_too_little(section, message):
     with (
         pytest.raises(UsageError, match=message),
-        processes.joined("train", RunConfig(distributed=DistributedConfig(**given))),
+        processes.joined("train", RunConfig(distributed=DistributedConfig(**section))),
     ):
         pass
 
 
 def test_a_job_of_several_tasks_is_found(monkeypatch):
-    """By SLURM's variables; alone, there is nobody to meet."""
+    """SLURM's variables tell the number of tasks; a task that is alone meets nobody."""
     for name in ("JOB_ID", "STEP_NODELIST", "PROCID", "LOCALID"):
         monkeypatch.setenv(f"SLURM_{name}", "0")
     met = []

@@ -1,20 +1,20 @@
-"""Traces of chosen steps can be read, and say which phases they saw."""
+"""Traces of chosen steps can be read, and name the phases of a step."""
 
 import jax
 import pytest
-from tiny_runs import run_in_process, tiny_config
+from tiny_runs import run_in_process
 
 from srft_jax.host.profiler import Profiler
 
 
 def names_in(file):
-    """Of all events, and of the operations' scopes."""
-    found = set()
+    """Names of all events in a trace, with the scopes of operations."""
+    names = set()
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
         for line in plane.lines:
             for event in line.events:
-                found.add(event.name)
-    return found
+                names.add(event.name)
+    return names
 
 
 @pytest.mark.slow
@@ -28,11 +28,10 @@ def test_chosen_steps_are_traced(tmp_path):
 
 
 def test_processes_of_one_machine_do_not_overwrite_each_other(tmp_path, monkeypatch):
-    config = tiny_config(tmp_path / "run", "--training.profile_steps=[2]")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for number in (0, 1):
         monkeypatch.setattr(jax, "process_index", lambda number=number: number)
-        with Profiler(config) as profiler:
+        with Profiler(tmp_path, [2]) as profiler:
             profiler.begin(2)
-    found = (tmp_path / "run" / "profile").glob("step_2/*/plugins/profile/*/*.xplane.pb")
-    assert sorted(path.parts[-5] for path in found) == ["process_0", "process_1"]
+    files = tmp_path.glob("step_2/*/plugins/profile/*/*.xplane.pb")
+    assert sorted(file.parts[-5] for file in files) == ["process_0", "process_1"]

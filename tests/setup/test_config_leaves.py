@@ -85,6 +85,11 @@ def traces(config):
     return sorted(path.name for path in Path(config.run_dir).glob("profile/*"))
 
 
+def options_here(config):
+    """JAX's options as `run.py` takes them from a configuration."""
+    return jax_options(config.model.matmul_precision, config.compilation_cache, config.run_dir)
+
+
 def program(config):
     """Initial weights and forward pass as JAX sees them, constants included."""
     setup = prepare(config)
@@ -95,14 +100,14 @@ def program(config):
         hidden = forward(params, setup.model_config, *inputs, runtime=setup.runtime).hidden
         return hidden @ output_head(params, setup.model_config).astype(hidden.dtype)
 
-    with jax_options(config):
+    with options_here(config):
         closed = jax.make_jaxpr(logits)(jax.random.key(0))
     return str(closed.jaxpr), [np.asarray(x).tolist() for x in closed.consts]
 
 
 def cached(config):
     """Whether compiled programs are kept, and where."""
-    with jax_options(config):
+    with options_here(config):
         names = ("jax_enable_compilation_cache", "jax_compilation_cache_dir")
         return [jax.config.values[name] for name in names]
 
