@@ -17,11 +17,10 @@ from gpu_figures import (
 )
 
 from srft_jax.batch import Batch, Role
-from srft_jax.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
+from srft_jax.config import ModelConfig, Objective, ObjectiveConfig, OptimizerConfig, TrainingConfig
 from srft_jax.models.decoder import Runtime, init_params, num_params
 from srft_jax.models.kernels import resolve_attention
 from srft_jax.objectives.methods import expand
-from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.rows import TrainingSequence, make_batch
 from srft_jax.ops.attention import Kernel
 from srft_jax.rollout import Progress, Request, SamplingConfig

@@ -20,10 +20,9 @@ import numpy as np
 from sizes import add_sizes, model_of
 
 from srft_jax.batch import Batch, Role
-from srft_jax.config import ObjectiveConfig, OptimizerConfig, TrainingConfig
+from srft_jax.config import Objective, ObjectiveConfig, OptimizerConfig, TrainingConfig
 from srft_jax.models.decoder import Runtime, init_params, num_params
 from srft_jax.objectives.methods import PRESETS, expand
-from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.rows import TrainingSequence, make_batch
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import new_state

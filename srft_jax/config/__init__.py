@@ -11,7 +11,7 @@ from srft_jax.config.data import (
 from srft_jax.config.errors import RunError, UsageError, show_error
 from srft_jax.config.lora import LoraConfig
 from srft_jax.config.model import AdaptedModelConfig, ModelConfig, RopeScaling
-from srft_jax.config.objective import Aggregation, ObjectiveConfig
+from srft_jax.config.objective import Aggregation, Objective, ObjectiveConfig
 from srft_jax.config.sections import (
     DistributedConfig,
     EvaluationConfig,
@@ -45,6 +45,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "ModelSection",
+    "Objective",
     "ObjectiveConfig",
     "OptimizerConfig",
     "PlanConfig",

@@ -7,10 +7,10 @@ from typing import TypeVar
 import numpy as np
 
 from srft_jax.batch import Batch, Role
+from srft_jax.config import Objective
 from srft_jax.experience.rollouts import Group, overlong
 from srft_jax.experience.streams import Pair, Streams
 from srft_jax.objectives.advantages import group_advantages
-from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.rows import TrainingSequence, make_batch
 from srft_jax.objectives.schedules import mix_weights, top_entropy
 from srft_jax.objectives.stages import Stage

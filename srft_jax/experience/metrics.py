@@ -6,9 +6,9 @@ from typing import Any, get_args
 
 import numpy as np
 
+from srft_jax.config import Objective
 from srft_jax.experience.rollouts import Experience, Group, overlong
 from srft_jax.experience.verdicts import Scored
-from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.schedules import mix_weights
 from srft_jax.objectives.stages import Stage
 from srft_jax.rewards.requests import Verdict

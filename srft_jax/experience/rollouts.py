@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from srft_jax.config import Objective
 from srft_jax.data.examples import place
 from srft_jax.data.pipeline import NO_DEMONSTRATION, PromptBatch
 from srft_jax.experience.streams import Streams
@@ -16,7 +17,6 @@ from srft_jax.experience.verified import NO_PROGRESS, Rollout, Verified, sample_
 from srft_jax.mesh import gathered
 from srft_jax.models.decoder import Params
 from srft_jax.objectives.advantages import overlong_penalty
-from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.schedules import prefix_length
 from srft_jax.objectives.stages import Stage
 from srft_jax.rewards import RewardPool

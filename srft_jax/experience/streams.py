@@ -8,11 +8,10 @@ from typing import Any
 
 import grain
 
-from srft_jax.config import UsageError
+from srft_jax.config import Objective, UsageError
 from srft_jax.data.examples import Example
 from srft_jax.data.pipeline import PromptBatch, prompt_batches
 from srft_jax.mesh import gathered
-from srft_jax.objectives.objective import Objective
 from srft_jax.setup.prepare import Setup
 
 Pair = tuple[int, int]  # index of an example, and of one of its demonstrations

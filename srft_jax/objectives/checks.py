@@ -1,46 +1,16 @@
 """Which coefficients make no sense, alone or together."""
 
-import math
-import sys
 from collections.abc import Iterator
 
-from srft_jax.objectives.objective import Objective
-
-# Ranges of single coefficients, as (lowest, highest, what that is called).
-_NOT_NEGATIVE = (0.0, math.inf, "below 0")
-_WEIGHT = (0.0, sys.float_info.max, "not a finite weight of at least 0")
-_SHARE = (0.0, 1.0, "outside 0 to 1")
-_RANGES: dict[str, tuple[float, float, str]] = {
-    "demo_nll": _WEIGHT,
-    "demo_policy": _WEIGHT,
-    "self_positive": _WEIGHT,
-    "self_negative": _WEIGHT,
-    "hint_nll": _WEIGHT,
-    "prefix_policy": _WEIGHT,
-    "kl": _WEIGHT,
-    "entropy_bonus": _WEIGHT,
-    "demo_ratio_gamma": _NOT_NEGATIVE,
-    "demo_per_step": _NOT_NEGATIVE,
-    "demo_buffer": _NOT_NEGATIVE,
-    "gate_solved": _NOT_NEGATIVE,
-    "sft_steps": _NOT_NEGATIVE,
-    "mix_start": _SHARE,
-    "mix_end": _SHARE,
-    "mix_steps": _NOT_NEGATIVE,
-    "max_refills": _NOT_NEGATIVE,
-    "prefix_start": _SHARE,
-    "prefix_end": _SHARE,
-    "prefix_steps": _NOT_NEGATIVE,
-    "prefix_until": _NOT_NEGATIVE,
-    "prefix_chunks": _NOT_NEGATIVE,
-}
+from srft_jax.config import Objective
+from srft_jax.config.objective import RANGES
 
 
 def _bad_values(o: Objective) -> Iterator[str]:
     """A sentence for each coefficient that is out of its range."""
-    for name, (lowest, highest, is_wrong) in _RANGES.items():
-        if not lowest <= vars(o)[name] <= highest:
-            yield f"objective.{name} = {vars(o)[name]} is {is_wrong}"
+    for name, allowed in RANGES.items():
+        if not allowed.lowest <= vars(o)[name] <= allowed.highest:  # NaN too
+            yield f"objective.{name} = {vars(o)[name]} is {allowed.mistake}"
     if not 0 <= o.clip_low <= 1 or not o.clip_high >= 0:
         yield (
             f"objective.clip_low = {o.clip_low} and objective.clip_high = {o.clip_high} do not "

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from srft_jax.batch import Normalisers, Role, Rows, of_role
-from srft_jax.objectives.objective import Objective
+from srft_jax.config import Objective
 from srft_jax.objectives.surrogates import bounded_exp, kl_estimate, surrogate_loss
 from srft_jax.ops.head import ReferencedStats, TokenStats
 

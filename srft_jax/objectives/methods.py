@@ -2,11 +2,9 @@
 
 import dataclasses
 import math
-from typing import Any
 
-from srft_jax.config import ObjectiveConfig, UsageError
+from srft_jax.config import Objective, ObjectiveConfig, UsageError
 from srft_jax.objectives.checks import errors
-from srft_jax.objectives.objective import Objective
 
 _SRFT = Objective(
     demo_nll=0.5,
@@ -130,7 +128,7 @@ PRESETS: dict[str, Objective] = {
 
 
 def expand(config: ObjectiveConfig) -> Objective:
-    """The preset's row, with what the configuration sets in its place.
+    """Return the preset's row, with the coefficients that the configuration sets.
 
     Raises:
         UsageError: the coefficients make no sense.
@@ -140,10 +138,9 @@ def expand(config: ObjectiveConfig) -> Objective:
             f"objective.preset = {config.preset}, but the file holds all coefficients of "
             f"{config.expanded_from}; start from a configuration that names only the preset"
         )
-    coefficients = vars(config).keys() - {"preset", "expanded_from"}
-    own: dict[str, Any] = {k: v for k, v in vars(config).items() if k in coefficients}
-    own = {name: value for name, value in own.items() if value is not None}
-    objective = dataclasses.replace(PRESETS[config.preset], **own)
+    names = [field.name for field in dataclasses.fields(Objective)]
+    replaced = {name: vars(config)[name] for name in names if vars(config)[name] is not None}
+    objective = dataclasses.replace(PRESETS[config.preset], **replaced)
     for error in errors(objective):
         raise UsageError(error)
     return objective

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from srft_jax.batch import Batch, Normalisers, Role, Rows
-from srft_jax.config import Aggregation, TrainingConfig
-from srft_jax.objectives.objective import Objective
+from srft_jax.config import Aggregation, Objective, TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)

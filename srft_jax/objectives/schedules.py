@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from srft_jax.objectives.objective import Objective
+from srft_jax.config import Objective
 
 
 def _cosine(start: float, end: float, num_steps: int, step: int) -> float:

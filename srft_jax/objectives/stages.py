@@ -7,9 +7,8 @@ to 100 are made with "sft", steps from 101 on with "policy".
 import dataclasses
 from typing import Literal
 
-from srft_jax.config import TrainingConfig
+from srft_jax.config import Objective, TrainingConfig
 from srft_jax.objectives.methods import PRESETS
-from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.rows import max_microbatches
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from srft_jax.objectives.objective import Objective
+from srft_jax.config import Objective
 from srft_jax.ops.head import ReferencedStats
 
 _MAX_LOG_RATIO = 20.0

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from srft_jax.batch import Batch, Normalisers
-from srft_jax.config import ModelConfig, RunConfig
+from srft_jax.config import ModelConfig, Objective, RunConfig
 from srft_jax.models import families, lora
 from srft_jax.models.decoder import Params
-from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.rows import empty_rows
 from srft_jax.objectives.stages import Stage
 from srft_jax.setup.outline import Outline

@@ -7,13 +7,19 @@ import dataclasses
 
 from jax.sharding import Mesh
 
-from srft_jax.config import ModelConfig, ModelSection, ObjectiveConfig, RunConfig, UsageError
+from srft_jax.config import (
+    ModelConfig,
+    ModelSection,
+    Objective,
+    ObjectiveConfig,
+    RunConfig,
+    UsageError,
+)
 from srft_jax.mesh import decode_mesh
 from srft_jax.models.config_hf import check_architecture
 from srft_jax.models.decoder import Runtime
 from srft_jax.models.kernels import resolve_attention
 from srft_jax.objectives.methods import expand
-from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.stages import Stage, Stages, make_stages
 from srft_jax.ops.attention import Kernel
 from srft_jax.rollout import SamplingConfig, Truncation

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from srft_jax.batch import Metrics, Normalisers, Role, Rows, of_role
+from srft_jax.config import Objective
 from srft_jax.objectives import loss as losses
-from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.surrogates import is_clipped
 from srft_jax.ops.head import ReferencedStats
 

@@ -7,12 +7,11 @@ import jax
 from jaxtyping import Array, Float, Shaped
 
 from srft_jax.batch import Batch, Rows, TrainState
-from srft_jax.config import ModelConfig
+from srft_jax.config import ModelConfig, Objective
 from srft_jax.mesh import constrained, context_parts
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params, Runtime, forward
 from srft_jax.objectives import loss as losses
-from srft_jax.objectives.objective import Objective
 from srft_jax.ops.context import joined_rows, split_rows
 from srft_jax.ops.head import Reference, token_loss
 

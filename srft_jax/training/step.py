@@ -10,10 +10,9 @@ import optax
 from jaxtyping import Array
 
 from srft_jax.batch import Batch, Metrics, TrainState
-from srft_jax.config import ModelConfig
+from srft_jax.config import ModelConfig, Objective
 from srft_jax.models.decoder import Params, Runtime
 from srft_jax.objectives import loss as losses
-from srft_jax.objectives.objective import Objective
 from srft_jax.ops.rounding import ROUND_AS_WRITTEN
 from srft_jax.training import metrics
 from srft_jax.training.microbatch import Inputs, LossFn, make_loss_fn, used_reference

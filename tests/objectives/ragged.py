@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from oracle import L_MAX, Answer, Group
 
 from srft_jax.batch import Batch, Role
-from srft_jax.config import TrainingConfig
+from srft_jax.config import Objective, TrainingConfig
 from srft_jax.objectives.advantages import group_advantages
-from srft_jax.objectives.methods import Objective
 from srft_jax.objectives.rows import TrainingSequence, make_batch
 from srft_jax.objectives.schedules import top_entropy
 from srft_jax.ops.head import ReferencedStats, TokenStats

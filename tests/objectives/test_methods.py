@@ -6,8 +6,8 @@ import typing
 
 import pytest
 
-from srft_jax.config import ObjectiveConfig, UsageError
-from srft_jax.objectives.methods import PRESETS, Objective, expand
+from srft_jax.config import Objective, ObjectiveConfig, UsageError
+from srft_jax.objectives.methods import PRESETS, expand
 
 
 def test_every_preset_is_a_choice_of_the_configuration_and_expands_to_its_row():

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from srft_jax.batch import Role
-from srft_jax.objectives.methods import PRESETS, Objective
+from srft_jax.config import Objective
+from srft_jax.objectives.methods import PRESETS
 from srft_jax.objectives.rows import TrainingSequence, normalisers
 
 NONE, SELF, DEMO, HINT, PREFIX = Role

@@ -18,13 +18,12 @@ from jax.sharding import Mesh
 from tiny_training import MODEL, batch_of, reference_params, sequences, state_of
 
 from srft_jax.batch import Batch, Rows, TrainState
-from srft_jax.config import LoraConfig, MeshConfig, ObjectiveConfig, OptimizerConfig
+from srft_jax.config import LoraConfig, MeshConfig, Objective, ObjectiveConfig, OptimizerConfig
 from srft_jax.host.compilations import Compilations
 from srft_jax.mesh import make_mesh, sharding
 from srft_jax.models import init_params, lora
 from srft_jax.models.families import param_shardings
 from srft_jax.objectives.methods import expand
-from srft_jax.objectives.objective import Objective
 from srft_jax.ops.head import token_stats
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.logprobs import make_old_logprobs

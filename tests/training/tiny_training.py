@@ -8,10 +8,9 @@ import numpy as np
 import optax
 
 from srft_jax.batch import Batch, Metrics, Role, Rows, TrainState
-from srft_jax.config import ModelConfig, ObjectiveConfig, TrainingConfig
+from srft_jax.config import ModelConfig, Objective, ObjectiveConfig, TrainingConfig
 from srft_jax.models import forward, init_params, output_head
 from srft_jax.objectives.methods import expand
-from srft_jax.objectives.objective import Objective
 from srft_jax.objectives.rows import TrainingSequence, make_batch
 from srft_jax.training.step import make_train_step
 
