@@ -22,7 +22,7 @@ import jax
 
 from srft_jax.config import MeshConfig
 from srft_jax.mesh import decode_mesh, make_mesh
-from srft_jax.models.config_hf import read_config
+from srft_jax.models.hf_config import read_config
 from srft_jax.planning.accounts import bytes_on_device, loops
 from srft_jax.planning.hlo.count import count
 from srft_jax.planning.hlo.text import Computation, Module, parse

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from srft_jax.config import ModelConfig
-from srft_jax.models.config_hf import read_config
+from srft_jax.models.hf_config import read_config
 from srft_jax.planning.chips import CHIPS, Chip
 
 # Word of a device's name -> its peaks, where the plan knows them.

@@ -28,8 +28,8 @@ from sizes import add_sizes, model_of
 
 from srft_jax.config import ModelConfig
 from srft_jax.models import families
-from srft_jax.models.config_hf import to_hf_config
-from srft_jax.models.json_files import write_json
+from srft_jax.models.hf_config import to_hf_config
+from srft_jax.models.hf_json import write_json
 
 MIB = 2**20
 

@@ -11,7 +11,7 @@ from srft_jax.experience.rollouts import Experience, Group, overlong
 from srft_jax.experience.verdicts import Scored
 from srft_jax.objectives.schedules import mix_weights
 from srft_jax.objectives.stages import Stage
-from srft_jax.rewards.requests import Verdict
+from srft_jax.rewards.verdicts import Verdict
 from srft_jax.setup.prepare import Setup
 
 

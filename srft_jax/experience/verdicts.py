@@ -10,7 +10,7 @@ from srft_jax.config import ShapingConfig
 from srft_jax.data.examples import Example
 from srft_jax.data.verifier_requests import verifier_requests
 from srft_jax.rewards import RewardPool
-from srft_jax.rewards.requests import Verdict
+from srft_jax.rewards.verdicts import Verdict
 from srft_jax.rollout import scheduler
 
 

@@ -3,9 +3,9 @@
 The tokenizer stays apart, in `srft_jax.models.tokenizer`: transformers takes a second to load.
 """
 
-from srft_jax.models.checkpoint_hf import load_hf
 from srft_jax.models.decoder import ForwardOutput, Runtime, forward, init_params, output_head
-from srft_jax.models.export_hf import save_hf
+from srft_jax.models.hf_export import save_hf
+from srft_jax.models.hf_import import load_hf
 
 __all__ = [
     "ForwardOutput",

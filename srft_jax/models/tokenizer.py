@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast  # noqa: E402
 from srft_jax.config import UsageError  # noqa: E402
 from srft_jax.models.chat_template import ChatTemplate, Turn, read_chat_template  # noqa: E402
 from srft_jax.models.control_tokens import ControlTokens  # noqa: E402
-from srft_jax.models.json_files import read_json  # noqa: E402
+from srft_jax.models.hf_json import read_json  # noqa: E402
 
 THINK_TAGS = ("<think>", "</think>")
 

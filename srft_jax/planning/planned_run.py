@@ -8,7 +8,7 @@ from typing import Any
 from srft_jax.config import ModelConfig, RunConfig, UsageError
 from srft_jax.mesh import make_mesh
 from srft_jax.models import lora
-from srft_jax.models.config_hf import read_config
+from srft_jax.models.hf_config import read_config
 from srft_jax.setup.config_checks import check_config
 from srft_jax.setup.outline import Outline, check_sizes, expanded, overridden
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from srft_jax.experience.verdicts import Scored
 from srft_jax.report.records import describe
-from srft_jax.rewards.requests import Verdict
+from srft_jax.rewards.verdicts import Verdict
 
 MAX_SHARE = 0.2  # of a step's completions of one kind
 

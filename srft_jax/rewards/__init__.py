@@ -1,4 +1,4 @@
 from srft_jax.rewards.pool import RewardPool
-from srft_jax.rewards.requests import RewardRequest, RewardResult
+from srft_jax.rewards.verdicts import RewardRequest, RewardResult
 
 __all__ = ["RewardPool", "RewardRequest", "RewardResult"]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from srft_jax.rewards.extraction import Answer, answer_of
 from srft_jax.rewards.judging import UNPARSED, judged, option
-from srft_jax.rewards.requests import RewardResult
+from srft_jax.rewards.verdicts import RewardResult
 
 CHOICE_OPTIONS = {"require_think": False}
 

@@ -22,7 +22,7 @@ from srft_jax.rewards.extraction import (
 )
 from srft_jax.rewards.judging import UNPARSED, judged, option
 from srft_jax.rewards.quantities import plain_number
-from srft_jax.rewards.requests import RewardResult
+from srft_jax.rewards.verdicts import RewardResult
 
 MAX_DEPTH = 24  # of brackets: the parser's time doubles with every few parentheses
 ROUNDING = 6  # decimals of a float that count, as Math-Verify has it

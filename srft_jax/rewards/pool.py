@@ -18,8 +18,8 @@ from typing import Any, Self
 
 from srft_jax.config import UsageError
 from srft_jax.rewards.process import START_SECONDS, Forker, WorkerProcess, wait
-from srft_jax.rewards.requests import RewardRequest, RewardResult, Verdict
 from srft_jax.rewards.user_scorers import is_user_kind
+from srft_jax.rewards.verdicts import RewardRequest, RewardResult, Verdict
 from srft_jax.rewards.verifiers import (
     KINDS,
     PRELOADS,

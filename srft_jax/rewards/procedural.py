@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from srft_jax.rewards.extraction import answer_of
 from srft_jax.rewards.judging import UNPARSED, Verifier, judged, option
-from srft_jax.rewards.requests import RewardResult
+from srft_jax.rewards.verdicts import RewardResult
 
 T = TypeVar("T")
 

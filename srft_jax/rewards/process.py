@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from srft_jax.rewards.requests import Verdict
+from srft_jax.rewards.verdicts import Verdict
 
 COMMAND, ANSWER = struct.Struct("!cq"), struct.Struct("!q")  # what goes to and from the forker
 

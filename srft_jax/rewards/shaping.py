@@ -5,7 +5,7 @@ from typing import Any
 
 from srft_jax.rewards.extraction import after_reasoning, find_boxes
 from srft_jax.rewards.judging import judged, option
-from srft_jax.rewards.requests import RewardResult
+from srft_jax.rewards.verdicts import RewardResult
 
 FORMAT_OPTIONS = {"boxed": False}
 LENGTH_OPTIONS = {"unit": "characters", "full_at": 2048.0, "zero_at": 8192.0}

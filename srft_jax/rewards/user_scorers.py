@@ -9,7 +9,7 @@ from typing import Any
 
 from srft_jax.config import UsageError
 from srft_jax.rewards.judging import Verifier
-from srft_jax.rewards.requests import RewardResult
+from srft_jax.rewards.verdicts import RewardResult
 
 Arguments = Callable[[Mapping[str, Any]], dict[str, Any]]
 

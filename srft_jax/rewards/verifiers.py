@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from srft_jax.config import UsageError
-from srft_jax.rewards import answers, choices, math, procedural, shaping
-from srft_jax.rewards.answers import exact, final_answer, numeric, regex
+from srft_jax.rewards import answer_kinds, choices, math, procedural, shaping
+from srft_jax.rewards.answer_kinds import exact, final_answer, numeric, regex
 from srft_jax.rewards.judging import Verifier, option
 from srft_jax.rewards.user_scorers import is_user_kind, load_scorer
 
@@ -26,9 +26,9 @@ KINDS: Mapping[str, Verifier] = {
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "math": math.MATH_OPTIONS,
-    "numeric": answers.NUMERIC_OPTIONS,
+    "numeric": answer_kinds.NUMERIC_OPTIONS,
     "multiple_choice": choices.CHOICE_OPTIONS,
-    "regex": answers.REGEX_OPTIONS,
+    "regex": answer_kinds.REGEX_OPTIONS,
     "format": shaping.FORMAT_OPTIONS,
     "length": shaping.LENGTH_OPTIONS,
     **dict.fromkeys(procedural.KINDS, procedural.PROCEDURAL_OPTIONS),

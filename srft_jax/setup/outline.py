@@ -16,8 +16,8 @@ from srft_jax.config import (
     UsageError,
 )
 from srft_jax.mesh import decode_mesh
-from srft_jax.models.config_hf import check_architecture
 from srft_jax.models.decoder import Runtime
+from srft_jax.models.hf_config import check_architecture
 from srft_jax.models.kernels import resolve_attention
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.stages import Stage, Stages, make_stages

@@ -15,8 +15,8 @@ from srft_jax.data.sources import load_sets
 from srft_jax.data.verifier_requests import probes, row_problems
 from srft_jax.mesh import make_mesh
 from srft_jax.models import lora
-from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import HOST_MEMORY
+from srft_jax.models.hf_config import read_config
 from srft_jax.models.tokenizer import Tokenizer, load_tokenizer
 from srft_jax.rewards import RewardPool
 from srft_jax.setup.config_checks import check_config

@@ -13,11 +13,10 @@ from etils import epath
 from srft_jax.config import AdaptedModelConfig, RunConfig, UsageError
 from srft_jax.mesh import flat_mesh
 from srft_jax.models import lora
-from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import Params
-from srft_jax.models.export_hf import check_target, export_hf, save_peft
-from srft_jax.models.files_hf import write_model_files
-from srft_jax.models.tensor_files import stored_dtype
+from srft_jax.models.hf_config import read_config
+from srft_jax.models.hf_export import check_target, export_hf, save_peft, write_model_files
+from srft_jax.models.safetensors_reader import stored_dtype
 from srft_jax.setup.prepare import Setup, check_export
 from srft_jax.training.initial import load_frozen, restored_params
 

@@ -11,8 +11,8 @@ from srft_jax.batch import TrainState
 from srft_jax.config import ModelConfig, OptimizerConfig, RunConfig, UsageError
 from srft_jax.config.stored_config import check_same_adapters
 from srft_jax.models import families, lora
-from srft_jax.models.checkpoint_hf import load_hf
 from srft_jax.models.decoder import Params, init_params
+from srft_jax.models.hf_import import load_hf
 from srft_jax.setup.outline import Outline
 from srft_jax.setup.prepare import Setup
 from srft_jax.training.checkpoint import Checkpoints

@@ -11,14 +11,14 @@ import jax
 
 from srft_jax.config import MeshConfig
 from srft_jax.mesh import make_mesh
-from srft_jax.models import load_hf, save_hf, tensor_parts
+from srft_jax.models import load_hf, safetensors_writer, save_hf
 
 
 def main(port: str, number: str, directory: str) -> None:
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(number))
-    tensor_parts.PART_BYTES = 9_000
+    safetensors_writer.PART_BYTES = 9_000
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
     config, params = load_hf(Path(directory) / "first", mesh=mesh)
     save_hf(Path(directory) / number / "hf", config, params, dtype="bfloat16")

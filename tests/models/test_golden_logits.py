@@ -7,7 +7,7 @@ import pytest
 from tiny_models import FAMILIES, logits, random_params
 
 from srft_jax.models import load_hf
-from srft_jax.models.config_hf import read_config
+from srft_jax.models.hf_config import read_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -6,7 +6,7 @@ from tiny_models import UNTIED, logits, random_params
 
 from srft_jax.config import LoraConfig
 from srft_jax.models import lora, save_hf
-from srft_jax.models.export_hf import save_peft
+from srft_jax.models.hf_export import save_peft
 
 pytestmark = pytest.mark.oracle
 

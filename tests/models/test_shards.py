@@ -16,7 +16,7 @@ from public_configs import PUBLIC
 from srft_jax.config import LoraConfig, OptimizerConfig
 from srft_jax.mesh import AXES, RULES, spec
 from srft_jax.models import families, lora
-from srft_jax.models.config_hf import read_config
+from srft_jax.models.hf_config import read_config
 from srft_jax.rollout.cache import CacheShape, empty_cache, shard_axes
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import new_state, state_shardings

@@ -6,8 +6,8 @@ from tiny_models import FAMILIES, TIED, logits, random_params
 
 from srft_jax.config import ModelConfig, RopeScaling
 from srft_jax.models import load_hf, save_hf
-from srft_jax.models.config_hf import to_hf_config
-from srft_jax.models.spellings_hf import SPELLINGS
+from srft_jax.models.hf_config import to_hf_config
+from srft_jax.models.hf_config_keys import SPELLINGS
 
 pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("quick_compilation")]
 

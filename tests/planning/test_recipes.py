@@ -15,7 +15,7 @@ from tiny_runs import ROOT
 from srft_jax.config import ObjectiveConfig, parse
 from srft_jax.mesh import AXES, decode_mesh, make_mesh, mesh_shape
 from srft_jax.models import families
-from srft_jax.models.config_hf import read_config
+from srft_jax.models.hf_config import read_config
 from srft_jax.models.tokenizer import load_tokenizer
 from srft_jax.objectives.methods import expand
 from srft_jax.planning.chips import CHIPS, GIB

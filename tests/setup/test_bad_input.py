@@ -12,8 +12,8 @@ import run
 from srft_jax.config import UsageError, parse
 from srft_jax.experience import rollouts
 from srft_jax.mesh import AXES
-from srft_jax.models.config_hf import to_hf_config
-from srft_jax.models.json_files import write_json
+from srft_jax.models.hf_config import to_hf_config
+from srft_jax.models.hf_json import write_json
 from srft_jax.setup import prepare as setup
 from srft_jax.setup.prepare import prepare
 

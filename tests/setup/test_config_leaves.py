@@ -25,8 +25,8 @@ from srft_jax.data.sources import load_sets
 from srft_jax.host import processes
 from srft_jax.host.jax_options import jax_options
 from srft_jax.models import forward, init_params, output_head
-from srft_jax.models.config_hf import to_hf_config
-from srft_jax.models.json_files import write_json
+from srft_jax.models.hf_config import to_hf_config
+from srft_jax.models.hf_json import write_json
 from srft_jax.planning import microbatch_size
 from srft_jax.setup.prepare import prepare
 from srft_jax.training.initial import load_frozen

@@ -6,8 +6,8 @@ import pytest
 from tiny_runs import tiny_arguments
 
 from srft_jax.config import ModelConfig, RopeScaling, UsageError, parse, to_yaml
-from srft_jax.models.config_hf import read_config, to_hf_config
-from srft_jax.models.json_files import write_json
+from srft_jax.models.hf_config import read_config, to_hf_config
+from srft_jax.models.hf_json import write_json
 from srft_jax.setup.prepare import prepare
 
 GIVEN = (

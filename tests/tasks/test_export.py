@@ -15,7 +15,7 @@ from tiny_runs import NO_PROBLEMS, ROOT, newest_checkpoint, tiny_config
 import run
 from srft_jax.config import ExportConfig, UsageError
 from srft_jax.models import init_params, load_hf, save_hf
-from srft_jax.models.tensor_files import find_tensors
+from srft_jax.models.safetensors_reader import find_tensors
 from srft_jax.models.tokenizer import load_tokenizer
 from srft_jax.setup.prepare import prepare
 from srft_jax.tasks.export import keep_model_files

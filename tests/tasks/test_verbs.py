@@ -9,7 +9,7 @@ import pytest
 from tiny_runs import metrics_lines, tiny_arguments, tiny_config
 
 from srft_jax.config import parse
-from srft_jax.models.checkpoint_hf import load_hf
+from srft_jax.models.hf_import import load_hf
 
 
 def stored(run_dir):

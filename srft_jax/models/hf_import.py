@@ -1,6 +1,6 @@
 """Weights from local Hugging Face directories; nothing is downloaded.
 
-The family's table gives every name, shape and transpose. `export_hf` is the way back; checkpoints
+The family's table gives every name, shape and transpose. `hf_export` is the way back; checkpoints
 of a run are written by training/checkpoint.py.
 """
 
@@ -17,9 +17,9 @@ from jax.sharding import Mesh, Sharding
 from srft_jax.config import ModelConfig, UsageError
 from srft_jax.mesh import sharding
 from srft_jax.models import families
-from srft_jax.models.config_hf import read_config
 from srft_jax.models.decoder import Params
-from srft_jax.models.tensor_files import StoredTensor, find_tensors, listing
+from srft_jax.models.hf_config import read_config
+from srft_jax.models.safetensors_reader import StoredTensor, find_tensors, listing
 
 # Rows that are read side by side where two tensors are compared.
 _COMPARED_ROWS = 4096

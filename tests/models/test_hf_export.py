@@ -15,11 +15,10 @@ from etils.epath import testing as epath_testing
 from tiny_models import TIED, UNTIED, random_params
 
 from srft_jax.config import UsageError
-from srft_jax.models import families, load_hf, save_hf, tensor_parts
-from srft_jax.models.config_hf import to_hf_config
-from srft_jax.models.export_hf import export_hf
-from srft_jax.models.files_hf import write_model_files
-from srft_jax.models.json_files import write_json
+from srft_jax.models import families, load_hf, safetensors_writer, save_hf
+from srft_jax.models.hf_config import to_hf_config
+from srft_jax.models.hf_export import export_hf, write_model_files
+from srft_jax.models.hf_json import write_json
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -57,7 +56,7 @@ def stored_model(path, dtype):
     [("float32", 2**30), ("float16", 9_000), ("bfloat16", 9_000), ("bfloat16", 2**30)],
 )
 def test_through_float32_and_back_bit_for_bit(dtype, part_bytes, tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_parts, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(safetensors_writer, "PART_BYTES", part_bytes)
     tensors = stored_model(tmp_path / "first", np.dtype(dtype))
     config, params = load_hf(tmp_path / "first")
     save_hf(tmp_path / "second", config, params, dtype=dtype)
@@ -106,7 +105,7 @@ def test_killed_export_leaves_the_old_model(model, monkeypatch):
 
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(tensor_parts, "_write_part", killed)
+            patch.setattr(safetensors_writer, "_write_part", killed)
             with pytest.raises(KeyboardInterrupt):
                 save_hf(model, TIED, new)
         assert_same(load_hf(model)[1], old)
@@ -130,7 +129,7 @@ def test_other_directories_are_not_overwritten(tmp_path):
 def test_object_stores(tmp_path, monkeypatch):
     """The mocked gs://bucket is the folder `gs:/bucket` here."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tensor_parts, "PART_BYTES", 20_000)
+    monkeypatch.setattr(safetensors_writer, "PART_BYTES", 20_000)
     params = random_params(TIED)
     with epath_testing.mock_epath():
         write_model_files("gs://bucket/model", TIED, None, dtype="bfloat16")

@@ -8,7 +8,7 @@ import numpy as np
 import safetensors
 
 from srft_jax.config import UsageError
-from srft_jax.models.json_files import read_json
+from srft_jax.models.hf_json import read_json
 
 # What safetensors calls the dtypes that weights come in -> what an export of them is written in.
 DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

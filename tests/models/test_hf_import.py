@@ -16,7 +16,7 @@ from tiny_models import FAMILIES, TIED, UNTIED, random_params
 
 from srft_jax.config import MeshConfig, UsageError
 from srft_jax.mesh import make_mesh
-from srft_jax.models import checkpoint_hf, load_hf, save_hf
+from srft_jax.models import hf_import, load_hf, save_hf
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -227,7 +227,7 @@ def test_an_index_must_fit_its_files(model):
 
 
 def test_a_tied_head_may_be_stored_if_it_is_the_embedding(model, monkeypatch):
-    monkeypatch.setattr(checkpoint_hf, "_COMPARED_ROWS", 30)
+    monkeypatch.setattr(hf_import, "_COMPARED_ROWS", 30)
     tensors = safetensors.numpy.load_file(model / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
     safetensors.numpy.save_file(tensors, model / "model.safetensors")

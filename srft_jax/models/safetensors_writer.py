@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from srft_jax.config import AdaptedModelConfig, ModelConfig, UsageError
 from srft_jax.models import families, lora
 from srft_jax.models.decoder import Params
-from srft_jax.models.json_files import write_json
+from srft_jax.models.hf_json import write_json
 
 # Most bytes of one file.
 PART_BYTES = 5 * 2**30

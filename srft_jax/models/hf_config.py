@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from srft_jax.config import ModelConfig, RopeScaling, UsageError
-from srft_jax.models import positions_hf as positions
-from srft_jax.models.json_files import check_types, read_json
-from srft_jax.models.spellings_hf import BOOKKEEPING, SPELLINGS, Spelling
+from srft_jax.models import hf_config_positions as positions
+from srft_jax.models.hf_config_keys import BOOKKEEPING, SPELLINGS, Spelling
+from srft_jax.models.hf_json import check_types, read_json
 
 _ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
-# Read and written by positions_hf.
+# Read and written by hf_config_positions.
 _POSITIONS = {
     *("rope_theta", "rope_scaling", "rope_local_theta"),
     *("sliding_window", "full_attention_layers"),

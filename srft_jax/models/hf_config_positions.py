@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from srft_jax.config import ModelConfig, RopeScaling, UsageError
-from srft_jax.models.json_files import check_types
-from srft_jax.models.spellings_hf import Spelling
+from srft_jax.models.hf_config_keys import Spelling
+from srft_jax.models.hf_json import check_types
 
 KEYS = frozenset(("rope_theta", "rope_scaling", "rope_parameters"))
 LOCAL_KEYS = frozenset(("rope_local_base_freq",))

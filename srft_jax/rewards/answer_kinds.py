@@ -18,7 +18,7 @@ from srft_jax.rewards.extraction import (
 )
 from srft_jax.rewards.judging import UNPARSED, judged, option
 from srft_jax.rewards.quantities import Quantity, last_quantity, plain_number, quantity
-from srft_jax.rewards.requests import RewardResult
+from srft_jax.rewards.verdicts import RewardResult
 
 NUMERIC_OPTIONS = {
     "require_think": False,

@@ -11,8 +11,8 @@ from tiny_models import FAMILIES, TIED, UNTIED, YARN
 
 from srft_jax.config import ModelConfig, RopeScaling, UsageError
 from srft_jax.models import init_params
-from srft_jax.models.config_hf import check_architecture, read_config, to_hf_config
-from srft_jax.models.json_files import write_json
+from srft_jax.models.hf_config import check_architecture, read_config, to_hf_config
+from srft_jax.models.hf_json import write_json
 
 
 @pytest.fixture
