@@ -38,7 +38,6 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         objective,
         optimizer,
         temperature=1.0,
-        on_policy=True,
         runtime=Runtime(dtype=args.dtype, remat=args.remat, attention=kernel_of(args)),
         logits_mib=args.logits_mib,
     )
@@ -79,6 +78,7 @@ def packed_batch(args: argparse.Namespace, objective: Objective, model: ModelCon
         training,
         num_microbatches=args.microbatches,
         length_cap=length,
+        on_policy=True,
     )
 
 

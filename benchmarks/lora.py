@@ -60,7 +60,6 @@ def step_of(args: argparse.Namespace, model: ModelConfig, base_dtype: Any) -> An
         objective,
         optimizer,
         temperature=1.0,
-        on_policy=True,
         runtime=Runtime(dtype=args.dtype, remat=args.remat),
         frozen_params=frozen,
         logits_mib=args.logits_mib,

@@ -56,6 +56,7 @@ def batch_of(args: argparse.Namespace, objective: Objective) -> Batch:
         training,
         num_microbatches=-(-args.batch // rows),
         length_cap=args.completion,
+        on_policy=True,
     )
 
 
@@ -93,7 +94,6 @@ def compile_step(args: argparse.Namespace, preset: str) -> dict[str, Any]:
         objective,
         optimizer,
         temperature=1.0,
-        on_policy=True,
         runtime=Runtime(dtype=args.dtype, remat=args.remat),
         reference_params=jax.tree.map(jnp.copy, params) if objective.uses_reference else None,
         logits_mib=args.logits_mib,

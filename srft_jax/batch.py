@@ -83,6 +83,9 @@ class Batch:
     rows: Rows  # [M, B, T]
     normalisers: Normalisers
     num_microbatches: Int[Array, ""]
+    # Every trained trajectory was drawn by the parameters that this update starts from: the ratio
+    # p / p_old is 1, and only its gradient counts. A step is compiled for each value that occurs.
+    on_policy: bool = dataclasses.field(metadata=dict(static=True))
 
 
 @jax.tree_util.register_dataclass

@@ -206,7 +206,7 @@ class Trace:
                 state.entropy_self,
                 state.entropy_demonstration,
                 objective,
-                options["on_policy"],
+                batch.on_policy,
             )
             numbers = jnp.arange(flat.tokens.size)
             stats = TokenStats(-0.5 - (numbers % 7) / 3.0, 0.2 + (numbers % 5) / 4.0)

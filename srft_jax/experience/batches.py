@@ -104,6 +104,7 @@ def _update(setup: Setup, stage: Stage, sequences: Sequence[TrainingSequence]) -
         setup.config.training,
         num_microbatches=setup.num_microbatches(stage),
         length_cap=setup.config.rollout.max_new_tokens,
+        on_policy=setup.config.training.updates_per_rollout == 1,
     )
     return [Update(stage, batch)]
 

@@ -39,8 +39,7 @@ class LossContext:
     entropy_self: Float[Array, ""]  # the previous step's token means, for entropy_scope = batch
     entropy_demonstration: Float[Array, ""]
     objective: Objective = dataclasses.field(metadata=dict(static=True))
-    # Old log-probs are the step's own: one update per rollout, so the ratio is 1 and only its
-    # gradient counts.
+    # `Batch.on_policy`: old log-probs are the step's own.
     on_policy: bool = dataclasses.field(metadata=dict(static=True))
 
 

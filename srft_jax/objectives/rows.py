@@ -199,6 +199,8 @@ def make_batch(
     *,
     num_microbatches: int,
     length_cap: int,
+    on_policy: bool = False,
+    pack_rows: Callable[[Sequence[int], int], list[list[int]]] = pack,
 ) -> Batch:
     """Packs the sequences of one optimizer step into [M, B, T].
 
@@ -208,11 +210,14 @@ def make_batch(
         training: Row length and rows per microbatch.
         num_microbatches: M, the static shape; see `max_microbatches`.
         length_cap: L_max, for the aggregations by it.
+        on_policy: See `Batch`. False is right for any sequences, as their ratios are then taken to
+            their old log-probs.
+        pack_rows: (lengths of all sequences, row length) -> indices of the sequences of each row.
 
     Raises:
         ValueError: the sequences need more than M microbatches.
     """
-    packed = pack([sequence.num_inputs for sequence in sequences], training.row_length)
+    packed = pack_rows([sequence.num_inputs for sequence in sequences], training.row_length)
     used = -(-len(packed) // training.rows)
     if used > num_microbatches:
         raise ValueError(
@@ -230,4 +235,5 @@ def make_batch(
             sequences_in[microbatch] += 1
             start = end
     num_used: Any = np.int32(used)
-    return Batch(rows, normalisers(sequences, objective, length_cap), num_used)
+    counts = normalisers(sequences, objective, length_cap)
+    return Batch(rows, counts, num_microbatches=num_used, on_policy=on_policy)

@@ -70,5 +70,6 @@ def abstract_batch(run: Outline, stage: Stage) -> Batch:
         rows=jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape, x.dtype), empty_rows((1, 1, 1))),
         normalisers=Normalisers(*len(dataclasses.fields(Normalisers)) * [number]),
         num_microbatches=num_used,
+        on_policy=training.updates_per_rollout == 1,  # as far as a plan can know
     )
     return with_shardings(shapes, batch_shardings(shapes, run.mesh))

@@ -60,7 +60,7 @@ def replay(config: RunConfig) -> int:
         reference_params = load_reference(setup, frozen_params)
         programs = make_programs(setup, stage, frozen_params, reference_params)
         batch = put(batch, setup.mesh)
-        if programs.old_logprobs is not None:
+        if programs.old_logprobs is not None and not batch.on_policy:
             batch = programs.old_logprobs(state, batch)
         inputs = Inputs(state, frozen_params, reference_params, batch)
         microbatches = _compute(setup, stage, inputs)
@@ -98,7 +98,6 @@ def _compute(setup: Setup, stage: Stage, inputs: Inputs) -> list[_Microbatch]:
         setup.model_config,
         stage.objective,
         temperature=setup.config.rollout.temperature,
-        on_policy=training.updates_per_rollout == 1,
         runtime=setup.runtime,
         logits_mib=training.logits_mib,
     )

@@ -99,7 +99,6 @@ def make_loss_fn(
     objective: Objective,
     *,
     temperature: float,
-    on_policy: bool,
     runtime: Runtime,
     logits_mib: int,
 ) -> LossFn:
@@ -113,7 +112,11 @@ def make_loss_fn(
         rows = rows_of(batch, i)
         flat = jax.tree.map(lambda x: x.reshape(-1), rows)
         context = losses.LossContext(
-            batch.normalisers, state.entropy_self, state.entropy_demonstration, objective, on_policy
+            normalisers=batch.normalisers,
+            entropy_self=state.entropy_self,
+            entropy_demonstration=state.entropy_demonstration,
+            objective=objective,
+            on_policy=batch.on_policy,
         )
         reference = None
         if reference_params is not None:

@@ -23,7 +23,9 @@ def save_batch(run_dir: str, step: int, batch: Batch) -> str:
     batch = jax.device_get(batch)
     arrays = vars(batch.rows) | vars(batch.normalisers)
     file = io.BytesIO()
-    np.savez_compressed(file, num_microbatches=batch.num_microbatches, **arrays)
+    np.savez_compressed(
+        file, num_microbatches=batch.num_microbatches, on_policy=batch.on_policy, **arrays
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     for earlier in path.parent.glob("step_*.npz"):
         earlier.unlink()
@@ -40,7 +42,12 @@ def saved_batch(run_dir: str) -> tuple[int, Batch] | None:
     with np.load(io.BytesIO(paths[step].read_bytes())) as arrays:
         rows: Any = {field.name: arrays[field.name] for field in dataclasses.fields(Rows)}
         counts: Any = {field.name: arrays[field.name] for field in dataclasses.fields(Normalisers)}
-        return step, Batch(Rows(**rows), Normalisers(**counts), arrays["num_microbatches"])
+        return step, Batch(
+            rows=Rows(**rows),
+            normalisers=Normalisers(**counts),
+            num_microbatches=arrays["num_microbatches"],
+            on_policy=bool(arrays["on_policy"]),
+        )
 
 
 def _folder(run_dir: str) -> epath.Path:

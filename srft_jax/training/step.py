@@ -55,7 +55,6 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     temperature: float,
-    on_policy: bool,
     runtime: Runtime = Runtime(),
     optimizer_name: str = "policy",
     frozen_params: Params | None = None,
@@ -72,7 +71,6 @@ def make_train_step(
         objective: Coefficients of the loss.
         optimizer: Of the state's parameters.
         temperature: That the rollouts were sampled at.
-        on_policy: The rollouts are of the current parameters, so old log-probs are the step's own.
         runtime: Precision and rematerialisation.
         optimizer_name: Which of the state's optimizer states is this optimizer's.
         frozen_params: With adapters, all other parameters, in any dtype; the state then has those
@@ -88,7 +86,6 @@ def make_train_step(
         model_config,
         objective,
         temperature=temperature,
-        on_policy=on_policy,
         runtime=runtime,
         logits_mib=logits_mib,
     )
@@ -145,7 +142,6 @@ def make_gradient_norms(
     objective: Objective,
     *,
     temperature: float,
-    on_policy: bool,
     runtime: Runtime = Runtime(),
     frozen_params: Params | None = None,
     reference_params: Params | None = None,
@@ -161,7 +157,6 @@ def make_gradient_norms(
         model_config,
         objective,
         temperature=temperature,
-        on_policy=on_policy,
         runtime=runtime,
         logits_mib=logits_mib,
     )

@@ -29,7 +29,7 @@ class Programs:
     Attributes:
         train_step: One update; the state is donated.
         gradient_norms: Of each loss term apart.
-        old_logprobs: Fills in the trainer's; None where the sampler's or the step's own are used.
+        old_logprobs: Fills in the trainer's; None for an objective that takes the sampler's.
     """
 
     train_step: TrainStep
@@ -49,17 +49,14 @@ def make_programs(
         reference_params: For an objective with a KL.
     """
     training, objective = setup.config.training, stage.objective
-    on_policy = training.updates_per_rollout == 1
     of_pass = dict[str, Any](
         temperature=setup.config.rollout.temperature,
         runtime=setup.runtime,
         logits_mib=training.logits_mib,
     )
-    of_loss = of_pass | dict(
-        on_policy=on_policy, frozen_params=frozen_params, reference_params=reference_params
-    )
+    of_loss = of_pass | dict(frozen_params=frozen_params, reference_params=reference_params)
     old_logprobs = None
-    if objective.old_logprobs == "trainer" and not on_policy:
+    if objective.old_logprobs == "trainer":
         of_policy = make_old_logprobs(setup.model_config, **of_pass)
 
         def old_logprobs(state: TrainState, batch: Batch) -> Batch:
@@ -114,7 +111,9 @@ def apply(
     batches = []
     for update in updates:
         batch, old_logprobs = put(update.batch, mesh), programs[update.stage].old_logprobs
-        batches.append(old_logprobs(state, batch) if old_logprobs else batch)
+        if old_logprobs is not None and not batch.on_policy:  # else they are the step's own
+            batch = old_logprobs(state, batch)
+        batches.append(batch)
     metrics = []
     for update, batch in zip(updates, batches, strict=True):
         stage_programs = programs[update.stage]

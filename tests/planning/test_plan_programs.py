@@ -31,6 +31,7 @@ def test_the_abstract_train_step_is_the_runs(tmp_path):
             setup.config.training,
             num_microbatches=setup.num_microbatches(stage),
             length_cap=1,
+            on_policy=True,
         )
         step = make_programs(setup, stage, {}, None).train_step
         real = step.func.lower(*step.args, fresh_state(setup), put(batch, setup.mesh))

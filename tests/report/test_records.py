@@ -1,5 +1,6 @@
 """What a step's metrics become in the files, and what happens to updates that were skipped."""
 
+import dataclasses
 import io
 import json
 import math
@@ -124,12 +125,14 @@ def test_the_record_stays_json(recorder, tmp_path):
     assert "loss/self" not in read_metrics(str(tmp_path))[0]
 
 
-def test_a_batch_comes_back_as_it_was(tmp_path):
+@pytest.mark.parametrize("on_policy", [False, True])
+def test_a_batch_comes_back_as_it_was(tmp_path, on_policy):
     assert saved_batch(str(tmp_path)) is None
-    batch = small_batch(7)
+    batch = dataclasses.replace(small_batch(7), on_policy=on_policy)
     save_batch(str(tmp_path), 12, batch)
     step, found = saved_batch(str(tmp_path))
     assert step == 12 and found.num_microbatches == batch.num_microbatches
+    assert found.on_policy is on_policy
     for name, array in (vars(batch.rows) | vars(batch.normalisers)).items():
         other = (vars(found.rows) | vars(found.normalisers))[name]
         np.testing.assert_array_equal(other, array)

@@ -161,7 +161,7 @@ def logprobs_program(config):
             for field in dataclasses.fields(Rows)
         }
     )
-    batch = Batch(rows, normalisers=None, num_microbatches=np.int32(1))
+    batch = Batch(rows, normalisers=None, num_microbatches=np.int32(1), on_policy=False)
     params = jax.eval_shape(lambda: init_params(setup.model_config, jax.random.key(0)))
     logprobs = make_old_logprobs(setup.model_config, temperature=1.0)
     return str(logprobs.trace(params, batch).jaxpr)

@@ -73,9 +73,7 @@ def two_steps(
     objective: Objective, state: TrainState, batch: Batch, reference: object
 ) -> tuple[TrainState, list]:
     """Also checks that the second step runs the first one's program."""
-    step = make_train_step(
-        MODEL, objective, OPTIMIZER, temperature=0.8, on_policy=False, reference_params=reference
-    )
+    step = make_train_step(MODEL, objective, OPTIMIZER, temperature=0.8, reference_params=reference)
     state, first = step(state, batch)
     with Compilations() as compilations:
         state, second = step(state, batch)
@@ -129,7 +127,7 @@ def lora_differences(shape: Shape, batch: Batch) -> dict[str, float]:
     def both_steps(places: object) -> tuple[TrainState, dict]:
         state, batch, base = jax.device_put(inputs, places)
         step = make_train_step(
-            model, OBJECTIVE, optimizer, temperature=0.8, on_policy=False,
+            model, OBJECTIVE, optimizer, temperature=0.8,
             frozen_params=base, reference_params=base,
         )  # fmt: skip
         return step(step(state, batch)[0], batch)
@@ -206,7 +204,7 @@ def pass_differences(shape: Shape, batch: Batch) -> dict[str, float]:
     def passes(state: TrainState, batch: Batch, reference: object) -> tuple:
         options = dict(temperature=0.8)
         old = make_old_logprobs(MODEL, **options)(state.params, batch).rows.old_logprobs
-        options |= dict(on_policy=False, reference_params=reference)
+        options |= dict(reference_params=reference)
         norms = make_gradient_norms(MODEL, OBJECTIVE, **options)(state, batch)
         ordered = jax.jit(lambda batch: in_batch_order(flat_rows(batch), batch))(batch)
         return old, norms, ordered

@@ -46,9 +46,7 @@ def state_of(params, optimizer):
 
 
 def make_step(name, model=ADAPTED, optimizer=OPTIMIZER, **params):
-    return make_train_step(
-        model, OBJECTIVES[name], optimizer, temperature=1.0, on_policy=False, **params
-    )
+    return make_train_step(model, OBJECTIVES[name], optimizer, temperature=1.0, **params)
 
 
 @pytest.mark.slow

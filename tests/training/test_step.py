@@ -23,7 +23,7 @@ from tiny_training import (
 
 from srft_jax.batch import Role
 from srft_jax.config import TrainingConfig
-from srft_jax.objectives import rows as rows_module
+from srft_jax.objectives.rows import TrainingSequence, make_batch
 from srft_jax.training.metrics import present
 from srft_jax.training.step import make_train_step
 
@@ -68,18 +68,20 @@ def test_microbatch_splits_agree(name):
         assert_same(other, whole)
 
 
+def one_a_row(lengths, _):
+    return [[index] for index in range(len(lengths))]
+
+
 @objectives
-def test_packed_equals_unpacked(name, monkeypatch):
-    packed = split(name)
-    monkeypatch.setattr(rows_module, "pack", lambda lengths, _: [[i] for i in range(len(lengths))])
-    unpacked = split(name)
+def test_packed_equals_unpacked(name):
+    packed, unpacked = split(name), split(name, pack_rows=one_a_row)
     assert packed.rows.segment_ids.max() > 1 == unpacked.rows.segment_ids.max()
     assert_same(step(name, packed), step(name, unpacked))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["srft", "all else"])
-def test_long_rows_of_rollouts_and_demonstrations_equal_one_sequence_a_row(name, monkeypatch):
+def test_long_rows_of_rollouts_and_demonstrations_equal_one_sequence_a_row(name):
     """Lengths with a long tail; who wrote a demonstration may have given its log-probs."""
     random = np.random.default_rng(3)
     made = []
@@ -88,18 +90,12 @@ def test_long_rows_of_rollouts_and_demonstrations_equal_one_sequence_a_row(name,
         tokens = random.integers(1, MODEL.vocab_size, 12 + size).tolist()
         old = None if number == 3 else random.uniform(-4.5, -2.5, size).tolist()
         advantage = [0.75, -0.25, 0.0, -0.5][number % 3]
-        made.append(
-            rows_module.TrainingSequence(
-                tokens[:12], tokens[12:], role, advantage, advantage > 0, old
-            )
-        )
+        made.append(TrainingSequence(tokens[:12], tokens[12:], role, advantage, advantage > 0, old))
     training = TrainingConfig(row_length=256, rows_per_microbatch=16)
     make = functools.partial(
-        rows_module.make_batch, made, OBJECTIVES[name], training, num_microbatches=1, length_cap=200
+        make_batch, made, OBJECTIVES[name], training, num_microbatches=1, length_cap=200
     )
-    packed = make()
-    monkeypatch.setattr(rows_module, "pack", lambda lengths, _: [[i] for i in range(len(lengths))])
-    unpacked = make()
+    packed, unpacked = make(), make(pack_rows=one_a_row)
     assert packed.rows.segment_ids.max() > 3 > unpacked.rows.segment_ids.max()
     both = {Role.SELF, Role.DEMONSTRATION}
     assert any(both <= set(row) for row in packed.rows.role[0].tolist())
@@ -109,7 +105,7 @@ def test_long_rows_of_rollouts_and_demonstrations_equal_one_sequence_a_row(name,
 @objectives
 @pytest.mark.parametrize("kept", [[], [Role.SELF], [Role.DEMONSTRATION]])
 def test_a_step_without_a_role_is_finite(name, kept):
-    batch = split(name, of=[one for one in sequences() if of_role(one, *kept)])
+    batch = split(name, kept=[row for row in sequences() if of_role(row, *kept)])
     state, metrics, gradient = step(name, batch)
     assert all(np.isfinite(x) for x in metrics.values())
     assert np.isfinite(largest(gradient))
@@ -175,7 +171,7 @@ def test_each_optimizer_has_a_state_of_its_own():
     keeper = gradient_keeper()
     both = {"policy": {}, "demonstration": keeper.init(initial_state().params)}
     state = dataclasses.replace(initial_state(), optimizer_states=both)
-    options = dict(temperature=1.0, on_policy=True, optimizer_name="demonstration")
+    options = dict(temperature=1.0, optimizer_name="demonstration")
     train_step = make_train_step(MODEL, OBJECTIVES["srft"], keeper, **options)
     after, _ = train_step.func.eval_shape(*train_step.args, state, split("srft"))
     states = after.optimizer_states
@@ -203,6 +199,6 @@ def test_an_update_that_is_not_finite_is_skipped():
 
 
 def test_a_kl_needs_a_reference():
-    options = dict(temperature=1.0, on_policy=True)
+    options = dict(temperature=1.0)
     with pytest.raises(ValueError, match="kl = 0.2 .* no reference_params"):
         make_train_step(MODEL, OBJECTIVES["sft_kl"], gradient_keeper(), **options)

@@ -114,7 +114,6 @@ def test_of_itself_a_policy_has_no_kl():
         OBJECTIVES["sft_kl"],
         gradient_keeper(),
         temperature=TEMPERATURE,
-        on_policy=True,
         reference_params=initial_state().params,
     )
     metrics = train_step(initial_state(), split("sft_kl"))[1]
@@ -123,7 +122,7 @@ def test_of_itself_a_policy_has_no_kl():
 
 @pytest.fixture(scope="module")
 def norms_of():
-    return make_gradient_norms(MODEL, OBJECTIVES["srft"], temperature=TEMPERATURE, on_policy=False)
+    return make_gradient_norms(MODEL, OBJECTIVES["srft"], temperature=TEMPERATURE)
 
 
 @pytest.mark.slow
@@ -134,9 +133,7 @@ def test_gradient_norms_are_those_of_each_term_alone(norms_of):
     names = ("demo_nll", "demo_policy", "self")
     assert norms.keys() == {f"loss/{name}_gradient_norm" for name in names}
     alone = dataclasses.replace(OBJECTIVES["srft"], demo_nll=0.0, demo_policy=0.0)
-    train_step = make_train_step(
-        MODEL, alone, gradient_keeper(), temperature=TEMPERATURE, on_policy=False
-    )
+    train_step = make_train_step(MODEL, alone, gradient_keeper(), temperature=TEMPERATURE)
     expected = train_step(initial_state(), batch)[1]["loss/gradient_norm"]
     np.testing.assert_allclose(norms["loss/self_gradient_norm"], expected, rtol=1e-5)
 

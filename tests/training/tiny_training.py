@@ -1,5 +1,6 @@
 """A model of two small layers, ragged sequences, and steps that hand back the gradient."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -86,6 +87,7 @@ def batch_of(
     objective: Objective,
     rows_per_microbatch: int,
     shape: tuple[int, int],
+    **options: Any,
 ) -> Batch:
     """Packed with that many rows in a microbatch, then padded to [M, B] = `shape`.
 
@@ -93,11 +95,11 @@ def batch_of(
     """
     training = TrainingConfig(row_length=ROW_LENGTH, rows_per_microbatch=rows_per_microbatch)
     batch = make_batch(
-        sequences, objective, training, num_microbatches=shape[0], length_cap=LENGTH_CAP
+        sequences, objective, training, num_microbatches=shape[0], length_cap=LENGTH_CAP, **options
     )
     padding = [(0, 0), (0, shape[1] - rows_per_microbatch), (0, 0)]
     rows = jax.tree.map(lambda x: np.pad(x, padding), batch.rows)
-    return Batch(rows, batch.normalisers, batch.num_microbatches)
+    return dataclasses.replace(batch, rows=rows)
 
 
 def state_of(optimizer: optax.GradientTransformation) -> TrainState:
@@ -137,13 +139,12 @@ def reference_params() -> Any:
 
 
 @functools.cache
-def compiled(name: str, on_policy: bool) -> Any:
+def compiled(name: str) -> Any:
     return make_train_step(
         MODEL,
         OBJECTIVES[name],
         gradient_keeper(),
         temperature=TEMPERATURE,
-        on_policy=on_policy,
         reference_params=reference_params(),
     )
 
@@ -151,15 +152,19 @@ def compiled(name: str, on_policy: bool) -> Any:
 def step(name: str, batch: Batch, on_policy: bool = False) -> tuple[TrainState, Metrics, Any]:
     """New state, metrics and gradient after one step from the initial state."""
     with jax.default_matmul_precision("highest"):
-        state, metrics = jax.device_get(compiled(name, on_policy)(initial_state(), batch))
+        batch = dataclasses.replace(batch, on_policy=on_policy)
+        state, metrics = jax.device_get(compiled(name)(initial_state(), batch))
     return state, metrics, state.optimizer_states["policy"]
 
 
 def split(
-    name: str, rows_per_microbatch: int = 8, of: list[TrainingSequence] | None = None
+    name: str,
+    rows_per_microbatch: int = 8,
+    kept: list[TrainingSequence] | None = None,
+    **options: Any,
 ) -> Batch:
-    of = sequences() if of is None else of
-    return batch_of(of, OBJECTIVES[name], rows_per_microbatch, SHAPE)
+    kept = sequences() if kept is None else kept
+    return batch_of(kept, OBJECTIVES[name], rows_per_microbatch, SHAPE, **options)
 
 
 def largest(tree: Any) -> float:
