@@ -23,9 +23,9 @@ import jax
 from srft_jax.config import MeshConfig
 from srft_jax.mesh import decode_mesh, make_mesh
 from srft_jax.models.hf_config import read_config
-from srft_jax.planning.accounts import bytes_on_device, loops
-from srft_jax.planning.hlo.count import count
-from srft_jax.planning.hlo.text import Computation, Module, parse
+from srft_jax.planning.hlo.count import count_module
+from srft_jax.planning.hlo.parser import Computation, Module, parse_hlo
+from srft_jax.planning.program_costs import bytes_on_device, trips_by_scope
 from srft_jax.planning.sampler_programs import (
     abstract_decode_params,
     abstract_sampler_state,
@@ -53,7 +53,7 @@ def compiled(name: str, program: Any, args: argparse.Namespace, topology: Topolo
     needed = gib["argument"] + gib["output"] - gib["alias"] + gib["temp"]
     if args.hlo:
         pathlib.Path(args.hlo, f"{name}.txt").write_text(text)
-    module = parse(text)
+    module = parse_hlo(text)
     found = {"compiles": True, "seconds": seconds, "gib": gib | {"needed": needed}}
     found |= {"fits": needed <= topology.chip.hbm / 2**30} | copies(module.entry)
     if name in ("prefill", "decode"):
@@ -75,9 +75,9 @@ def state_stays(program: Any, executable: Any) -> bool:
 def in_loop(module: Module, num_devices: int) -> dict[str, Any]:
     """Of the decode loop, the one whose body does most."""
     loops_of_entry = [one for one in module.entry.instructions.values() if one.opcode == "while"]
-    bodies = [module.computations[one.named("body") or ""] for one in loops_of_entry]
+    bodies = [module.computations[one.computation_name("body") or ""] for one in loops_of_entry]
     body = max(bodies, key=lambda one: len(one.instructions))
-    step = count(dataclasses.replace(module, entry=body), loops({}, 1), num_devices)
+    step = count_module(dataclasses.replace(module, entry=body), trips_by_scope({}, 1), num_devices)
     sent = {
         f"{kind} of {len(group)}": size / 2**20 for (kind, group), size in step.collectives.items()
     }

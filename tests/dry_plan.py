@@ -8,9 +8,9 @@ from unittest import mock
 import jax
 
 from srft_jax.planning import plans, scaling, search
-from srft_jax.planning.accounts import Account, OutOfMemory
 from srft_jax.planning.chips import CHIPS
 from srft_jax.planning.hlo.count import Count
+from srft_jax.planning.program_costs import OutOfMemory, ProgramCost
 from srft_jax.planning.topology import Topology, split_name
 from srft_jax.tasks import plan as verb
 
@@ -28,7 +28,7 @@ def dry_plan(config, fits=lambda run: True, flops=1e9):
         asked.append((run.config.model.remat, run.config.training, run.model_config, work))
         if not fits(run):
             return OutOfMemory("train", None, ())
-        return Account("train", 0.0, 1e6, 0.0, 1e6, 0.0, Count(flops, 1e6))
+        return ProgramCost("train", 0.0, 1e6, 0.0, 1e6, 0.0, Count(flops, 1e6))
 
     patches = [
         mock.patch.object(verb, "prepare_backend"),

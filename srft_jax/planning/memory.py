@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params
-from srft_jax.planning.accounts import Account, bytes_on_device
+from srft_jax.planning.program_costs import ProgramCost, bytes_on_device
 from srft_jax.planning.train_program import abstract_batch, abstract_params, fixed_params
 from srft_jax.setup.outline import Outline
 from srft_jax.training.initial import abstract_state
@@ -41,7 +41,7 @@ def batch_bytes(run: Outline) -> float:
     return bytes_on_device(abstract_batch(run, stage))
 
 
-def of_updates(of_run: Held, batch: float, train: Account) -> ByPurpose:
+def of_updates(of_run: Held, batch: float, train: ProgramCost) -> ByPurpose:
     """XLA's total of the train step; what its arguments and gradients leave is activations."""
     named = of_run.parameters + of_run.optimizer + batch
     return {
@@ -55,7 +55,7 @@ def of_updates(of_run: Held, batch: float, train: Account) -> ByPurpose:
 
 
 def of_rollouts(
-    of_run: Held, sampler_params: float, cache: float, programs: Mapping[str, Account]
+    of_run: Held, sampler_params: float, cache: float, programs: Mapping[str, ProgramCost]
 ) -> ByPurpose:
     """The sampler's copy of the parameters and its cache, beside the train state; no batch yet."""
     temp = max((one.temp + one.code for one in programs.values()), default=0.0)

@@ -8,7 +8,7 @@ import jax
 from srft_jax.config import UsageError
 from srft_jax.config.stored_config import stored_config
 from srft_jax.mesh import gathered, least_mib_left
-from srft_jax.planning.accounts import bytes_needed
+from srft_jax.planning.program_costs import bytes_needed
 from srft_jax.planning.train_program import lowered_train_step
 from srft_jax.setup.outline import Outline, check_sizes
 

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from srft_jax.config import UsageError
 from srft_jax.mesh import row_shards
 from srft_jax.planning import memory, workload
-from srft_jax.planning.accounts import (
-    Account,
-    OutOfMemory,
-    account,
-    bytes_on_device,
-    loops,
-)
 from srft_jax.planning.estimate import estimate
 from srft_jax.planning.hlo.count import Count
 from srft_jax.planning.memory import ByPurpose, Held
 from srft_jax.planning.phases import Phase, phase
+from srft_jax.planning.program_costs import (
+    OutOfMemory,
+    ProgramCost,
+    bytes_on_device,
+    program_cost,
+    trips_by_scope,
+)
 from srft_jax.planning.sampler_programs import (
     abstract_decode_params,
     abstract_sampler_state,
@@ -52,7 +52,7 @@ class Plan:
     phases: tuple[Phase, ...]
     memory: dict[str, ByPurpose]
     refused: tuple[OutOfMemory, ...]
-    compiled: tuple[Account, ...]
+    compiled: tuple[ProgramCost, ...]
 
     @property
     def needed(self) -> float:
@@ -124,10 +124,10 @@ def updates_plan(run: Outline, topology: Topology, report: Report) -> Plan:
     return Plan(run, topology, work, (updates,), by_purpose, (), (train,))
 
 
-def train_account(run: Outline, work: Workload) -> Account | OutOfMemory:
+def train_account(run: Outline, work: Workload) -> ProgramCost | OutOfMemory:
     """Of one update."""
     lowered = lowered_train_step(run.config, run.model_config, run.objective, run.mesh)
-    return account("train", lowered, workload.train_loops(run, work), run.mesh.size)
+    return program_cost("train", lowered, workload.train_loops(run, work), run.mesh.size)
 
 
 def _with_rollouts(plan: Plan, of_run: Held, report: Report) -> Plan:
@@ -142,7 +142,7 @@ def _with_rollouts(plan: Plan, of_run: Held, report: Report) -> Plan:
         no_room = OutOfMemory("the sampler's cache", None, (str(error),))
         return _extended(plan, by_purpose, refused=(no_room,))
     found = _sampler_accounts(run, plan.work, shape, report)
-    programs = {one.name: one for one in found if isinstance(one, Account)}
+    programs = {one.name: one for one in found if isinstance(one, ProgramCost)}
     refused = tuple(one for one in found if isinstance(one, OutOfMemory))
     state = abstract_sampler_state(run.model_config, shape, decoding, dtype)
     by_purpose = memory.of_rollouts(of_run, copy, bytes_on_device(state), programs)
@@ -169,7 +169,7 @@ def _extended(plan: Plan, of_rollouts: ByPurpose, refused: tuple[OutOfMemory, ..
 
 def _sampler_accounts(
     run: Outline, work: Workload, shape: CacheShape, report: Report
-) -> list[Account | OutOfMemory]:
+) -> list[ProgramCost | OutOfMemory]:
     """Of each of the sampler's programs."""
     decoding = run.decode_mesh()
     shards = row_shards(decoding)
@@ -184,14 +184,14 @@ def _sampler_accounts(
     ):
         report(f"compiling {name}")
         by_scope = workload.block_loops(run, tokens.get(name, 1), work.prompt_length)
-        trips = loops(by_scope, otherwise.get(name, 1))
-        found.append(account(name, lowered, trips, run.mesh.size))
+        trips = trips_by_scope(by_scope, otherwise.get(name, 1))
+        found.append(program_cost(name, lowered, trips, run.mesh.size))
     return found
 
 
 def _as_the_cache_grows(
-    decode: Account, run: Outline, work: Workload, shape: CacheShape, of_own: float
-) -> Account:
+    decode: ProgramCost, run: Outline, work: Workload, shape: CacheShape, of_own: float
+) -> ProgramCost:
     """Reading the cache of a mean segment in place of the largest, which was compiled.
 
     Args:

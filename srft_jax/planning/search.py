@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from srft_jax.config import UsageError
 from srft_jax.mesh import row_shards
-from srft_jax.planning.accounts import OutOfMemory
 from srft_jax.planning.estimate import Estimate, estimate
 from srft_jax.planning.memory import held
 from srft_jax.planning.phases import Phase, phase
 from srft_jax.planning.planned_run import changed, planned_run
 from srft_jax.planning.plans import Report, train_account
+from srft_jax.planning.program_costs import OutOfMemory
 from srft_jax.planning.topology import Topology
 from srft_jax.planning.workload import workload_of
 from srft_jax.setup.outline import Outline

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from srft_jax.config import UsageError
 from srft_jax.planning.chips import CHIPS, Chip
-from srft_jax.planning.hlo.groups import Group
+from srft_jax.planning.hlo.device_groups import Group
 
 
 @dataclasses.dataclass(frozen=True)

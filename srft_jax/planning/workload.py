@@ -11,8 +11,8 @@ from srft_jax.objectives.stages import Stage
 from srft_jax.ops import head_passes
 from srft_jax.ops.attention_loop import KEYS_PER_BLOCK
 from srft_jax.ops.experts import block_size
-from srft_jax.planning.accounts import loops
-from srft_jax.planning.hlo.count import Trips
+from srft_jax.planning.hlo.count import TripCount
+from srft_jax.planning.program_costs import trips_by_scope
 from srft_jax.rollout.cache import CacheShape
 from srft_jax.rollout.packing import TOKENS_PER_PASS
 from srft_jax.rollout.plan import capacity_for, make_plan
@@ -122,13 +122,13 @@ def block_loops(run: Outline, tokens: float, length: int) -> dict[str, float]:
     return found
 
 
-def train_loops(run: Outline, work: Workload) -> Trips:
+def train_loops(run: Outline, work: Workload) -> TripCount:
     """Of the train step."""
     training, shape = run.config.training, run.mesh.shape
     shards = shape["data"] * shape["fsdp"] * shape["context"]
     tokens = training.rows * training.row_length / shards
     by_scope = {"head": float(head_blocks(run, work))} | block_loops(run, tokens, work.inputs)
-    return loops(by_scope, otherwise=work.microbatches)
+    return trips_by_scope(by_scope, otherwise=work.microbatches)
 
 
 def cache_shape(run: Outline, work: Workload, budget: float) -> CacheShape:

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from srft_jax.planning.accounts import account, loops
 from srft_jax.planning.chips import CHIPS
-from srft_jax.planning.hlo.count import count
-from srft_jax.planning.hlo.groups import group_of
-from srft_jax.planning.hlo.text import parse
+from srft_jax.planning.hlo.count import count_module
+from srft_jax.planning.hlo.device_groups import device_group
+from srft_jax.planning.hlo.parser import parse_hlo
 from srft_jax.planning.phases import phase
+from srft_jax.planning.program_costs import program_cost, trips_by_scope
 from srft_jax.planning.topology import Topology
 
 L, N, D = 5, 32, 64
@@ -19,7 +19,7 @@ PRODUCT = 2.0 * N * D * D
 def counted(function, *shapes, trips=lambda op_name: pytest.fail(f"unknown loop {op_name}")):
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
     text = jax.jit(function).lower(*arguments).compile().as_text()
-    return count(parse(text), trips, 1)
+    return count_module(parse_hlo(text), trips, 1)
 
 
 X, W, STACK = ((N, D), jnp.float32), ((D, D), jnp.float32), ((L, D, D), jnp.float32)
@@ -60,9 +60,11 @@ def test_a_loop_over_what_comes_with_the_data_runs_as_often_as_one_says():
 
     shapes = (X, STACK, ((), jnp.int32))
     for times in (1, 7):
-        trips = loops({"microbatches": times}, otherwise=100)
+        trips = trips_by_scope({"microbatches": times}, otherwise=100)
         assert counted(repeated, *shapes, trips=trips).flops == times * L * PRODUCT
-    assert counted(repeated, *shapes, trips=loops({"micro": 3}, 2)).flops == 2 * L * PRODUCT
+    assert (
+        counted(repeated, *shapes, trips=trips_by_scope({"micro": 3}, 2)).flops == 2 * L * PRODUCT
+    )
 
 
 def test_the_branch_with_the_most_work_counts():
@@ -116,7 +118,7 @@ ENTRY %main (a: bf16[4,7168,128], b: bf16[4,1024,128], c: f32[64,128], d: bf16[8
 
 
 def test_what_libtpu_writes():
-    found = count(parse(TPU), loops({}, 1), 8)
+    found = count_module(parse_hlo(TPU), trips_by_scope({}, 1), 8)
     assert found.flops == 2 * 4 * 7168 * 1024 * 128 + 1000
     assert found.collectives == {
         ("all-gather", (0, 4)): 2 * 8 * 32,
@@ -169,7 +171,7 @@ ENTRY %main (a: bf16[8,32], x: f32[32,64], w: f32[64,64]) -> bf16[32,32] {
 
 def test_a_gather_that_goes_on_beside_products_is_sent_once():
     """Begun in one fusion, named again in two more, of which one computes something else."""
-    found = count(parse(ASYNCHRONOUS), loops({}, 1), 8)
+    found = count_module(parse_hlo(ASYNCHRONOUS), trips_by_scope({}, 1), 8)
     shard, whole = 2 * 8 * 32, 2 * 32 * 32
     assert found.collectives == {("all-gather", (0, 1, 2, 3)): 3 * shard}
     # Shard and result in the fusion that begins it, and what the product reads and writes.
@@ -233,12 +235,15 @@ ENTRY %main (w: f32[28,64,64], i: s32[], p: f32[64,64], q: f32[64,64]) -> (f32[6
 
 def test_of_a_renamed_stack_a_layer_is_read_and_what_a_fusion_copies_is_written():
     """A layer read and written; an array read, its negative and itself written; another copied."""
-    assert count(parse(STACKED), loops({}, 1), 1).hbm_bytes == (2 + 3 + 2) * 4 * 64 * 64
+    assert (
+        count_module(parse_hlo(STACKED), trips_by_scope({}, 1), 1).hbm_bytes
+        == (2 + 3 + 2) * 4 * 64 * 64
+    )
 
 
 def test_of_a_slice_that_is_fetched_ahead_the_slice_is_read():
     """A quarter of one array, and all of another, which a fusion within the fusion renames."""
-    found = count(parse(PREFETCHED), loops({}, 1), 1)
+    found = count_module(parse_hlo(PREFETCHED), trips_by_scope({}, 1), 1)
     assert found.hbm_bytes == 4 * 64 * 64 + 4 * 64 * 64 and found.flops == 2 * PRODUCT
 
 
@@ -270,9 +275,9 @@ ENTRY %main (s: (s32[], f32[32,64])) -> (s32[], f32[32,64]) {
 
 def test_a_loop_whose_number_rises_by_two_runs_half_as_often():
     """As libtpu doubles the bodies of loops that send parts of a product's operand around."""
-    assert count(parse(DOUBLED), loops({}, 99), 8).flops == 4 * PRODUCT
+    assert count_module(parse_hlo(DOUBLED), trips_by_scope({}, 99), 8).flops == 4 * PRODUCT
     single = DOUBLED.replace("tuple(%last", "tuple(%next")
-    assert count(parse(single), loops({}, 99), 8).flops == 8 * PRODUCT
+    assert count_module(parse_hlo(single), trips_by_scope({}, 99), 8).flops == 8 * PRODUCT
 
 
 BETWEEN_SLICES = """ENTRY %main (g: f32[4096,8,128]) -> f32[4096,8,128] {
@@ -289,7 +294,7 @@ BETWEEN_SLICES = """ENTRY %main (g: f32[4096,8,128]) -> f32[4096,8,128] {
 
 @pytest.mark.parametrize(("slices", "sent"), [(2, 1.0), (4, 1.5)])
 def test_what_slices_sum_goes_over_their_own_network(slices, sent):
-    found = count(parse(BETWEEN_SLICES), loops({}, 1), 8).times(3)
+    found = count_module(parse_hlo(BETWEEN_SLICES), trips_by_scope({}, 1), 8).times(3)
     size = 3 * 4 * 4096 * 8 * 128
     assert found.summed == size and not found.collectives
     of_step = phase("train", found, Topology("v5e:2x2", CHIPS["v5e"], (2, 2), (), slices))
@@ -313,7 +318,7 @@ SPLASH = """ENTRY %main (m: s8[1,16,16], q: bf16[28,8192,128], k: bf16[4,8192,12
 )
 def test_splash_attention_by_its_formula(name, products):
     """Blocks of 512 x 512 on and below the diagonal: 136 of 256."""
-    found = count(parse(SPLASH.replace("PASS", name)), loops({}, 1), 1)
+    found = count_module(parse_hlo(SPLASH.replace("PASS", name)), trips_by_scope({}, 1), 1)
     assert found.flops == products * 2 * 28 * 136 * 512 * 512 * 128
     queries, keys = 2 * 28 * 8192 * 128, 2 * 4 * 8192 * 128
     once = queries + queries  # queries are read, outputs are written
@@ -326,7 +331,9 @@ def test_splash_attention_of_three_rows_costs_three_times_as_much():
     for shape in ("28,8192,128", "4,8192,128"):
         several = several.replace(f"[{shape}]", f"[3,{shape}]")
     several = several.replace("{2,1,0:T(8,128)(2,1)}", "{3,2,1,0:T(8,128)(2,1)}")
-    found, wanted = (count(parse(text), loops({}, 1), 1) for text in (several, one))
+    found, wanted = (
+        count_module(parse_hlo(text), trips_by_scope({}, 1), 1) for text in (several, one)
+    )
     assert (found.flops, found.hbm_bytes) == (3 * wanted.flops, 3 * wanted.hbm_bytes)
 
 
@@ -351,12 +358,12 @@ def test_groups_in_all_spellings(groups, first):
         "}",
     ]
     text = "\n".join(lines)
-    assert group_of(parse(text).entry.root, 8) == first
+    assert device_group(parse_hlo(text).entry.root, 8) == first
 
 
 def test_memory_is_xlas_own():
     shapes = [jax.ShapeDtypeStruct(*one) for one in (X, STACK)]
     compiled = jax.jit(layers).lower(*shapes).compile().memory_analysis()
-    found = account("layers", jax.jit(layers).lower(*shapes), loops({}, 1), 1)
+    found = program_cost("layers", jax.jit(layers).lower(*shapes), trips_by_scope({}, 1), 1)
     assert found.arguments == compiled.argument_size_in_bytes == 4 * (N * D + L * D * D)
     assert found.temp == compiled.temp_size_in_bytes and found.added == 4 * N * D

@@ -9,9 +9,9 @@ from tiny_runs import tiny_arguments, tiny_config
 from srft_jax.config import parse
 from srft_jax.objectives.rows import make_batch
 from srft_jax.planning import plans
-from srft_jax.planning.accounts import Account
 from srft_jax.planning.hlo.count import Count
 from srft_jax.planning.planned_run import planned_run
+from srft_jax.planning.program_costs import ProgramCost
 from srft_jax.planning.train_program import lowered_train_step
 from srft_jax.planning.workload import mean_capacity, workload_of
 from srft_jax.rollout.cache import CacheShape
@@ -56,7 +56,7 @@ def test_decode_reads_the_cache_as_it_grows(changes, rows, capacity, tmp_path):
     work = dataclasses.replace(workload_of(run), completions=12)
     shape = CacheShape(rows, 4, 4, 64, 8192, 256)
     assert mean_capacity(run, work, shape) == capacity
-    decode = Account(
+    decode = ProgramCost(
         "decode", *5 * [0.0], Count(1.0, 256 * 8192.0 + 5.0)
     )  # a byte a token and step, and others
     found = plans._as_the_cache_grows(decode, run, work, shape, of_own=8192.0)

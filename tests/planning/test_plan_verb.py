@@ -12,16 +12,16 @@ from tiny_runs import ROOT, tiny_arguments
 import run
 from srft_jax.config import UsageError, parse
 from srft_jax.planning import plans
-from srft_jax.planning.accounts import (
-    OutOfMemory,
-    account,
-    bytes_needed,
-    loops,
-)
 from srft_jax.planning.chips import CHIPS
 from srft_jax.planning.memory import held
 from srft_jax.planning.planned_run import planned_run
 from srft_jax.planning.plans import compiled_plan
+from srft_jax.planning.program_costs import (
+    OutOfMemory,
+    bytes_needed,
+    program_cost,
+    trips_by_scope,
+)
 from srft_jax.planning.table import plan_text
 from srft_jax.planning.topology import Topology, seconds_to_send, split_name
 from srft_jax.planning.workload import workload_of
@@ -248,7 +248,7 @@ def test_out_of_memory_is_an_answer():
         def compile(self):
             raise jax.errors.JaxRuntimeError(REFUSED)
 
-    found = account("train", Refusing(), loops({}, 1), 8)
+    found = program_cost("train", Refusing(), trips_by_scope({}, 1), 8)
     assert found == OutOfMemory(
         "train",
         18.51 * 2**30,

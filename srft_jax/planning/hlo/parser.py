@@ -1,6 +1,8 @@
-"""XLA's text of a compiled program, read into computations and instructions.
+"""A compiled program's text, read into computations and instructions.
 
-%add.1 = f32[8,128]{1,0:T(8,128)S(1)} add(%x, %y), metadata={op_name="jit(f)/add"}
+A line is an instruction; here its result lies in fast memory, S(1):
+
+    %add.1 = f32[8,128]{1,0:T(8,128)S(1)} add(%x, %y), metadata={op_name="jit(f)/add"}
 """
 
 import dataclasses
@@ -9,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator
 
-# Bytes of a number; of types that share a byte a part of it.
+# Bytes of a number; a fraction for types of which several share a byte.
 _BYTES = {
     **{"pred": 1.0, "s8": 1.0, "u8": 1.0, "s4": 0.5, "u4": 0.5, "s2": 0.25, "u2": 0.25},
     **{"s16": 2.0, "u16": 2.0, "bf16": 2.0, "f16": 2.0, "s32": 4.0, "u32": 4.0, "f32": 4.0},
@@ -19,11 +21,11 @@ _BYTES = {
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Of one array."""
+    """Type, sizes and place of one array."""
 
     dtype: str
     sizes: tuple[int, ...]
-    in_hbm: bool  # or in a device's fast memory, S(1) and up
+    in_hbm: bool  # False in fast memory, S(1) and up
 
     @property
     def count(self) -> int:
@@ -36,15 +38,15 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line.
+    """One line of a computation.
 
     Attributes:
-        name: Without the %.
-        shapes: Of the result; several of a tuple, nested ones in a row.
-        opcode: E.g. fusion.
-        operands: Their names.
-        arguments: What stands between the opcode's parentheses.
-        attributes: What stands behind them.
+        name: Name of the result, without the %.
+        shapes: Shapes of the result; several for a tuple, a nested one's flattened.
+        opcode: Operation, e.g. fusion.
+        operands: Names of the instructions that it reads.
+        arguments: Text between the opcode's parentheses.
+        attributes: Text behind the parentheses.
     """
 
     name: str
@@ -56,49 +58,53 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where it comes from in the traced function; empty where XLA does not say."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found[1] if found else ""
+        """Its place in the traced function; empty if XLA does not say."""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
 
     @property
     def channel(self) -> str:
-        """Of a collective; empty where it has none, and of all else."""
-        found = re.search(r"\bchannel_id=(\d+)", self.attributes)
-        return found[1] if found else ""
+        """Channel of a collective; empty if it has none."""
+        match = re.search(r"\bchannel_id=(\d+)", self.attributes)
+        return match[1] if match else ""
 
-    def named(self, attribute: str) -> str | None:
-        """In: "body".  Out: the name of the computation in `body=%name`."""
-        found = re.search(rf"\b{attribute}=%([\w.\-]+)", self.attributes)
-        return found[1] if found else None
+    def computation_name(self, attribute: str) -> str | None:
+        """In: "body".  Out: "name", for an instruction with `body=%name`."""
+        match = re.search(rf"\b{attribute}=%([\w.\-]+)", self.attributes)
+        return match[1] if match else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions in order, by name."""
+    """Instructions by name, in the order in which they run."""
 
     instructions: dict[str, Instruction]
     root: Instruction
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Of each instruction, those that read it."""
-        found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
+        """The instructions that read each instruction's result."""
+        readers: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
             for operand in dict.fromkeys(instruction.operands):
-                found[operand].append(instruction)
-        return found
+                readers[operand].append(instruction)
+        return readers
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A program."""
+    """A compiled program."""
 
     computations: dict[str, Computation]
     entry: Computation
 
+    def called_by(self, instruction: Instruction, attribute: str = "calls") -> Computation:
+        """Return the computation that an attribute of `instruction` names."""
+        return self.computations[instruction.computation_name(attribute) or ""]
+
     @functools.cached_property
-    def begun(self) -> set[str]:
-        """Channels of the collectives that a fusion begins and others go on with: async.py."""
+    def started_channels(self) -> set[str]:
+        """Channels of collectives that one fusion starts and others carry on."""
         return {
             computation.instructions[computation.root.operands[0]].channel
             for computation in self.computations.values()
@@ -106,25 +112,25 @@ class Module:
         } - {""}
 
 
-def parse(text: str) -> Module:
-    """A program from what `Compiled.as_text()` gives."""
-    found, entry = {}, None
-    for header, lines in _blocks(text):
+def parse_hlo(text: str) -> Module:
+    """Parse what `Compiled.as_text()` returns."""
+    computations, entry = {}, None
+    for header, lines in _split_computations(text):
         pairs = [(line, _instruction(line.removeprefix("ROOT "))) for line in lines]
         by_name = {instruction.name: instruction for _, instruction in pairs}
         (root,) = (instruction for line, instruction in pairs if line.startswith("ROOT "))
         name = header.removeprefix("ENTRY ").lstrip("%").partition(" ")[0]
-        found[name] = Computation(by_name, root)
-        entry = found[name] if header.startswith("ENTRY ") else entry
+        computations[name] = Computation(by_name, root)
+        entry = computations[name] if header.startswith("ENTRY ") else entry
     assert entry is not None  # every module has one
-    return Module(found, entry)
+    return Module(computations, entry)
 
 
 _STARTS = re.compile(r"\s+(ROOT )?%[\w.\-]+ = ")
 
 
-def _blocks(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Header and instructions of each computation; what a kernel says may take several lines."""
+def _split_computations(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each computation's header and instructions; a kernel's may take several lines."""
     header: str | None = None
     lines: list[str] = []
     for line in text.splitlines():
@@ -136,7 +142,7 @@ def _blocks(text: str) -> Iterator[tuple[str, list[str]]]:
         elif header is not None and _STARTS.match(line):
             lines.append(line.strip())
         elif header is not None:
-            lines[-1] += line
+            lines[-1] += line  # the instruction above goes on
 
 
 _ARRAY = re.compile(r"(\w+)\[([\d,<= ]*)\](\{[^}]*\})?")
@@ -144,9 +150,9 @@ _ARRAY = re.compile(r"(\w+)\[([\d,<= ]*)\](\{[^}]*\})?")
 
 def _instruction(line: str) -> Instruction:
     name, _, rest = line.partition(" = ")
-    shape, rest = _split(rest)
+    shape, rest = _split_word(rest)
     opcode, _, rest = rest.partition("(")
-    arguments, attributes = _split("(" + rest)
+    arguments, attributes = _split_word("(" + rest)
     return Instruction(
         name=name.lstrip("%"),
         shapes=_shapes(shape),
@@ -157,10 +163,11 @@ def _instruction(line: str) -> Instruction:
     )
 
 
-def _split(text: str) -> tuple[str, str]:
-    """The first word, or the first parenthesis with all in it, and what follows.
+def _split_word(text: str) -> tuple[str, str]:
+    """Split off the first word, or the first parenthesis with all that is in it.
 
-    In: "(f32[2]{0:T(128)}, s32[]) while(%t), body=%b".  Out: the tuple's shape, " while(%t), ...".
+    In: "(f32[2]{0:T(128)}, s32[]) while(%t), body=%b".
+    Out: "(f32[2]{0:T(128)}, s32[])", " while(%t), body=%b".
     """
     if not text.startswith("("):
         word, _, rest = text.partition(" ")
@@ -170,13 +177,13 @@ def _split(text: str) -> tuple[str, str]:
         depth += (letter == "(") - (letter == ")")
         if not depth:
             return text[: place + 1], text[place + 1 :]
-    raise ValueError(f"an open parenthesis in {text[:80]}")
+    raise ValueError(f"{text[:80]} has a parenthesis that is never closed")
 
 
 def _shapes(text: str) -> tuple[Shape, ...]:
-    found = []
+    shapes = []
     for dtype, sizes, layout in _ARRAY.findall(text):
-        whole = tuple(int(size.strip(" <=")) for size in sizes.split(",") if size)
+        numbers = tuple(int(size.strip(" <=")) for size in sizes.split(",") if size)
         space = re.search(r"S\((\d+)\)", layout)
-        found.append(Shape(dtype, whole, space is None or space[1] == "0"))
-    return tuple(found)
+        shapes.append(Shape(dtype, numbers, in_hbm=space is None or space[1] == "0"))
+    return tuple(shapes)
