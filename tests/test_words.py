@@ -22,7 +22,6 @@ NOT_YET = {
     "data",
     "evaluation",
     "experience",
-    "mesh",
     "models",
     "objectives",
     "ops",

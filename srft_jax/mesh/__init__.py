@@ -1,4 +1,4 @@
-"""Devices as a mesh, logical axes on it, and several processes."""
+"""Meshes of devices, logical axes on them, and exchange between processes."""
 
 from srft_jax.mesh.exchange import (
     gathered,

@@ -1,6 +1,7 @@
-"""The one table from logical axes to mesh axes, and what follows from it for arrays.
+"""The one table from logical axes to mesh axes, and the shardings of arrays that follow from it.
 
-Outside jit a sharding, inside a constraint by the mesh in context.
+Outside jit an array gets a sharding (`sharding`), inside jit a constraint by the mesh in context
+(`constrained`).
 """
 
 import math
@@ -10,11 +11,11 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-# In the order of how much devices along them exchange, least first: neighbours on the last axis are
-# neighbours in the machine, unless one axis has all of them (layout.py).
+# From least to most communication between devices along the axis. Neighbours on the last axis are
+# neighbours in the machine, unless one axis has all devices (layout.py).
 AXES = ("data", "fsdp", "context", "tensor")
 
-# Logical axis -> mesh axes it is split over. What is not named is replicated.
+# Logical axis -> mesh axes it is split over. Axes that are not named are replicated.
 RULES: dict[str, tuple[str, ...]] = {
     "rows": ("context", "data", "fsdp"),
     "batch": ("data", "fsdp"),  # rows of a batch, before `context` splits each into parts
@@ -27,7 +28,7 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def split_axes(mesh: Mesh | AbstractMesh, logical: str | None, size: int) -> tuple[str, ...]:
-    """Mesh axes that a dimension of `size` is split over; none where they do not divide it.
+    """Return the mesh axes that a dimension of `size` is split over; none if they do not divide it.
 
     In: "rows", 64 on data=2, fsdp=4, context=1, tensor=2.  Out: ("data", "fsdp").
     """
@@ -38,7 +39,9 @@ def split_axes(mesh: Mesh | AbstractMesh, logical: str | None, size: int) -> tup
 def spec(
     mesh: Mesh | AbstractMesh, logical_axes: Sequence[str | None], shape: Sequence[int]
 ) -> PartitionSpec:
-    """Where an array with these logical axes lives; an axis that does not divide is replicated.
+    """Return where an array with these logical axes lives.
+
+    A dimension that its mesh axes do not divide is replicated.
 
     In: ("layers", "model", "mlp"), (28, 3584, 18944) on fsdp=4, tensor=2.
     Out: PartitionSpec(None, "fsdp", "tensor").
@@ -48,16 +51,22 @@ def spec(
 
 
 def sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
-    """The same for arrays outside jit."""
+    """Return `spec` as a sharding on the mesh, for arrays outside jit."""
     return NamedSharding(mesh, spec(mesh, logical_axes, shape))
 
 
 def constrained(
     x: jax.Array, logical_axes: Sequence[str | None], counted: Sequence[int] | None = None
 ) -> jax.Array:
-    """Inside jit: `x` where `spec` says on the mesh in context; without a mesh, `x` as it is.
+    """Constrain `x`, inside jit, to where `spec` puts it on the mesh in context.
 
-    `counted` is its shape by what must divide, e.g. heads, where that is not its own.
+    Without a mesh in context `x` is returned as it is.
+
+    Args:
+        x: The array.
+        logical_axes: A logical axis, or None, for each dimension of `x`.
+        counted: Sizes that the mesh axes must divide, where they are not those of `x`: e.g. number
+            of heads for a dimension that has all features of all heads.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -69,10 +78,11 @@ def constrained(
 def split_heads(
     mesh: Mesh | AbstractMesh, num_heads: int, num_kv_heads: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Mesh axes that attention splits query heads over, and kv heads.
+    """Return the mesh axes that attention splits query heads over, and those for kv heads.
 
     A device needs the kv head of each of its query heads. Where kv heads are too few to be split,
-    every device has them all and reads one; where that does not come out even, none are split.
+    every device has them all and reads one. Where devices would read parts of two kv heads, neither
+    query nor kv heads are split.
     In: 32 and 8 heads on tensor=4, =16, =3.  Out: both split, query heads only, neither.
     """
     heads = split_axes(mesh, "heads", num_heads)
@@ -82,21 +92,25 @@ def split_heads(
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Into how many parts rows are split."""
+    """Return into how many parts the mesh splits rows."""
     return math.prod(mesh.shape.get(axis, 1) for axis in RULES["rows"])
 
 
 def context_parts() -> int:
-    """Into how many parts the mesh in context splits each row of a batch, see ops/context.py."""
+    """Return into how many parts the mesh in context splits each row; see ops/context.py."""
     return jax.sharding.get_abstract_mesh().shape.get("context", 1)
 
 
 def by_row_shard(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of arrays with rows in front, run by each device on the rows that it holds.
+    """Return a function that each device runs on the rows that it holds.
 
-    So indices into rows may be numbered within one device, and XLA exchanges nothing. Arguments and
-    results are pytrees; scalars go to every device. Other axes stay with XLA. Without a mesh in
-    context, or where nothing splits the rows, it is the function itself.
+    Indices into rows may then be numbered within one device, and XLA exchanges nothing. Other mesh
+    axes stay with XLA. Without a mesh in context, or where nothing splits the rows, `function` runs
+    as it is.
+
+    Args:
+        function: Its arguments and results are pytrees of arrays with rows as first axis; scalars
+            go to every device.
     """
 
     def run(*args: Any) -> Any:
