@@ -54,8 +54,8 @@ class Rows:
     inverse_length: Float[Array, "*lead"]  # 1 / trained tokens of the sequence
 
 
-def of_role(rows: Rows, *roles: Role) -> Bool[Array, "*lead"]:
-    """Trained tokens of these roles."""
+def role_mask(rows: Rows, *roles: Role) -> Bool[Array, "*lead"]:
+    """Return which tokens are trained and have one of these roles."""
     return rows.loss_mask & jnp.isin(rows.role, jnp.array(roles))
 
 

@@ -35,11 +35,10 @@ from srft_jax.tasks import inspect as inspect_module
 from srft_jax.tasks import resume
 from srft_jax.tasks import train as train_module
 from srft_jax.training import updates
-from srft_jax.training.initial import optimizers_of
 from srft_jax.training.state import new_state
 
 REPLACED = {
-    resume: ["fresh_state"],
+    resume: ["load_trained", "fresh_state"],
     setup_module: ["RewardPool"],
     export_module: ["export_hf"],
     train_module: ["Checkpoints", "load_reference", "write_report"],
@@ -81,7 +80,7 @@ def dry_generate(config):
     trace, out = Trace(), io.StringIO()
     with (
         mock.patch.object(generate_module, "sample", trace.sample),
-        mock.patch.object(generate_module, "policy_params", lambda setup: None),
+        mock.patch.object(generate_module, "load_policy", lambda *_: None),
         contextlib.redirect_stdout(out),
     ):
         assert generate_module.generate(config) == 0
@@ -101,7 +100,7 @@ def dry_export(config):
     export_module.keep_model_files(prepare(config))
     with (
         mock.patch.object(export_module, "export_hf", trace.export_hf),
-        mock.patch.object(export_module, "restored_params", trace.restored_params),
+        mock.patch.object(export_module, "load_checkpoint", trace.load_checkpoint),
         contextlib.redirect_stdout(out),
     ):
         assert export_module.export(config) == 0
@@ -130,14 +129,17 @@ class Trace:
     def add(self, what, *values):
         self.lines.append(f"{what} {json.dumps(values, default=str)}")
 
-    def fresh_state(self, setup):
-        shapes = jax.eval_shape(lambda: init_params(setup.model_config, jax.random.key(0)))
+    def load_trained(self, section, model_config, mesh, seed):
+        shapes = jax.eval_shape(lambda: init_params(model_config, jax.random.key(0)))
         # Of every axis 4: for each other shape the optimizer's operations are compiled anew.
         params = jax.tree.map(lambda x: np.ones((4,) * x.ndim, np.float32), shapes)
-        return new_state(lora.trained(params, setup.model_config), optimizers_of(setup))
+        return lora.trained(params, model_config)
 
-    def load_reference(self, setup, frozen_params):
-        self.add("reference", setup.objective.uses_reference and setup.reference_path)
+    def fresh_state(self, params, transformations, model_config, mesh):
+        return new_state(params, transformations)
+
+    def load_reference(self, section, objective, frozen_params, mesh):
+        self.add("reference", objective.uses_reference and (section.reference or section.path))
 
     def Checkpoints(self, run_dir, keep):
         self.add("checkpoints", keep)
@@ -264,7 +266,7 @@ class Trace:
     def export_hf(self, path, source, params, lora_config, dtype):
         self.add("export", Path(path).name, json.loads((source / "config.json").read_text()), dtype)
 
-    def restored_params(self, config, model_config, mesh, step):
+    def load_checkpoint(self, run_dir, section, model_config, mesh, step):
         self.add("restored", step)
         return {}
 

@@ -8,9 +8,9 @@ import numpy as np
 
 import run
 from srft_jax.config import parse
+from srft_jax.planning.train_program import train_state
 from srft_jax.setup.prepare import prepare
 from srft_jax.training.checkpoint import Checkpoints
-from srft_jax.training.initial import abstract_state
 
 ROOT = Path(__file__).parents[1]
 # Flags for a run on files of its own: without the problems of tiny.yaml.
@@ -70,7 +70,7 @@ def newest_checkpoint(run_dir):
     config = parse([f"--config={run_dir}/config.yaml"])[1]
     with Checkpoints(str(run_dir), config.training.keep_checkpoints) as checkpoints:
         step = checkpoints.newest()
-        state, data = checkpoints.restore(step, abstract_state(prepare(config)))
+        state, data = checkpoints.restore(step, train_state(prepare(config)))
     leaves = jax.tree.leaves_with_path(state)
     return step, {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}, data
 

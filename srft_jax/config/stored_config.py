@@ -5,7 +5,7 @@ from typing import Any
 
 from etils import epath
 
-from srft_jax.config import RunConfig, UsageError, parse
+from srft_jax.config import LoraConfig, RunConfig, UsageError, parse
 
 
 def stored_config(run_dir: str) -> RunConfig | None:
@@ -37,18 +37,22 @@ def changes(before: Any, now: Any) -> dict[str, str]:
     }
 
 
-def check_same_adapters(config: RunConfig) -> None:
-    """Refuses to read a run's parameters under another section `model.lora`: with another alpha or
-    without a target they would make another model."""
-    stored = stored_config(config.run_dir)
+def check_same_adapters(run_dir: str, lora: LoraConfig | None) -> None:
+    """Refuse to read a run's parameters under another section `model.lora`: with another alpha or
+    without a target they would make another model.
+
+    Raises:
+        UsageError: names the keys that differ.
+    """
+    stored = stored_config(run_dir)
     if stored is None:
         return
-    changed = changes(stored, config)
-    of_lora = [text for key, text in changed.items() if key.startswith("model.lora")]
-    if of_lora:
+    asked = dataclasses.replace(stored, model=dataclasses.replace(stored.model, lora=lora))
+    changed = changes(stored, asked)
+    if changed:
         raise UsageError(
-            f"{config.run_dir} holds a run with other adapters: {', '.join(of_lora)}; "
-            f"start from --config={config.run_dir}/config.yaml"
+            f"{run_dir} holds a run with other adapters: {', '.join(changed.values())}; "
+            f"start from --config={run_dir}/config.yaml"
         )
 
 

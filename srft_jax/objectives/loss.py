@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from srft_jax.batch import Normalisers, Role, Rows, of_role
+from srft_jax.batch import Normalisers, Role, Rows, role_mask
 from srft_jax.config import Objective
 from srft_jax.objectives.surrogates import bounded_exp, kl_estimate, surrogate_loss
 from srft_jax.ops.head import ReferencedStats, TokenStats
@@ -66,7 +66,7 @@ def _scoped_entropy(stats: Stats, rows: Rows, context: LossContext) -> Array:
         return jnp.where(
             rows.role == Role.SELF, context.entropy_self, context.entropy_demonstration
         )
-    return _sequence_mean(entropy, of_role(rows, Role.SELF, Role.DEMONSTRATION), rows)
+    return _sequence_mean(entropy, role_mask(rows, Role.SELF, Role.DEMONSTRATION), rows)
 
 
 def sft_weight(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
@@ -111,7 +111,7 @@ def ratio(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
     if context.objective.surrogate != "gspo":
         return bounded_exp(log_r)
     fixed = jax.lax.stop_gradient(log_r)
-    mean = _sequence_mean(fixed, of_role(rows, Role.SELF), rows)
+    mean = _sequence_mean(fixed, role_mask(rows, Role.SELF), rows)
     return bounded_exp(mean + (log_r - fixed))
 
 
@@ -163,7 +163,7 @@ def loss_terms(stats: Stats, rows: Rows, context: LossContext) -> dict[str, Floa
     by_sequence = {"sequences": rows.inverse_length}
     nll_share = by_sequence.get(objective.demo_aggregation, 1.0)
     policy_share = by_sequence.get(objective.policy_aggregation, 1.0)
-    own, demo = of_role(rows, Role.SELF), of_role(rows, Role.DEMONSTRATION)
+    own, demo = role_mask(rows, Role.SELF), role_mask(rows, Role.DEMONSTRATION)
 
     def nll(where: Array, loss: Array) -> Array:
         return _per_count(jnp.where(where, loss * nll_share, 0.0), z.demonstration)
@@ -175,7 +175,7 @@ def loss_terms(stats: Stats, rows: Rows, context: LossContext) -> dict[str, Floa
     if objective.demo_nll:
         terms["demo_nll"] = nll(demo, -sft_weight(stats, rows, context) * stats.logprob)
     if objective.hint_nll:
-        hint = of_role(rows, Role.HINT)
+        hint = role_mask(rows, Role.HINT)
         terms["hint_nll"] = nll(hint, -objective.hint_nll * rows.weight * stats.logprob)
     if objective.demo_policy:
         rho = _demonstration_ratio(stats, rows, objective.demo_ratio_gamma)
@@ -183,7 +183,7 @@ def loss_terms(stats: Stats, rows: Rows, context: LossContext) -> dict[str, Floa
         terms["demo_policy"] = policy(demo, -weight * rho * rows.advantage)
     if objective.prefix_policy:
         weight = objective.prefix_policy * rows.weight
-        prefix = of_role(rows, Role.PREFIX)
+        prefix = role_mask(rows, Role.PREFIX)
         terms["prefix_policy"] = policy(prefix, weight * _policy_gradient(stats, rows, context))
     if objective.self_form != "none":
         terms["self"] = policy(own, _self_loss(stats, rows, context))

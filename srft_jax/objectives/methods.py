@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from srft_jax.config import Objective, ObjectiveConfig, UsageError
-from srft_jax.objectives.checks import errors
+from srft_jax.objectives.coefficient_checks import errors
 
 _SRFT = Objective(
     demo_nll=0.5,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params
 from srft_jax.planning.program_costs import ProgramCost, bytes_on_device
-from srft_jax.planning.train_program import abstract_batch, abstract_params, fixed_params
+from srft_jax.planning.train_program import abstract_batch, fixed_params, train_state
 from srft_jax.setup.outline import Outline
-from srft_jax.training.initial import abstract_state
+from srft_jax.training.loading import abstract_params
 
 ByPurpose = dict[str, float]
 
@@ -24,7 +24,7 @@ class Held:
 
 def held(run: Outline) -> Held:
     """Padding to XLA's tiles aside."""
-    state = abstract_state(run)
+    state = train_state(run)
     frozen, reference = fixed_params(run)
     fixed = bytes_on_device(frozen) + (0 if reference is frozen else bytes_on_device(reference))
     trained = lora.trained(abstract_params(run.model_config, run.mesh), run.model_config)
@@ -71,4 +71,4 @@ def of_rollouts(
 def policy_params(run: Outline) -> Params:
     """Abstract, as the sampler is given them: what is frozen in its own dtype."""
     frozen, _ = fixed_params(run)
-    return lora.whole(frozen, abstract_state(run).params)
+    return lora.whole(frozen, train_state(run).params)

@@ -21,7 +21,7 @@ from srft_jax.rollout.sampler import (
     decode,
     prefill,
 )
-from srft_jax.training.initial import with_shardings
+from srft_jax.training.state import with_shardings
 
 Lowered = tuple[str, Any]  # a program's name, and what can be compiled
 

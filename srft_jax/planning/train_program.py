@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from srft_jax.batch import Batch, Normalisers
+from srft_jax.batch import Batch, Normalisers, TrainState
 from srft_jax.config import ModelConfig, Objective, RunConfig
-from srft_jax.models import families, lora
+from srft_jax.models import lora
 from srft_jax.models.decoder import Params
 from srft_jax.objectives.rows import empty_rows
 from srft_jax.objectives.stages import Stage
 from srft_jax.setup.outline import Outline
-from srft_jax.training.initial import abstract_state, with_shardings
-from srft_jax.training.updates import batch_shardings, make_programs
+from srft_jax.training.loading import abstract_params
+from srft_jax.training.optimizer import Optimizers, make_optimizers
+from srft_jax.training.state import abstract_state, with_shardings
+from srft_jax.training.updates import batch_shardings, make_stage_functions
 
 
 def lowered_train_step(
@@ -32,20 +34,38 @@ def lowered_train_step(
     run = Outline(config, objective, model_config, mesh)
     stage = run.stages.policy
     # A partial of a compiled function, which is what can be lowered.
-    step: Any = make_programs(run, stage, *fixed_params(run)).train_step
+    frozen, reference = fixed_params(run)
+    transformations = optimizers(run).transformations
+    step: Any = make_stage_functions(
+        stage,
+        model_config,
+        transformations[stage.optimizer],
+        temperature=config.rollout.temperature,
+        runtime=run.runtime,
+        logits_mib=config.training.logits_mib,
+        frozen_params=frozen,
+        reference_params=reference,
+    ).train_step
     # Made outside of the mesh: Optax makes small arrays on the way, for which it needs devices.
-    state, batch = abstract_state(run), abstract_batch(run, stage)
+    state = train_state(run)
+    batch = abstract_batch(run, stage)
     with jax.set_mesh(mesh):
         return step.func.lower(*step.args, state, batch)
 
 
-def abstract_params(model_config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> Params:
-    """All parameters as the trainer lays them out."""
-    shapes = {
-        row.path: jax.ShapeDtypeStruct(families.stacked_shape(row, model_config), dtype)
-        for row in families.parameters(model_config)
-    }
-    return with_shardings(families.by_path(shapes), families.param_shardings(mesh, model_config))
+def optimizers(run: Outline) -> Optimizers:
+    """Return the optimizers of the run's stages."""
+    return make_optimizers(
+        run.config.training,
+        run.stages,
+        prompts_per_step=run.config.data.prompts_per_step,
+        model_config=run.model_config,
+    )
+
+
+def train_state(run: Outline) -> TrainState:
+    """Return the shapes and shardings of the train state."""
+    return abstract_state(optimizers(run).transformations, run.model_config, run.mesh)
 
 
 def fixed_params(run: Outline) -> tuple[Params, Params | None]:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from srft_jax.batch import Batch, Metrics
-from srft_jax.config import RunConfig, RunError
-from srft_jax.report.terminal import Progress
+from srft_jax.config import ReportConfig, RunError
+from srft_jax.report.terminal import ProgressLine
 from srft_jax.report.writers import RunWriter
 from srft_jax.training.saved_batch import save_batch
 
@@ -48,12 +48,30 @@ class Diverged(RunError):
 
 
 class Recorder:
-    """Holds one step's records until `flush`, and counts the updates that were skipped."""
+    """Holds one step's records until `flush`, and counts the updates that were skipped.
 
-    def __init__(self, writer: RunWriter, progress: Progress, config: RunConfig) -> None:
+    Args:
+        writer: Files of the run directory.
+        progress: Line on the terminal.
+        run_dir: Run directory, for batches of skipped updates.
+        max_skipped: Skipped updates in a row at which the run stops.
+        report: How many samples are written, and how often one is printed.
+    """
+
+    def __init__(
+        self,
+        writer: RunWriter,
+        progress: ProgressLine,
+        *,
+        run_dir: str,
+        max_skipped: int,
+        report: ReportConfig,
+    ) -> None:
         self._writer = writer
         self._progress = progress
-        self._config = config
+        self._run_dir = run_dir
+        self._max_skipped = max_skipped
+        self._report = report
         self._pending: StepRecord | None = None
         self._rewards: deque[float] = deque(maxlen=CONSTANT_REWARD_STEPS)
         self._skipped_in_a_row = 0
@@ -72,16 +90,16 @@ class Recorder:
                 self._report_skipped(record.step, offender(update), batch)
 
     def _report_skipped(self, step: int, what: str, batch: Batch) -> None:
-        path = save_batch(self._config.run_dir, step, batch)
+        path = save_batch(self._run_dir, step, batch)
         text = f"step {step}: {what} is not finite; its batch is in {path}"
         self._progress.message(f"WARNING: {text}, and the update was skipped")
-        if self._skipped_in_a_row < self._config.training.max_skipped:
+        if self._skipped_in_a_row < self._max_skipped:
             return
         self.flush()
         raise Diverged(
             f"{text}, and no update was made {self._skipped_in_a_row} times in a row "
             "(training.max_skipped). See which sequences it is with\n"
-            f"  python run.py replay --config {self._config.run_dir}/config.yaml"
+            f"  python run.py replay --config {self._run_dir}/config.yaml"
         )
 
     def flush(self) -> None:
@@ -89,13 +107,15 @@ class Recorder:
         if self._pending is None:
             return
         record, self._pending = self._pending, None
-        step, samples, report = record.step, record.samples, self._config.report
+        step, samples = record.step, record.samples
         values = record.host | over_updates(record.updates)
         self._writer.metrics(step, values)
-        self._writer.samples([{"step": step} | row for row in samples[: report.samples_per_step]])
+        self._writer.samples(
+            [{"step": step} | row for row in samples[: self._report.samples_per_step]]
+        )
         self._progress.update(step, values)
-        if samples and step % report.samples_every == 0:
-            self._progress.message(describe(samples[0]))
+        if samples and step % self._report.samples_every == 0:
+            self._progress.message(describe_sample(samples[0]))
         if samples:
             self._warn_of_constant_reward(step, values, samples[0])
 
@@ -109,7 +129,7 @@ class Recorder:
                 f"WARNING: every mean reward since step {step - CONSTANT_REWARD_STEPS + 1} is "
                 f"{self._rewards[0]}: completions teach nothing. Do the chat template "
                 f"and the prompts ask for the form that the verifier {sample['kind']} demands?\n"
-                + describe(sample)
+                + describe_sample(sample)
             )
             self._rewards.clear()
 
@@ -139,7 +159,7 @@ def offender(update: Metrics) -> str:
     return next((name for name in terms if not math.isfinite(update[name])), "the gradient")
 
 
-def describe(sample: dict[str, Any]) -> str:
+def describe_sample(sample: dict[str, Any]) -> str:
     """A completion with its verdict, on lines of their own."""
     completion = sample["completion"].replace("\n", "\n    ")
     return (

@@ -1,108 +1,153 @@
-"""What a run says in plain text: batch arithmetic, how far a rollout is, before and after."""
+"""What a run says in plain text: batch arithmetic, how far a rollout is, before and after.
 
+Batch arithmetic answers the question asked most often of any trainer: how large is a step? Each
+function that ends in `_rows` gives some lines of its table, as pairs of a name and a value.
+"""
+
+from collections.abc import Mapping
+
+from jax.sharding import Mesh
+
+from srft_jax.config import Objective, TrainingConfig
+from srft_jax.data.encoding import Dropped
+from srft_jax.data.examples import ExampleSets
 from srft_jax.models.decoder import Params, num_params
-from srft_jax.objectives.stages import Stage
-from srft_jax.report.terminal import Progress, table
+from srft_jax.models.tokenizer import Tokenizer
+from srft_jax.objectives.stages import Stage, Stages
+from srft_jax.report.terminal import ProgressLine, table
 from srft_jax.report.writers import read_metrics
 from srft_jax.rollout import Observer
 from srft_jax.rollout import Progress as RolloutProgress
-from srft_jax.setup.prepare import Setup
+
+TableRows = list[list[str]]
 
 
-def batch_arithmetic(setup: Setup, frozen: Params, trained: Params) -> str:
-    """The question asked most often of any trainer: how large is a step?"""
-    config, sets = setup.config, setup.sets
+def arithmetic_table(*parts: TableRows) -> str:
+    """Return the table of batch arithmetic, made of these parts."""
+    return table(["batch arithmetic", ""], [row for part in parts for row in part])
+
+
+def data_rows(sets: ExampleSets, dropped: Mapping[str, Dropped]) -> TableRows:
+    """Say what was read from each source, and how many prompts are trained on.
+
+    Args:
+        sets: All sets of examples.
+        dropped: Name of a set -> what was too long for it; sets that lost nothing are not named.
+    """
     demonstrated = sum(bool(example.demonstrations) for example in sets.train)
-    rows = [
+    return [
         *([rows.source, f"{rows.read:,} rows read, {rows.used:,} used"] for rows in sets.rows),
+        ["training prompts", f"{len(sets.train):,}, {demonstrated:,} with a demonstration"],
+        *(
+            [
+                f"  too long, dropped from {name}",
+                f"{lost.prompts:,} prompts, and of the others {lost.demonstrations:,} "
+                f"demonstrations, which leaves {lost.bare:,} without one",
+            ]
+            for name, lost in dropped.items()
+            if lost.prompts or lost.demonstrations
+        ),
+    ]
+
+
+def policy_rows(frozen: Params, trained: Params, tokenizer: Tokenizer) -> TableRows:
+    """Say how many parameters there are, and which tokens end a completion.
+
+    In: a tokenizer with two stop ids.  Out: ..., completions end with <|im_end|> (trained),
+    <|endoftext|>.
+
+    Args:
+        frozen: With LoRA, all parameters but the adapters, or their shapes; otherwise none.
+        trained: Parameters that training changes, or their shapes.
+        tokenizer: Tokenizer of the policy.
+    """
+    first, *others = (tokenizer.spell([id]) for id in tokenizer.stop_ids)
+    return [
         ["parameters", f"{num_params(frozen) + num_params(trained):,}"],
         *([["  trained, of adapters", f"{num_params(trained):,}"]] if frozen else []),
-        ["objective", config.objective.preset],
-        ["training prompts", f"{len(sets.train):,}, {demonstrated:,} with a demonstration"],
-        *_dropped_rows(setup),
-        ["completions end with", _stops(setup)],
-        ["prompts per step", f"{config.data.prompts_per_step}"],
-        *_rollout_rows(setup),
-        *_demonstration_rows(setup),
-        ["optimizer steps per rollout", f"{config.training.updates_per_rollout}"],
-        *(row for stage in setup.stages.all for row in _stage_rows(setup, stage)),
-        ["steps", f"{config.training.num_steps:,}"],
-        ["devices", " x ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())],
-    ]
-    return table(["batch arithmetic", ""], rows)
-
-
-def _dropped_rows(setup: Setup) -> list[list[str]]:
-    """Nothing where nothing was too long."""
-    return [
-        [
-            f"  too long, dropped from {name}",
-            f"{dropped.prompts:,} prompts, and of the others {dropped.demonstrations:,} "
-            f"demonstrations, which leaves {dropped.bare:,} without one",
-        ]
-        for name, dropped in setup.dropped.items()
-        if dropped.prompts or dropped.demonstrations
+        ["completions end with", ", ".join([f"{first} (trained)", *others])],
     ]
 
 
-def _stops(setup: Setup) -> str:
-    """In: a tokenizer with two.  Out: <|im_end|> (trained), <|endoftext|>."""
-    first, *others = (setup.tokenizer.spell([id]) for id in setup.tokenizer.stop_ids)
-    return ", ".join([f"{first} (trained)", *others])
-
-
-def _rollout_rows(setup: Setup) -> list[list[str]]:
-    objective = setup.objective
-    size = setup.config.rollout.completions_per_prompt if objective.uses_rollouts else 0
-    prompts = setup.config.data.prompts_per_step
+def rollout_rows(
+    objective: Objective, *, prompts_per_step: int, completions_per_prompt: int
+) -> TableRows:
+    """Say how many prompts, completions and demonstrations one step has."""
+    group_size = completions_per_prompt if objective.uses_rollouts else 0
+    completions = group_size * prompts_per_step
     rows = [
-        ["completions per prompt", f"{size}"],
-        ["completions per step", f"{size * prompts}"],
+        ["prompts per step", f"{prompts_per_step}"],
+        ["completions per prompt", f"{group_size}"],
+        ["completions per step", f"{completions}"],
     ]
     if objective.prefix != "none":
-        prefixed = f"{size if objective.prefix == 'all' else 1} where there is a demonstration"
-        rows.append(["  that start with a part of it", prefixed])
+        prefixed = group_size if objective.prefix == "all" else 1
+        rows.append(
+            ["  that start with a part of it", f"{prefixed} where there is a demonstration"]
+        )
     if objective.drop_zero_std:
-        most = size * prompts * (1 + objective.max_refills)
-        rows.append(["  with refills, at most", f"{most}"])
-    return rows
+        rows.append(["  with refills, at most", f"{completions * (1 + objective.max_refills)}"])
+    return [*rows, _demonstration_row(objective)]
 
 
-def _demonstration_rows(setup: Setup) -> list[list[str]]:
-    objective = setup.objective
+def _demonstration_row(objective: Objective) -> list[str]:
     if objective.demo_source == "own":
-        return [["demonstrations per step", f"{objective.demo_per_step}"]]
-    passing = "there is one"
+        return ["demonstrations per step", f"{objective.demo_per_step}"]
+    if not objective.trains_demonstrations:
+        return ["demonstrations per prompt", "0"]
+    condition = "there is one"
     if objective.gate != "none":
-        passing += f" and at most {objective.gate_solved} completions are correct"
-    given = int(objective.trains_demonstrations)
-    return [["demonstrations per prompt", f"{given} where {passing}" if given else "0"]]
+        condition += f" and at most {objective.gate_solved} completions are correct"
+    return ["demonstrations per prompt", f"1 where {condition}"]
 
 
-def _stage_rows(setup: Setup, stage: Stage) -> list[list[str]]:
-    """How large an update is, and all that a rollout has."""
-    training, buffered = setup.config.training, stage.name == "buffered"
-    updates = 1 if buffered else training.updates_per_rollout
-    most_tokens = stage.sequences_per_update * updates * setup.longest_sequence
-    capacity = training.rows * training.row_length
-    microbatches = f"{setup.num_microbatches(stage)} of {capacity:,} tokens"
-    rows = [
-        [f"tokens per {'update' if buffered else 'step'}, at most", f"{most_tokens:,}"],
-        ["microbatches per update, at most", microbatches],
-    ]
-    if len(setup.stages.all) == 1:
-        return rows
-    sft_steps = setup.objective.sft_steps
-    heading = {
+def update_rows(stages: Stages, training: TrainingConfig, longest_sequence: int) -> TableRows:
+    """Say how many updates and steps there are, and how large an update of each stage is.
+
+    Args:
+        stages: Stages of the run.
+        training: Numbers of steps and updates, and the shape of a microbatch.
+        longest_sequence: Input tokens of the longest prompt and completion.
+    """
+    sft_steps = stages.policy.steps_before
+    headings = {
         "sft": ["first stage", f"{sft_steps} steps, each prompt with its demonstration"],
         "policy": ["policy", f"{training.num_steps - sft_steps} steps"],
-        "buffered": ["buffered demonstrations", f"an update on {stage.sequences_per_update}"],
+        "buffered": [
+            "buffered demonstrations",
+            f"an update on {stages.buffered.sequences_per_update if stages.buffered else 0}",
+        ],
     }
-    return [heading[stage.name], *([f"  {name}", value] for name, value in rows)]
+    rows = [["optimizer steps per rollout", f"{training.updates_per_rollout}"]]
+    for stage in stages.all:
+        sizes = _update_size(stage, training, longest_sequence)
+        if len(stages.all) > 1:
+            rows.append(headings[stage.name])
+            sizes = [[f"  {name}", value] for name, value in sizes]
+        rows += sizes
+    return [*rows, ["steps", f"{training.num_steps:,}"]]
 
 
-def rollout_observer(progress: Progress, what: str) -> Observer:
-    """Shows on the progress line how far a rollout is, if it takes long."""
+def _update_size(stage: Stage, training: TrainingConfig, longest_sequence: int) -> TableRows:
+    """Tokens and microbatches; the tokens of a step's updates together, but for buffered ones."""
+    is_buffered = stage.name == "buffered"
+    num_updates = 1 if is_buffered else training.updates_per_rollout
+    most_tokens = stage.sequences_per_update * num_updates * longest_sequence
+    num_microbatches = stage.num_microbatches(longest_sequence, training)
+    capacity = training.rows * training.row_length
+    return [
+        [f"tokens per {'update' if is_buffered else 'step'}, at most", f"{most_tokens:,}"],
+        ["microbatches per update, at most", f"{num_microbatches} of {capacity:,} tokens"],
+    ]
+
+
+def device_rows(mesh: Mesh) -> TableRows:
+    """Say how many devices each mesh axis has."""
+    return [["devices", " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())]]
+
+
+def rollout_observer(line: ProgressLine, what: str) -> Observer:
+    """Return an observer that shows on the line how far a rollout is, if it takes long."""
 
     def show(now: RolloutProgress) -> None:
         rate = now.tokens / now.seconds if now.seconds else 0.0
@@ -112,21 +157,21 @@ def rollout_observer(progress: Progress, what: str) -> Observer:
             f"{rate:,.0f} tokens/s",
             f"occupancy {now.occupancy:.0%}",
         ]
-        progress.interim(fields, now.seconds)
+        line.interim(fields, now.seconds)
 
     return show
 
 
 def before_after(run_dir: str) -> str:
-    """pass@1 of each set at the first and the last evaluation of the run."""
+    """Return a table of each set's pass@1 at the first and the last evaluation of the run."""
     evaluations = [
-        line for line in read_metrics(run_dir) if any(k.startswith("eval/") for k in line)
+        line for line in read_metrics(run_dir) if any(name.startswith("eval/") for name in line)
     ]
     if not evaluations:
         return "no evaluation"
     first, last = evaluations[0], evaluations[-1]
     rows = []
-    for name in sorted(key for key in last if key.endswith("/pass@1")):
+    for name in sorted(name for name in last if name.endswith("/pass@1")):
         change = 100 * (last[name] - first[name])
         rows.append(
             [name.split("/")[1], f"{first[name]:.1%}", f"{last[name]:.1%}", f"{change:+.1f} points"]

@@ -28,7 +28,7 @@ _CODES: dict[Style, str] = {"bold": "1", "dim": "2", "green": "32"}
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?%?|-?|nan", re.IGNORECASE)
 
 
-class Progress:
+class ProgressLine:
     """A line about the latest step: rewritten in place on a terminal, elsewhere one line each.
 
     Args:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from srft_jax.experience.verdicts import Scored
-from srft_jax.report.records import describe
+from srft_jax.report.records import describe_sample
 from srft_jax.rewards.verdicts import Verdict
 
 MAX_SHARE = 0.2  # of a step's completions of one kind
@@ -43,5 +43,5 @@ class VerdictWatch:
                     yield (
                         f"WARNING: step {step}: the verdict of {kind} is {verdict} for {share:.0%} "
                         f"of its completions: {hint} One of them:\n"
-                        + describe(example.row("rollout"))
+                        + describe_sample(example.row("rollout"))
                     )

@@ -8,9 +8,9 @@ import jax
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.evaluation import scores
 from srft_jax.report.summary import rollout_observer
-from srft_jax.report.terminal import Progress, table
+from srft_jax.report.terminal import ProgressLine, table
 from srft_jax.setup.prepare import prepare, reward_pool
-from srft_jax.training.initial import policy_params
+from srft_jax.training.loading import load_policy
 
 
 def evaluate(config: RunConfig) -> int:
@@ -18,11 +18,11 @@ def evaluate(config: RunConfig) -> int:
     setup = prepare(config)
     if not any(examples for examples, _ in setup.evaluation_sets.values()):
         raise UsageError("there is nothing to evaluate: the held-out and ood sets are both empty")
-    params = policy_params(setup)
+    params = load_policy(config.run_dir, config.model, setup.model_config, setup.mesh, config.seed)
     with (
         jax.set_mesh(setup.mesh),
         reward_pool(setup) as pool,
-        Progress(stream=sys.stderr) as progress,
+        ProgressLine(stream=sys.stderr) as progress,
     ):
         shown = rollout_observer(progress, "evaluation")
         values, _ = scores.evaluate(

@@ -18,7 +18,7 @@ from srft_jax.models.hf_config import read_config
 from srft_jax.models.hf_export import check_target, export_hf, save_peft, write_model_files
 from srft_jax.models.safetensors_reader import stored_dtype
 from srft_jax.setup.prepare import Setup, check_export
-from srft_jax.training.initial import load_frozen, restored_params
+from srft_jax.training.loading import load_checkpoint, load_frozen
 
 
 def export(config: RunConfig) -> int:
@@ -30,9 +30,9 @@ def export(config: RunConfig) -> int:
         raise UsageError(f"{files} is not there, which a run makes when it starts; train first")
     mesh = flat_mesh()  # whatever the run's was
     architecture = lora.adapted(read_config(files), config.model.lora)
-    params = restored_params(config, architecture, mesh, config.export.step)
+    params = load_checkpoint(config.run_dir, config.model, architecture, mesh, config.export.step)
     if config.export.lora == "merged":
-        params = lora.whole(load_frozen(config, architecture, mesh), params)
+        params = lora.whole(load_frozen(config.model, architecture, mesh, config.seed), params)
     print(f"model    {write_export(config, params)}")
     return 0
 

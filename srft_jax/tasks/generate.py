@@ -8,7 +8,7 @@ from srft_jax.data.examples import Example
 from srft_jax.experience.verdicts import completion_text
 from srft_jax.rollout import Request, Truncation, sample
 from srft_jax.setup.prepare import prepare
-from srft_jax.training.initial import policy_params
+from srft_jax.training.loading import load_policy
 
 
 def generate(config: RunConfig) -> int:
@@ -22,7 +22,7 @@ def generate(config: RunConfig) -> int:
         raise UsageError("there is no held-out set to take prompts from; set generate.prompt")
     if jax.process_index() != 0:
         examples = ()  # the others decode along
-    params = policy_params(setup)
+    params = load_policy(config.run_dir, config.model, setup.model_config, setup.mesh, config.seed)
     sampling = setup.sampling(
         temperature=wanted.temperature,
         truncation=Truncation(wanted.top_k, wanted.top_p, wanted.min_p),

@@ -24,9 +24,9 @@ from srft_jax.models.decoder import init_params
 from srft_jax.models.tokenizer import Tokenizer
 from srft_jax.objectives.rows import TrainingSequence, make_batch, max_microbatches, pack
 from srft_jax.planning.microbatch_size import with_rows
-from srft_jax.report.summary import batch_arithmetic
 from srft_jax.report.terminal import Style, shows_colours, styled, table
 from srft_jax.setup.prepare import Setup, prepare
+from srft_jax.tasks.train import batch_arithmetic
 
 _PERCENTILES = (50, 90, 99)
 

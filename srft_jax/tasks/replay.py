@@ -18,10 +18,12 @@ from srft_jax.planning.microbatch_size import with_rows
 from srft_jax.report.terminal import table
 from srft_jax.setup.prepare import Setup, prepare
 from srft_jax.training.checkpoint import Checkpoints
-from srft_jax.training.initial import abstract_state, load_frozen, load_reference
-from srft_jax.training.microbatch import Inputs, in_batch_order, make_loss_fn
+from srft_jax.training.loading import load_frozen, load_reference
+from srft_jax.training.microbatch import StepInputs, in_batch_order, make_loss_fn
+from srft_jax.training.optimizer import make_optimizers
 from srft_jax.training.saved_batch import saved_batch
-from srft_jax.training.updates import make_programs, put
+from srft_jax.training.state import Transformations, abstract_state
+from srft_jax.training.updates import make_stage_functions, put
 
 MOST_SHOWN, LARGEST_SHOWN = 20, 5  # sequences: broken ones, or else of the largest loss
 
@@ -53,18 +55,34 @@ def replay(config: RunConfig) -> int:
         raise UsageError(f"{config.run_dir} has no saved batch: none of its updates was skipped")
     step, batch = found
     setup, _ = with_rows(prepare(config))  # which compiles where there is no run
+    config = setup.config
     with jax.set_mesh(setup.mesh):
-        saved_at, state = _newest_state(setup)
+        transformations = make_optimizers(
+            config.training,
+            setup.stages,
+            prompts_per_step=config.data.prompts_per_step,
+            model_config=setup.model_config,
+        ).transformations
+        saved_at, state = _newest_state(setup, transformations)
         stage = _stage_of(setup, step, batch)
-        frozen_params = load_frozen(config, setup.model_config, setup.mesh)
-        reference_params = load_reference(setup, frozen_params)
-        programs = make_programs(setup, stage, frozen_params, reference_params)
+        frozen_params = load_frozen(config.model, setup.model_config, setup.mesh, config.seed)
+        reference_params = load_reference(config.model, setup.objective, frozen_params, setup.mesh)
+        functions = make_stage_functions(
+            stage,
+            setup.model_config,
+            transformations[stage.optimizer],
+            temperature=config.rollout.temperature,
+            runtime=setup.runtime,
+            logits_mib=config.training.logits_mib,
+            frozen_params=frozen_params,
+            reference_params=reference_params,
+        )
         batch = put(batch, setup.mesh)
-        if programs.old_logprobs is not None and not batch.on_policy:
-            batch = programs.old_logprobs(state, batch)
-        inputs = Inputs(state, frozen_params, reference_params, batch)
+        if functions.old_logprobs is not None and not batch.on_policy:
+            batch = functions.old_logprobs(state, batch)
+        inputs = StepInputs(state, frozen_params, reference_params, batch)
         microbatches = _compute(setup, stage, inputs)
-        norms = jax.device_get(programs.gradient_norms(state, inputs.batch))
+        norms = jax.device_get(functions.gradient_norms(state, inputs.batch))
     print(f"the batch of step {step}, under the parameters of step {saved_at}\n")
     rows = [
         [name, _number(_total(microbatches, name)), _number(norms[f"loss/{name}_gradient_norm"])]
@@ -75,12 +93,14 @@ def replay(config: RunConfig) -> int:
     return 0
 
 
-def _newest_state(setup: Setup) -> tuple[int, TrainState]:
+def _newest_state(setup: Setup, transformations: Transformations) -> tuple[int, TrainState]:
     with Checkpoints(setup.config.run_dir, setup.config.training.keep_checkpoints) as checkpoints:
         step = checkpoints.newest()
         if step is None:
             raise UsageError(f"{setup.config.run_dir} has no checkpoint yet")
-        return step, checkpoints.restore(step, abstract_state(setup))[0]
+        return step, checkpoints.restore(
+            step, abstract_state(transformations, setup.model_config, setup.mesh)
+        )[0]
 
 
 def _stage_of(setup: Setup, step: int, batch: Batch) -> Stage:
@@ -91,7 +111,7 @@ def _stage_of(setup: Setup, step: int, batch: Batch) -> Stage:
     return setup.stages.at(step)
 
 
-def _compute(setup: Setup, stage: Stage, inputs: Inputs) -> list[_Microbatch]:
+def _compute(setup: Setup, stage: Stage, inputs: StepInputs) -> list[_Microbatch]:
     """Those in use."""
     training = setup.config.training
     loss_fn = make_loss_fn(
@@ -105,7 +125,7 @@ def _compute(setup: Setup, stage: Stage, inputs: Inputs) -> list[_Microbatch]:
     everywhere = NamedSharding(setup.mesh, PartitionSpec())  # all processes look at all of it
 
     @functools.partial(jax.jit, out_shardings=everywhere)
-    def compute(inputs: Inputs, i: Array) -> _Microbatch:
+    def compute(inputs: StepInputs, i: Array) -> _Microbatch:
         tokens = loss_fn(inputs.state.params, inputs, i, None)[1]
         found = _Microbatch(tokens.rows, tokens.stats.logprob, losses.loss_terms(*tokens))
         return in_batch_order(found, inputs.batch)

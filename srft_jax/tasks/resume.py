@@ -14,7 +14,8 @@ from srft_jax.mesh import gathered
 from srft_jax.report.writers import cut_back
 from srft_jax.setup.prepare import Setup
 from srft_jax.training.checkpoint import Checkpoints
-from srft_jax.training.initial import abstract_state, fresh_state
+from srft_jax.training.loading import load_trained
+from srft_jax.training.state import Transformations, abstract_state, fresh_state
 
 # What may differ when a run is continued, sections or keys; all else would make it another run.
 MAY_CHANGE = (
@@ -50,18 +51,20 @@ def _may_change(key: str, config: RunConfig) -> bool:
 
 
 def fresh_or_resumed(
-    setup: Setup, checkpoints: Checkpoints, streams: Streams
+    setup: Setup, transformations: Transformations, checkpoints: Checkpoints, streams: Streams
 ) -> tuple[TrainState, int]:
     """The state to start from and its step; `streams` are moved to where they were then."""
     start, run_dir = checkpoints.newest(), setup.config.run_dir
     if start is None:
-        return fresh_state(setup), 0
+        params = load_trained(setup.config.model, setup.model_config, setup.mesh, setup.config.seed)
+        return fresh_state(params, transformations, setup.model_config, setup.mesh), 0
     if start > setup.config.training.num_steps:
         raise UsageError(
             f"{run_dir} has a checkpoint of step {start}, beyond "
             f"training.num_steps = {setup.config.training.num_steps}"
         )
-    state, data_state = checkpoints.restore(start, abstract_state(setup))
+    like = abstract_state(transformations, setup.model_config, setup.mesh)
+    state, data_state = checkpoints.restore(start, like)
     streams.restore(data_state, run_dir)
     return state, start
 

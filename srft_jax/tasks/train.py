@@ -6,9 +6,10 @@ prompts -> groups (rollout, rewards) -> sequences -> packed batches -> train_ste
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
+import optax
 
 from srft_jax.batch import TrainState
 from srft_jax.config import RunConfig, to_yaml
@@ -27,7 +28,7 @@ from srft_jax.planning.microbatch_size import with_rows
 from srft_jax.report import summary
 from srft_jax.report.page import write_report
 from srft_jax.report.records import Diverged, Recorder, StepRecord
-from srft_jax.report.terminal import Progress
+from srft_jax.report.terminal import ProgressLine
 from srft_jax.report.verdict_watch import VerdictWatch
 from srft_jax.report.writers import RunWriter
 from srft_jax.rewards import RewardPool
@@ -36,7 +37,8 @@ from srft_jax.tasks.export import keep_model_files, write_export
 from srft_jax.tasks.resume import check_same_run, fresh_or_resumed, open_run_dir
 from srft_jax.training import updates
 from srft_jax.training.checkpoint import Checkpoints
-from srft_jax.training.initial import load_frozen, load_reference
+from srft_jax.training.loading import load_frozen, load_reference
+from srft_jax.training.optimizer import make_optimizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,8 @@ class _Run:
         setup: Configuration, data, architecture, mesh.
         start: Step that the run goes on from; 0 for a new one.
         frozen: With LoRA, all parameters but the adapters, which the state holds.
-        programs: Compiled functions, by stage.
+        functions: Compiled functions, by stage.
+        learning_rates: Schedule of each optimizer, by name.
         streams: Where prompts and demonstrations come from, as far as they are used up.
         demonstrations: Verdicts on them.
         pool: Verifiers.
@@ -62,12 +65,13 @@ class _Run:
     setup: Setup
     start: int
     frozen: Params
-    programs: dict[Stage, updates.Programs]
+    functions: dict[Stage, updates.StageFunctions]
+    learning_rates: Mapping[str, optax.Schedule]
     streams: Streams
     demonstrations: rollouts.ScoredDemonstrations
     pool: RewardPool
     writer: RunWriter
-    progress: Progress
+    progress: ProgressLine
     recorder: Recorder
     watch: VerdictWatch
     profiler: Profiler
@@ -134,16 +138,22 @@ def _begin(
     )
     keep_model_files(setup)
     streams = Streams(setup)
-    state, start = fresh_or_resumed(setup, checkpoints, streams)
+    optimizers = make_optimizers(
+        config.training,
+        setup.stages,
+        prompts_per_step=config.data.prompts_per_step,
+        model_config=setup.model_config,
+    )
+    state, start = fresh_or_resumed(setup, optimizers.transformations, checkpoints, streams)
     # With LoRA; no checkpoint holds it.
-    frozen = load_frozen(config, setup.model_config, setup.mesh)
+    frozen = load_frozen(config.model, setup.model_config, setup.mesh, config.seed)
     open_run_dir(config, start)
     writer = stack.enter_context(RunWriter(config.run_dir))
-    progress = stack.enter_context(Progress(num_steps))
+    progress = stack.enter_context(ProgressLine(num_steps))
     progress.message(to_yaml(config))
     if chosen:
         progress.message(chosen)
-    progress.message(summary.batch_arithmetic(setup, frozen, state.params))
+    progress.message(batch_arithmetic(setup, frozen, state.params))
     if start == num_steps:
         progress.message(f"already at step {start} of {start}: nothing to train")
     elif start:
@@ -151,26 +161,59 @@ def _begin(
     demonstrations = rollouts.verify_demonstrations(setup, pool)
     for line in rollouts.describe_demonstrations(setup, demonstrations):
         progress.message(line)
-    reference = load_reference(setup, frozen)
+    reference = load_reference(config.model, setup.objective, frozen, setup.mesh)
     run = _Run(
         setup=setup,
         start=start,
         frozen=frozen,
-        programs={
-            stage: updates.make_programs(setup, stage, frozen, reference)
+        functions={
+            stage: updates.make_stage_functions(
+                stage,
+                setup.model_config,
+                optimizers.transformations[stage.optimizer],
+                temperature=config.rollout.temperature,
+                runtime=setup.runtime,
+                logits_mib=config.training.logits_mib,
+                frozen_params=frozen,
+                reference_params=reference,
+            )
             for stage in setup.stages.all
         },
+        learning_rates=optimizers.learning_rates,
         streams=streams,
         demonstrations=demonstrations,
         pool=pool,
         writer=writer,
         progress=progress,
-        recorder=Recorder(writer, progress, config),
+        recorder=Recorder(
+            writer,
+            progress,
+            run_dir=config.run_dir,
+            max_skipped=config.training.max_skipped,
+            report=config.report,
+        ),
         watch=VerdictWatch(),
         profiler=profiler,
         compilations=compilations,
     )
     return run, state
+
+
+def batch_arithmetic(setup: Setup, frozen: Params, trained: Params) -> str:
+    """Return the table of what a step is made of, for the parameters or their shapes."""
+    config = setup.config
+    return summary.arithmetic_table(
+        summary.data_rows(setup.sets, setup.dropped),
+        summary.policy_rows(frozen, trained, setup.tokenizer),
+        [["objective", config.objective.preset]],
+        summary.rollout_rows(
+            setup.objective,
+            prompts_per_step=config.data.prompts_per_step,
+            completions_per_prompt=config.rollout.completions_per_prompt,
+        ),
+        summary.update_rows(setup.stages, config.training, setup.longest_sequence),
+        summary.device_rows(setup.mesh),
+    )
 
 
 def _step(run: _Run, step: int, state: TrainState) -> tuple[TrainState, StepRecord]:
@@ -195,9 +238,9 @@ def _step(run: _Run, step: int, state: TrainState) -> tuple[TrainState, StepReco
         run.progress.message(warning)
     of_step = make_updates(setup, stage, step, experience.groups, run.streams)
     host = rollout_metrics(setup, stage, experience) | mix_metric(stage, step)
-    host |= updates.describe(setup, state, of_step)
+    host |= updates.update_metrics(of_step, state, run.learning_rates)
     state, metrics = updates.apply(
-        run.programs,
+        run.functions,
         state,
         of_step,
         setup.mesh,

@@ -17,7 +17,7 @@ class Checkpoints:
     All processes call every method. One that fails does not wait: the others may never come.
     """
 
-    def __init__(self, run_dir: str, keep: int) -> None:
+    def __init__(self, run_dir: str, keep: int | None = None) -> None:
         path = absolute(run_dir) / "checkpoints"
         try:
             path.mkdir(parents=True, exist_ok=True)

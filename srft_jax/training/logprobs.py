@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from srft_jax.batch import Batch, Role, of_role
+from srft_jax.batch import Batch, Role, role_mask
 from srft_jax.config import ModelConfig
 from srft_jax.models.decoder import Params, Runtime
 from srft_jax.ops.head import token_stats
@@ -36,7 +36,7 @@ def make_old_logprobs(
         def of_microbatch(i: Array, found: Array) -> Array:
             rows = rows_of(batch, i)
             flat = jax.tree.map(lambda x: x.reshape(-1), rows)
-            recomputed = of_role(flat, Role.SELF, Role.PREFIX)
+            recomputed = role_mask(flat, Role.SELF, Role.PREFIX)
             logprob = token_stats(
                 *hidden_and_head(params, model_config, rows, runtime),
                 flat.targets,

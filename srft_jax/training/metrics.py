@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from srft_jax.batch import Metrics, Normalisers, Role, Rows, of_role
+from srft_jax.batch import Metrics, Normalisers, Role, Rows, role_mask
 from srft_jax.config import Objective
 from srft_jax.objectives import loss as losses
 from srft_jax.objectives.surrogates import is_clipped
@@ -61,12 +61,12 @@ _REDUCTIONS = {
 
 
 def _masks(rows: Rows, objective: Objective) -> dict[str, Array]:
-    own, demonstration = of_role(rows, Role.SELF), of_role(rows, Role.DEMONSTRATION)
+    own, demonstration = role_mask(rows, Role.SELF), role_mask(rows, Role.DEMONSTRATION)
     return {
         "self": own,
         "positive": own & losses.is_positive(rows, objective),
         "demonstration": demonstration,
-        "sampled": of_role(
+        "sampled": role_mask(
             rows, Role.SELF, Role.HINT, Role.PREFIX
         ),  # the sampler scores forced tokens
         "reference": own if objective.kl_role == "self" else demonstration,

@@ -16,9 +16,12 @@ from srft_jax.ops.context import joined_rows, split_rows
 from srft_jax.ops.head import Reference, token_loss
 
 
-class Inputs(NamedTuple):
-    """Of a step. Parameters that it does not change are data: constants would be part of the
-    program."""
+class StepInputs(NamedTuple):
+    """All that a train step reads.
+
+    Parameters that it does not change are among them: as constants they would be part of the
+    compiled program.
+    """
 
     state: TrainState
     frozen_params: Params  # what `state.params` lacks of the policy; empty without adapters
@@ -37,7 +40,7 @@ class Tokens(NamedTuple):
 
 # (trained params, inputs, i, term) -> share of microbatch i in the step's loss, and its tokens. The
 # loss is that of all terms, or of the one of this number in the order of their names.
-LossFn = Callable[[Params, Inputs, Array, Array | None], tuple[Array, Tokens]]
+LossFn = Callable[[Params, StepInputs, Array, Array | None], tuple[Array, Tokens]]
 
 
 def rows_of(batch: Batch, i: int | Array) -> Rows:
@@ -106,7 +109,7 @@ def make_loss_fn(
     reference_config = lora.base(model_config)
 
     def loss_fn(
-        params: Params, inputs: Inputs, i: Array, term: Array | None = None
+        params: Params, inputs: StepInputs, i: Array, term: Array | None = None
     ) -> tuple[Array, Tokens]:
         state, frozen_params, reference_params, batch = inputs
         rows = rows_of(batch, i)

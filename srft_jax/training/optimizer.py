@@ -1,18 +1,72 @@
-"""The optimizer of a config section, by Optax: clip, direction, decay, learning rate."""
+"""The optimizers of a run, by Optax: clip, direction, decay, learning rate."""
+
+import dataclasses
+from collections.abc import Mapping
 
 import optax
 
-from srft_jax.config import ModelConfig, OptimizerConfig
+from srft_jax.config import ModelConfig, OptimizerConfig, TrainingConfig
 from srft_jax.models import families, lora
 from srft_jax.models.decoder import Params
+from srft_jax.objectives.stages import Stages
 from srft_jax.training.directions import direction
 from srft_jax.training.moments import stored_as
 
 
+@dataclasses.dataclass(frozen=True)
+class Optimizers:
+    """The optimizers of a run by name: "policy", and "demonstration" where a stage has it.
+
+    Attributes:
+        transformations: Gradients to updates.
+        learning_rates: Number of an update, from 0 -> its learning rate, for the log; the
+            transformations scale by it already.
+    """
+
+    transformations: Mapping[str, optax.GradientTransformation]
+    learning_rates: Mapping[str, optax.Schedule]
+
+
+def make_optimizers(
+    training: TrainingConfig,
+    stages: Stages,
+    *,
+    prompts_per_step: int,
+    model_config: ModelConfig,
+) -> Optimizers:
+    """Return the optimizers of the run's stages.
+
+    Args:
+        training: Settings of both, and the numbers of steps and updates that schedules go by.
+        stages: Stages of the run.
+        prompts_per_step: Prompts of one rollout.
+        model_config: Architecture, with its adapters if any.
+    """
+    sft_steps, per_step = stages.policy.steps_before, training.updates_per_rollout
+    rollout_steps = training.num_steps - sft_steps
+    settings = {"policy": (training.optimizer, rollout_steps * per_step)}
+    if stages.sft is not None or stages.buffered is not None:
+        num_updates = sft_steps * per_step
+        if stages.buffered is not None:
+            # At most: a prompt whose demonstration does not wait fills no buffer.
+            num_prompts = rollout_steps * prompts_per_step
+            num_updates += num_prompts // stages.buffered.sequences_per_update
+        settings["demonstration"] = (training.demonstration_optimizer, num_updates)
+    return Optimizers(
+        transformations={
+            name: make_optimizer(config, model_config, num_updates)
+            for name, (config, num_updates) in settings.items()
+        },
+        learning_rates={name: learning_rate(*values) for name, values in settings.items()},
+    )
+
+
 def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
-    """Linear warm-up, then constant, or a cosine that reaches its end at `num_updates`.
+    """Return number of an update, from 0 -> learning rate: a linear warm-up, then constant, or a
+    cosine that reaches its end at `num_updates`.
 
     The first update is at 1 / warmup_steps of the peak: at 0 it would waste its rollouts.
+    In: warmup_steps 2, learning_rate .4, constant.  Out: .2, .4, .4, ...
     """
     steps, peak = max(1, config.warmup_steps), config.learning_rate
     warmup = optax.linear_schedule(peak / steps, peak, max(1, steps - 1))
@@ -28,16 +82,20 @@ def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, model_config: ModelConfig, num_updates: int
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then the direction that `config.name` says, decoupled decay and the
-    learning rate; matrices decay, those of adapters too, norms and biases do not.
+    """Return the transformation of gradients to updates: clip by global norm, then the direction
+    that `config.name` names, decoupled weight decay and the learning rate.
 
-    The state's last part is the schedule's.
+    Matrices decay, those of adapters too; norms and biases do not. The last part of its state is
+    the schedule's.
     """
 
     def decays(params: Params) -> Params:
-        rows = families.parameters(model_config)
-        of_all = families.by_path({row.path: len(row.axes) >= 2 for row in rows})
-        return lora.trained(of_all, model_config)
+        """Whether each trained parameter decays."""
+        is_matrix = {
+            parameter.path: len(parameter.axes) >= 2
+            for parameter in families.parameters(model_config)
+        }
+        return lora.trained(families.by_path(is_matrix), model_config)
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

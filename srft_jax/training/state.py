@@ -1,4 +1,4 @@
-"""The train state: made under jit, straight onto its shards."""
+"""The train state: its leaves, where each lies on the mesh, and how a fresh one is made there."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,39 +10,93 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from srft_jax.batch import TrainState
 from srft_jax.config import ModelConfig
-from srft_jax.models.decoder import Params
-from srft_jax.models.families import param_shardings
-from srft_jax.models.lora import trained
+from srft_jax.models import families, lora
+from srft_jax.models.decoder import Params, init_params
 from srft_jax.training.moments import moment_shardings
 
-Optimizers = Mapping[str, optax.GradientTransformation]  # by name, see TrainState
+# Name of an optimizer, see `TrainState.optimizer_states` -> the optimizer.
+Transformations = Mapping[str, optax.GradientTransformation]
 
 
-def new_state(params: Params, optimizers: Optimizers) -> TrainState:
-    """Step 0."""
+def new_state(params: Params, transformations: Transformations) -> TrainState:
+    """Return the state at step 0 with these trained parameters."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        optimizer_states={name: one.init(params) for name, one in optimizers.items()},
+        optimizer_states={
+            name: optimizer.init(params) for name, optimizer in transformations.items()
+        },
         entropy_self=jnp.zeros((), jnp.float32),
         entropy_demonstration=jnp.zeros((), jnp.float32),
     )
 
 
 def state_shardings(
-    mesh: Mesh, config: ModelConfig, optimizers: Optimizers, params: Params
+    mesh: Mesh, config: ModelConfig, transformations: Transformations, params: Params
 ) -> TrainState:
-    """Of each leaf: moments lie as their parameter lies, all else is on every device."""
-    of_params = trained(param_shardings(mesh, config), config)
+    """Return the sharding of each leaf: moments lie as their parameter lies, all other optimizer
+    state and the scalars are on every device.
+
+    Args:
+        mesh: Devices.
+        config: Architecture, with its adapters if any.
+        transformations: Optimizers by name.
+        params: Shapes of the trained parameters.
+    """
     everywhere: Any = NamedSharding(mesh, PartitionSpec())
-    shapes = jax.eval_shape(lambda p: new_state(p, optimizers), params)
-    of_moments = {
-        name: moment_shardings(mesh, config, state)
-        for name, state in shapes.optimizer_states.items()
-    }
-    return TrainState(everywhere, of_params, of_moments, everywhere, everywhere)
+    shapes = jax.eval_shape(lambda tree: new_state(tree, transformations), params)
+    return TrainState(
+        step=everywhere,
+        params=lora.trained(families.param_shardings(mesh, config), config),
+        optimizer_states={
+            name: moment_shardings(mesh, config, state)
+            for name, state in shapes.optimizer_states.items()
+        },
+        entropy_self=everywhere,
+        entropy_demonstration=everywhere,
+    )
+
+
+def fresh_state(
+    params: Params, transformations: Transformations, config: ModelConfig, mesh: Mesh
+) -> TrainState:
+    """Return the state at step 0, every leaf made on its shards; the parameters are donated.
+
+    Args:
+        params: Trained parameters, laid out on the mesh.
+        transformations: Optimizers by name.
+        config: Architecture, with its adapters if any.
+        mesh: Devices.
+    """
+    make = jax.jit(
+        lambda tree: new_state(tree, transformations),
+        out_shardings=state_shardings(mesh, config, transformations, _param_shapes(config)),
+        donate_argnums=0,
+    )
+    return make(params)
+
+
+def abstract_state(transformations: Transformations, config: ModelConfig, mesh: Mesh) -> TrainState:
+    """Return the state's shapes and shardings; nothing is allocated. Arguments as of
+    `fresh_state`."""
+    params = _param_shapes(config)
+    shapes = jax.eval_shape(lambda tree: new_state(tree, transformations), params)
+    return with_shardings(shapes, state_shardings(mesh, config, transformations, params))
+
+
+def _param_shapes(config: ModelConfig) -> Params:
+    """Shapes of the trained parameters, as they are initialised."""
+    return jax.eval_shape(lambda: lora.trained(init_params(config, jax.random.key(0)), config))
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """Return the abstract arrays of a tree, laid out by a tree of shardings."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings
+    )
 
 
 def updates_made(state: TrainState, optimizer: str) -> int:
-    """How often the optimizer of that name has stepped: where its learning-rate schedule stands."""
+    """Return how many updates the optimizer of this name has made, by which its learning-rate
+    schedule goes."""
     return int(state.optimizer_states[optimizer][-1].count)

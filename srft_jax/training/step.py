@@ -15,13 +15,13 @@ from srft_jax.models.decoder import Params, Runtime
 from srft_jax.objectives import loss as losses
 from srft_jax.ops.rounding import ROUND_AS_WRITTEN
 from srft_jax.training import metrics
-from srft_jax.training.microbatch import Inputs, LossFn, make_loss_fn, used_reference
+from srft_jax.training.microbatch import LossFn, StepInputs, make_loss_fn, used_reference
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def _accumulate(
-    loss_fn: LossFn, inputs: Inputs, term: Array | None = None
+    loss_fn: LossFn, inputs: StepInputs, term: Array | None = None
 ) -> tuple[Array, Metrics, Params]:
     """Loss, metrics and gradient (float32) over the microbatches in use."""
 
@@ -104,7 +104,7 @@ def make_train_step(
     def train_step(
         frozen_params: Params, reference_params: Params | None, state: TrainState, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        inputs = Inputs(state, frozen_params, reference_params, batch)
+        inputs = StepInputs(state, frozen_params, reference_params, batch)
         loss, totals, gradient = _accumulate(loss_fn, inputs)
         norm = optax.tree.norm(gradient)
         found = metrics.of_step(totals, batch.normalisers, objective)
@@ -162,11 +162,11 @@ def make_gradient_norms(
     )
 
     @jax.jit
-    def gradient_norm(inputs: Inputs, term: Array) -> Array:
+    def gradient_norm(inputs: StepInputs, term: Array) -> Array:
         return optax.tree.norm(_accumulate(loss_fn, inputs, term)[2])
 
     def gradient_norms(state: TrainState, batch: Batch) -> Metrics:
-        inputs = Inputs(state, frozen_params or {}, reference_params, batch)
+        inputs = StepInputs(state, frozen_params or {}, reference_params, batch)
         _, tokens = jax.eval_shape(loss_fn, state.params, inputs, 0, None)
         names = sorted(jax.eval_shape(losses.loss_terms, *tokens))
         return {

@@ -7,7 +7,7 @@ from tiny_runs import NO_PROBLEMS, tiny_config
 
 from srft_jax.experience.rollouts import describe_demonstrations
 from srft_jax.experience.verdicts import Scored
-from srft_jax.report.summary import batch_arithmetic
+from srft_jax.report.summary import data_rows
 from srft_jax.setup.prepare import prepare
 
 
@@ -18,7 +18,7 @@ def test_rows_of_a_source_are_counted(tmp_path):
     benchmark = f"--data.benchmarks.mine.files={tmp_path}/b.jsonl"
     (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "9+9", "answer": "8"}))
     setup = prepare(tiny_config(tmp_path / "run", *NO_PROBLEMS, *files, benchmark))
-    said = [" ".join(line.split()) for line in batch_arithmetic(setup, {}, {}).splitlines()]
+    said = [" ".join(row) for row in data_rows(setup.sets, setup.dropped)]
     assert "data.train 20 rows read, 6 used" in said
     assert "data.benchmarks.mine 1 rows read, 1 used" in said
     assert setup.evaluation_sets.keys() == {"mine"}

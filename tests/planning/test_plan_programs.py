@@ -12,29 +12,42 @@ from srft_jax.planning import plans
 from srft_jax.planning.hlo.count import Count
 from srft_jax.planning.planned_run import planned_run
 from srft_jax.planning.program_costs import ProgramCost
-from srft_jax.planning.train_program import lowered_train_step
+from srft_jax.planning.train_program import lowered_train_step, optimizers
 from srft_jax.planning.workload import mean_capacity, workload_of
 from srft_jax.rollout.cache import CacheShape
 from srft_jax.setup.prepare import prepare
-from srft_jax.training.initial import fresh_state
-from srft_jax.training.updates import make_programs, put
+from srft_jax.training.loading import load_trained
+from srft_jax.training.state import fresh_state
+from srft_jax.training.updates import make_stage_functions, put
 
 
 def test_the_abstract_train_step_is_the_runs(tmp_path):
     """Of the text that JAX hands to XLA, shardings and shapes included, not a character differs."""
     setup = prepare(tiny_config(tmp_path / "run", "--mesh.data=1"))
-    stage = setup.stages.at(1)
+    stage, training, model = setup.stages.at(1), setup.config.training, setup.model_config
+    transformations = optimizers(setup).transformations
     with jax.set_mesh(setup.mesh):
         batch = make_batch(
             [],
             setup.objective,
-            setup.config.training,
+            training,
             num_microbatches=setup.num_microbatches(stage),
             length_cap=1,
             on_policy=True,
         )
-        step = make_programs(setup, stage, {}, None).train_step
-        real = step.func.lower(*step.args, fresh_state(setup), put(batch, setup.mesh))
+        step = make_stage_functions(
+            stage,
+            model,
+            transformations["policy"],
+            temperature=setup.config.rollout.temperature,
+            runtime=setup.runtime,
+            logits_mib=training.logits_mib,
+            frozen_params={},
+            reference_params=None,
+        ).train_step
+        params = load_trained(setup.config.model, model, setup.mesh, seed=0)
+        state = fresh_state(params, transformations, model, setup.mesh)
+        real = step.func.lower(*step.args, state, put(batch, setup.mesh))
     plan = lowered_train_step(setup.config, setup.model_config, setup.objective, setup.mesh)
     assert plan.as_text() == real.as_text() and len(plan.as_text()) > 10_000
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from srft_jax.batch import Role
-from srft_jax.config import RunConfig, TrainingConfig
+from srft_jax.config import ReportConfig, TrainingConfig
 from srft_jax.objectives.methods import PRESETS
 from srft_jax.objectives.rows import TrainingSequence, make_batch
 from srft_jax.report.records import Diverged, Recorder, StepRecord, offender, over_updates
-from srft_jax.report.terminal import Progress
+from srft_jax.report.terminal import ProgressLine
 from srft_jax.report.writers import RunWriter, read_metrics
 from srft_jax.training.saved_batch import save_batch, saved_batch
 
@@ -24,10 +24,11 @@ BROKEN = {"loss/kl": 0.1, "loss/self": math.nan, "loss/total": math.nan, "loss/s
 @pytest.fixture
 def recorder(tmp_path):
     """Stops at the second skipped update in a row; its terminal is `.out`."""
-    config = RunConfig(run_dir=str(tmp_path), training=TrainingConfig(max_skipped=2))
     out = io.StringIO()
-    with RunWriter(str(tmp_path)) as writer, Progress(9, out) as progress:
-        made = Recorder(writer, progress, config)
+    with RunWriter(str(tmp_path)) as writer, ProgressLine(9, out) as progress:
+        made = Recorder(
+            writer, progress, run_dir=str(tmp_path), max_skipped=2, report=ReportConfig()
+        )
         made.out = out
         yield made
 

@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from srft_jax.report.terminal import Progress, shows_colours, styled, table
+from srft_jax.report.terminal import ProgressLine, shows_colours, styled, table
 
 VALUES = {
     "rollout/reward": 0.5,
@@ -34,7 +34,7 @@ def clock(*times):
 
 def test_plain_log_lines():
     stream = io.StringIO()
-    with Progress(100, stream, clock=clock(50.0, 60.0)) as progress:
+    with ProgressLine(100, stream, clock=clock(50.0, 60.0)) as progress:
         progress.update(1, VALUES)
         progress.message("saved")
         progress.update(11, {})
@@ -46,7 +46,7 @@ def test_plain_log_lines():
 
 def test_every_thins_the_log_but_keeps_the_last_step():
     stream = io.StringIO()
-    progress = Progress(7, stream, every=3)
+    progress = ProgressLine(7, stream, every=3)
     for step in range(1, 8):
         progress.update(step, {})
     assert [line.split("/")[0] for line in stream.getvalue().splitlines()] == [
@@ -58,7 +58,7 @@ def test_every_thins_the_log_but_keeps_the_last_step():
 
 def test_a_terminal_shows_one_line_rewritten_below_messages():
     stream = Terminal()
-    progress = Progress(3, stream)
+    progress = ProgressLine(3, stream)
     progress.message("start")
     progress.update(1, VALUES)
     progress.message("short")
@@ -73,7 +73,7 @@ def test_a_terminal_shows_one_line_rewritten_below_messages():
 
 def test_what_is_soon_over_is_not_shown():
     for stream in (Terminal(), io.StringIO()):
-        progress = Progress(3, stream)
+        progress = ProgressLine(3, stream)
         for seconds in (0.1, 1.0, 1.9):
             progress.interim(["rollout", "1/2"], seconds)
         progress.close()
@@ -82,7 +82,7 @@ def test_what_is_soon_over_is_not_shown():
 
 def test_a_terminal_shows_what_is_long_until_there_is_more_to_say():
     stream = Terminal()
-    progress = Progress(3, stream)
+    progress = ProgressLine(3, stream)
     progress.update(1, {})
     for seconds in (1.9, 2.0, 2.1):
         progress.interim(["rollout", f"{seconds}"], seconds)
@@ -94,7 +94,7 @@ def test_a_terminal_shows_what_is_long_until_there_is_more_to_say():
 def test_a_log_has_a_line_every_half_minute():
     """Of a rollout of 100 seconds, and of the next."""
     stream, now = io.StringIO(), 0
-    progress = Progress(3, stream, clock=lambda: now)
+    progress = ProgressLine(3, stream, clock=lambda: now)
     for what in ("first", "second"):
         for seconds in range(100):
             now += 1
@@ -105,7 +105,7 @@ def test_a_log_has_a_line_every_half_minute():
 
 def test_an_interrupted_first_rollout_leaves_its_line_standing():
     stream = Terminal()
-    with Progress(3, stream) as progress:
+    with ProgressLine(3, stream) as progress:
         progress.interim(["rollout", "1/2"], 2.0)
     assert stream.screen() == ["rollout  1/2", ""]
 
@@ -114,11 +114,11 @@ def test_a_line_never_wraps(monkeypatch):
     """A field that does not fit is left out whole: half a number is another number."""
     monkeypatch.setenv("COLUMNS", "26")
     stream = Terminal()
-    Progress(3, stream).update(1, VALUES)
+    ProgressLine(3, stream).update(1, VALUES)
     (line,) = stream.screen()
     assert line.startswith("step 1/3  reward 0.") and "accuracy" not in line
     monkeypatch.setenv("COLUMNS", "20")
-    Progress(3, narrow := Terminal()).update(1, VALUES)
+    ProgressLine(3, narrow := Terminal()).update(1, VALUES)
     assert narrow.screen() == ["step 1/3"]
 
 

@@ -29,7 +29,7 @@ from srft_jax.models.hf_config import to_hf_config
 from srft_jax.models.hf_json import write_json
 from srft_jax.planning import microbatch_size
 from srft_jax.setup.prepare import prepare
-from srft_jax.training.initial import load_frozen
+from srft_jax.training.loading import load_frozen
 from srft_jax.training.logprobs import make_old_logprobs
 
 
@@ -170,7 +170,8 @@ def logprobs_program(config):
 def frozen(config):
     """What is held beside the train state."""
     setup = prepare(config)
-    return str(jax.eval_shape(lambda: load_frozen(setup.config, setup.model_config, setup.mesh)))
+    section, model = setup.config.model, setup.model_config
+    return str(jax.eval_shape(lambda: load_frozen(section, model, setup.mesh, setup.config.seed)))
 
 
 def met(config):

@@ -17,11 +17,13 @@ from srft_jax.config import ExportConfig, UsageError
 from srft_jax.models import init_params, load_hf, save_hf
 from srft_jax.models.safetensors_reader import find_tensors
 from srft_jax.models.tokenizer import load_tokenizer
+from srft_jax.planning.train_program import optimizers
 from srft_jax.setup.prepare import prepare
 from srft_jax.tasks.export import keep_model_files
 from srft_jax.tasks.resume import check_same_run, open_run_dir
 from srft_jax.training.checkpoint import Checkpoints
-from srft_jax.training.initial import fresh_state
+from srft_jax.training.loading import load_trained
+from srft_jax.training.state import fresh_state
 
 
 def flat_params(tree):
@@ -116,7 +118,9 @@ def test_an_export_needs_neither_data_nor_the_first_model(base, tmp_path):
     keep_model_files(setup)
     check_same_run(dataclasses.replace(setup.config, export=ExportConfig(dtype="float32")))
     with Checkpoints(str(run_dir), 2) as checkpoints:
-        checkpoints.save(5, fresh_state(setup), {})
+        params = load_trained(setup.config.model, setup.model_config, setup.mesh, seed=0)
+        both = optimizers(setup).transformations
+        checkpoints.save(5, fresh_state(params, both, setup.model_config, setup.mesh), {})
     shutil.rmtree(base)
     rows.unlink()
 

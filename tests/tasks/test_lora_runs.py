@@ -19,7 +19,7 @@ import run
 from srft_jax.models import init_params, load_hf, save_hf
 from srft_jax.models.tokenizer import load_tokenizer
 from srft_jax.setup.prepare import prepare
-from srft_jax.training.initial import policy_params
+from srft_jax.training.loading import load_policy
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
@@ -70,7 +70,7 @@ def test_exports(whole, arguments, capsys):
     """The merged model at the end of training; the adapters alone when asked for, in its place."""
     config = tiny_config(whole, *arguments, "--training.num_steps=4")
     setup, base = prepare(config), load_hf(config.model.path)[1]
-    params = policy_params(setup)
+    params = load_policy(str(whole), config.model, setup.model_config, setup.mesh, config.seed)
     merged = load_hf(whole / "hf")[1]["layers"]
     for target in config.model.lora.targets:
         a, b = (np.asarray(params["layers"][f"{target}_lora_{x}"]) for x in "ab")

@@ -12,7 +12,7 @@ from srft_jax.experience.batches import Update
 from srft_jax.mesh import make_mesh
 from srft_jax.objectives.methods import PRESETS
 from srft_jax.objectives.stages import Stage
-from srft_jax.training.updates import Programs, apply
+from srft_jax.training.updates import StageFunctions, apply
 
 FILLED_IN = -3.0
 
@@ -30,10 +30,10 @@ def trained_logprobs(objective, on_policy, has_old_logprobs=True):
         return dataclasses.replace(batch, rows=rows)
 
     stage = Stage("policy", objective, steps_before=0, sequences_per_update=20)
-    programs = Programs(train_step, None, old_logprobs if has_old_logprobs else None)
+    functions = StageFunctions(train_step, None, old_logprobs if has_old_logprobs else None)
     update = Update(stage, split("srft", on_policy=on_policy))
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    apply({stage: programs}, None, [update], mesh, measure_norms=False)
+    apply({stage: functions}, None, [update], mesh, measure_norms=False)
     return np.asarray(seen[0].rows.old_logprobs), update.batch.rows.old_logprobs
 
 
