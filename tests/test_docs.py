@@ -60,9 +60,12 @@ def anchors(page):
 
 @pytest.mark.parametrize("page", [*PAGES, NOTES], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    targets = re.findall(r"\]\(\s*([^)\s]+)\)", FENCED.sub("", page.read_text()))
+    """Inline ones, and those of the notebook: [27 Nov, later], defined below its index."""
+    text = FENCED.sub("", page.read_text())
+    defined = dict(re.findall(r"^\[([^\]]+)\]: (\S+)", text, re.MULTILINE))
+    assert set(re.findall(r"\[(\d\d \w+(?:, \w+)?)\]", text)) <= defined.keys()
     dead = []
-    for target in targets:
+    for target in [*re.findall(r"\]\(\s*([^)\s]+)\)", text), *defined.values()]:
         path, _, anchor = target.partition("#")
         if "://" in target:
             continue
