@@ -1,4 +1,8 @@
-"""Grouped-query attention over packed rows: of training, and of prompts before decoding."""
+"""Grouped-query attention over packed rows, for training and for prompts before decoding.
+
+`packed_attention` is the one door; the files attention_*.py hold its kernels. docs/kernels.md
+compares them.
+"""
 
 from jaxtyping import Array, Bool, Float, Int
 
@@ -10,13 +14,11 @@ from srft_jax.ops.attention_terms import (
     Kernel,
     Part,
     ScoreOptions,
+    TileSizes,
     grouped,
-    sight_of,
+    make_sight,
     ungrouped,
 )
-
-# Rows up to here go in a few chunks of queries: what is made of T^2 is small yet.
-_SHORT = 1024
 
 
 def packed_attention(
@@ -30,40 +32,53 @@ def packed_attention(
     slides: Bool[Array, ""] | None = None,
     part: Part | None = None,
     kernel: Kernel = "xla",
+    tiles: TileSizes = TileSizes(),
+    interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """softmax(score) v, where query t sees key s if s <= t and both are of one segment.
+    """Return softmax(score) v, where query t sees key s if s <= t and both are of one segment.
 
     Scores and softmax are float32; query head n reads kv head n // (N / K). No score is kept for
     the backward pass, which computes them again from the output and each query's log-sum-exp.
     In: segment_ids [1, 1, 2].  Out: queries see keys [1, 0, 0], [1, 1, 0], [0, 0, 1].
 
     Args:
-        query: Of the tokens here.
-        key: Of whole rows.
-        value: Of whole rows.
-        segment_ids: Of the queries.
+        query: Queries of the tokens that are here.
+        key: Keys of whole rows.
+        value: Values of whole rows.
+        segment_ids: Segment ids of the queries.
         options: Scale and cap of the scores.
-        window: With it a query sees t - s < window only, of tokens that stand side by side.
-        slides: Whether the window holds, where that is known on the device only; by default it
-            does.
-        part: Of split rows, which part the queries are; by default S = T and rows are whole.
-        kernel: How it is computed: by XLA, by jax's splash kernel for TPU, or by cuDNN. The last
-            two are of one device alone.
+        window: A query sees only tokens with t - s < window; tokens stand side by side. None
+            lets it see all.
+        slides: Whether the window holds, where only the device knows; by default it holds.
+        part: Which part of split rows the queries are; by default S = T and rows are whole.
+        kernel: Who computes it: XLA, jax's splash kernel for TPU, or cuDNN. The last two run on one
+            device alone.
+        tiles: How many tokens kernels take at a time.
+        interpret: Run what the kernel does on any device, slowly; for tests.
     """
     if kernel == "splash":
-        # Here, since it takes 0.4 s, in every process.
+        # Imported here, since the import takes 0.4 s in every process.
         from srft_jax.ops.attention_splash import splash_attention
 
         return splash_attention(
-            *(query, key, value, segment_ids, options), window=window, slides=slides, part=part
+            *(query, key, value, segment_ids, options),
+            window=window,
+            slides=slides,
+            part=part,
+            most_tokens=tiles.splash,
+            interpret=interpret,
         )
-    sight = sight_of(segment_ids, window, slides, part)
+    sight = make_sight(segment_ids, window, slides, part)
     extent = Extent(whole=part is None, window=window if slides is None else None)
     if kernel == "cudnn":
-        return cudnn_attention(query, key, value, sight, options, extent)
+        return cudnn_attention(
+            *(query, key, value, sight, options, extent),
+            chunk_size=tiles.cudnn_queries,
+            implementation="xla" if interpret else "cudnn",
+        )
     by_head = grouped(query, key.shape[1])
-    if key.shape[2] <= _SHORT:
-        mixed = chunked_attention(options, extent, by_head, key, value, sight)
+    if key.shape[2] <= tiles.short_keys:
+        mixed = chunked_attention(options, extent, tiles, by_head, key, value, sight)
     else:
-        mixed = looped_attention(options, by_head, key, value, sight)
+        mixed = looped_attention(options, tiles, by_head, key, value, sight)
     return ungrouped(mixed, query.shape[1])

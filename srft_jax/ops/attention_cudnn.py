@@ -1,8 +1,8 @@
 """Attention over packed rows by cuDNN, through jax.nn: on NVIDIA GPUs.
 
-What jax offers of cuDNN knows causality and windows, but sequences packed into one row only by a
-mask over [T, S]. So queries go in chunks, and there is the mask of one chunk at a time; the
-backward pass makes it again, and with it the chunk's output. Memory is linear in T.
+jax's door to cuDNN knows causality and windows, but knows sequences packed into one row only by a
+mask over [T, S]. So queries go in chunks, and the mask of one chunk exists at a time. The backward
+pass makes the mask again, and with it the chunk's output. Memory is linear in T.
 """
 
 import functools
@@ -15,9 +15,6 @@ from jaxtyping import Array, Float
 
 from srft_jax.ops.attention_terms import Extent, ScoreOptions, Sight
 
-# Of 1024 queries and 32k keys, mask and its bias in bfloat16 are 96 MiB.
-_QUERIES = 1024
-
 
 def cudnn_attention(
     query: Float[Array, "B T N H"],
@@ -26,9 +23,21 @@ def cudnn_attention(
     sight: Sight,
     options: ScoreOptions,
     extent: Extent,
+    *,
+    chunk_size: int,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B T N H"]:
-    """As `packed_attention`, without a cap on scores.
+    """Return `packed_attention`, without a cap on scores.
+
+    Args:
+        query: As in `packed_attention`.
+        key: As in `packed_attention`.
+        value: As in `packed_attention`.
+        sight: Which keys each query sees.
+        options: Scale of the scores.
+        extent: What is known of the sight before tracing.
+        chunk_size: Queries of a chunk.
+        implementation: Who computes it for jax.nn; "xla" runs on any device.
 
     Raises:
         ValueError: the options have a cap.
@@ -38,20 +47,20 @@ def cudnn_attention(
 
     length = query.shape[1]
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-    if length % 2:  # of whole rows alone: parts are of an even length
-        query, key, value = (_one_more(x, 0) for x in (query, key, value))
-        ids, key_ids = (_one_more(x, -1) for x in (sight.segment_ids, sight.key_segment_ids))
+    if length % 2:  # only whole rows can be: parts of rows have an even length
+        query, key, value = (_with_one_more(x, 0) for x in (query, key, value))
+        ids, key_ids = (_with_one_more(x, -1) for x in (sight.segment_ids, sight.key_segment_ids))
         sight = Sight(ids, key_ids, jnp.arange(length + 1), sight.window)
     attend = functools.partial(_attend, options=options, implementation=implementation)
     outs = []
-    for queries, keys in extent.chunks(query.shape[1], key.shape[1], _QUERIES):
-        of_chunk = jax.checkpoint(functools.partial(attend, queries=queries, keys=keys))
-        outs.append(of_chunk(query[:, queries], key[:, keys], value[:, keys], sight))
+    for queries, keys in extent.chunks(query.shape[1], key.shape[1], chunk_size):
+        attend_chunk = jax.checkpoint(functools.partial(attend, queries=queries, keys=keys))
+        outs.append(attend_chunk(query[:, queries], key[:, keys], value[:, keys], sight))
     return checkpoint_name(jnp.concatenate(outs, axis=1)[:, :length], "attention")
 
 
-def _one_more(x: Array, fill: int) -> Array:
-    """Along axis 1: cuDNN trains with masks of even sizes only."""
+def _with_one_more(x: Array, fill: int) -> Array:
+    """Append `fill` along axis 1: cuDNN trains with masks of even sizes only."""
     return jnp.pad(x, [(0, 1 if axis == 1 else 0) for axis in range(x.ndim)], constant_values=fill)
 
 
@@ -70,7 +79,7 @@ def _attend(
         query,
         key,
         value,
-        mask=sight.mask_of(queries, keys)[:, None],
+        mask=sight.mask_between(queries, keys)[:, None],
         scale=options.scale,
         implementation=implementation,
     )

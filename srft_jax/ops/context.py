@@ -1,9 +1,9 @@
 """Rows split over the mesh axis `context`: which device holds which tokens of a row.
 
 For n devices a row of T tokens is cut into 2n chunks, of which device i holds chunks i and
-2n - 1 - i: under a causal mask all devices then have as much to do. The n parts of B rows are rows
-like any other, [n B, T / n], all first parts first. Whatever is done token by token knows nothing
-of it; attention gathers the keys and values of a whole row (ops/mesh_attention.py).
+2n - 1 - i: under a causal mask all devices then have equal work. The n parts of B rows are rows
+like any other, [n B, T / n], all first parts first. Token-wise layers need no change; attention
+gathers the keys and values of a whole row (ops/mesh_attention.py).
 
 In: a row 0 1 2 3 4 5 6 7, context=2.  Out: parts 0 1 6 7 and 2 3 4 5.
 """
@@ -15,7 +15,7 @@ from jaxtyping import Array, Shaped
 
 
 def slots(parts: int, length: int) -> np.ndarray:
-    """Where in a row of `length` tokens those of each part stand, [n, T / n].
+    """Return where in a row of `length` tokens the tokens of each part stand, [n, T / n].
 
     In: 2, 8.  Out: [[0 1 6 7], [2 3 4 5]].
     """
@@ -24,22 +24,23 @@ def slots(parts: int, length: int) -> np.ndarray:
 
 
 def split_rows(rows: Shaped[Array, "B T"], parts: int) -> Shaped[Array, "nB Tn"]:
-    """The parts of rows, as rows; T must be a multiple of 2 n."""
+    """Split rows into their parts, which are rows again; T must be a multiple of 2 n."""
     length = rows.shape[1]
     return rows[:, slots(parts, length)].swapaxes(0, 1).reshape(-1, length // parts)
 
 
 def joined_rows(split: Shaped[Array, "nB Tn"], parts: int) -> Shaped[Array, "B T"]:
-    """Undoes `split_rows`."""
+    """Undo `split_rows`."""
     length = split.shape[1] * parts
     by_row = split.reshape(parts, -1, split.shape[1]).swapaxes(0, 1).reshape(-1, length)
     return by_row[:, np.argsort(slots(parts, length), axis=None)]
 
 
 def whole_rows(x: Shaped[Array, "*axes"], axis: int) -> Array:
-    """Under `shard_map`, from the part of a row that this device has along `axis`: the row.
+    """Gather whole rows, under `shard_map`, from the parts that devices hold along `axis`.
 
-    By slices, of which the gradients are put side by side, where indices would scatter them.
+    Slices put the parts in order: their gradients are put side by side. Gradients of indexing would
+    be scattered.
     """
     parts = jax.lax.all_gather(x, "context")
     early, late = jnp.split(parts, 2, axis=axis + 1)

@@ -1,4 +1,4 @@
-"""Attention over packed rows on a mesh: each device for the rows and the heads that it holds."""
+"""Attention over packed rows on a mesh: each device attends for its own rows and heads."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,11 @@ from srft_jax.ops.attention import Kernel, Part, ScoreOptions, packed_attention
 
 
 class _Split(NamedTuple):
-    """Mesh axes that rows, query heads and kv heads are split over, and the parts of a row."""
+    """Mesh axes that rows, query heads and kv heads are split over."""
 
     rows: tuple[str, ...]
     heads: tuple[str, ...]
     kv_heads: tuple[str, ...]
-    parts: int
 
 
 def mesh_attention(
@@ -32,9 +31,12 @@ def mesh_attention(
     parts: int = 1,
     kernel: Kernel = "xla",
 ) -> Float[Array, "B T N H"]:
-    """`packed_attention` on the mesh in context, of rows in `parts` as ops/context.py has them.
+    """Return `packed_attention` on the mesh in context.
 
-    Nothing is exchanged but keys, values and segment ids over `context`.
+    Devices exchange only keys, values and segment ids, over the mesh axis `context`.
+
+    The arguments are those of `packed_attention`, and `parts`: into how many parts ops/context.py
+    has split each row, 1 for whole rows.
 
     Raises:
         ValueError: the parts of rows do not lie on `context`.
@@ -43,18 +45,17 @@ def mesh_attention(
     split = _Split(
         split_axes(mesh, "rows", query.shape[0]),
         *split_heads(mesh, query.shape[2], key.shape[1]),
-        parts,
     )
     if parts > 1 and ("context" not in split.rows or mesh.shape["context"] != parts):
         raise ValueError(f"{query.shape[0]} rows in {parts} parts do not lie on the mesh {mesh}")
 
     def attend(query: Array, key: Array, value: Array, segment_ids: Array) -> Array:
-        """Of one device's queries to the keys that they may see."""
+        """Attend from one device's queries to the keys that they may see."""
         part = None
         if split.heads and not split.kv_heads:
-            key, value = (_own_kv_head(x, split.heads) for x in (key, value))
+            key, value = (_select_kv_head(x, split.heads) for x in (key, value))
         if parts > 1:
-            part = _part(segment_ids, parts)
+            part = _part_here(segment_ids, parts)
             key, value = (context.whole_rows(x, axis=2) for x in (key, value))
         return packed_attention(
             *(query, key, value, segment_ids, options, window),
@@ -64,19 +65,19 @@ def mesh_attention(
         )
 
     if mesh.size > 1:  # also where nothing is split: XLA cannot partition a TPU kernel
-        of_query = PartitionSpec(split.rows, None, split.heads)
-        of_keys = PartitionSpec(split.rows, split.kv_heads)
+        query_spec = PartitionSpec(split.rows, None, split.heads)
+        key_spec = PartitionSpec(split.rows, split.kv_heads)
         attend = jax.shard_map(
             attend,
-            in_specs=(of_query, of_keys, of_keys, PartitionSpec(split.rows)),
-            out_specs=of_query,
+            in_specs=(query_spec, key_spec, key_spec, PartitionSpec(split.rows)),
+            out_specs=query_spec,
             check_vma=False,
         )
     return attend(query, key, value, segment_ids)
 
 
-def _part(segment_ids: Int[Array, "b Tn"], parts: int) -> Part:
-    """That this device holds."""
+def _part_here(segment_ids: Int[Array, "b Tn"], parts: int) -> Part:
+    """Return the part of rows that this device holds."""
     row_length = parts * segment_ids.shape[1]
     return Part(
         slots=context.slots(parts, row_length),
@@ -85,10 +86,10 @@ def _part(segment_ids: Int[Array, "b Tn"], parts: int) -> Part:
     )
 
 
-def _own_kv_head(x: Float[Array, "b K T H"], axes: tuple[str, ...]) -> Float[Array, "b 1 T H"]:
-    """The one that all query heads of this device read.
+def _select_kv_head(x: Float[Array, "b K T H"], axes: tuple[str, ...]) -> Float[Array, "b 1 T H"]:
+    """Return the one kv head that all query heads of this device read.
 
-    In: 8 query heads on tensor=4, 2 kv heads.  Out: on devices 0 and 1 the first.
+    In: 8 query heads on tensor=4, 2 kv heads.  Out: the first on devices 0 and 1.
     """
     devices_per_head = jax.lax.axis_size(axes) // x.shape[1]
     number = jax.lax.axis_index(axes) // devices_per_head

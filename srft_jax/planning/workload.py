@@ -9,7 +9,7 @@ from srft_jax.mesh import split_axes
 from srft_jax.models import families
 from srft_jax.objectives.stages import Stage
 from srft_jax.ops import head_passes
-from srft_jax.ops.attention_loop import KEYS_PER_BLOCK
+from srft_jax.ops.attention_terms import TileSizes
 from srft_jax.ops.experts import block_size
 from srft_jax.planning.hlo.count import TripCount
 from srft_jax.planning.program_costs import trips_by_scope
@@ -115,7 +115,7 @@ def block_loops(run: Outline, tokens: float, length: int) -> dict[str, float]:
         length: Of a sequence.
     """
     model = run.model_config
-    found = {"attention": (math.ceil(length / KEYS_PER_BLOCK) + 1) / 2}
+    found = {"attention": (math.ceil(length / TileSizes().loop_keys) + 1) / 2}
     if model.num_experts:
         assigned = int(tokens) * (model.experts_per_token or 1)
         found["mlp"] = assigned / block_size(assigned, model.num_experts) + model.num_experts / 2

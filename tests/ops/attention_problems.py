@@ -11,7 +11,7 @@ OPTIONS = ScoreOptions(H**-0.5)
 
 
 def problem(length, dtype=np.float32, mean_segment=5):
-    """Queries, keys, values and segments of a few tokens each, padding at the end."""
+    """Queries, keys, values and segment ids: segments of a few tokens, padding at the end."""
     random = np.random.default_rng(length)
     shapes = (B, length, HEADS, H), (B, KV_HEADS, length, H), (B, KV_HEADS, length, H)
     arrays = [random.normal(size=shape).astype(dtype) for shape in shapes]
@@ -20,7 +20,7 @@ def problem(length, dtype=np.float32, mean_segment=5):
 
 
 def by_mask(query, key, value, segment_ids, options=OPTIONS, window=None):
-    """The same with every score, for autodiff."""
+    """Packed attention with every score, for autodiff."""
     key, value = (jnp.repeat(x, HEADS // KV_HEADS, axis=1) for x in (key, value))
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     ages = np.arange(segment_ids.shape[1])[:, None] - np.arange(segment_ids.shape[1])
@@ -33,6 +33,7 @@ def by_mask(query, key, value, segment_ids, options=OPTIONS, window=None):
 
 
 def with_gradients(function, *inputs):
+    """((a sum, outputs), gradients by query, key and value) of an attention function."""
     *arrays, segment_ids = inputs
 
     def total(*arrays):

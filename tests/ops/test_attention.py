@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from attention_problems import HEADS, KV_HEADS, OPTIONS, B, H, by_mask, problem, with_gradients
 
-from srft_jax.ops import attention_chunks
 from srft_jax.ops.attention import ScoreOptions, packed_attention
+from srft_jax.ops.attention_chunks import cut_chunks
 from srft_jax.ops.attention_scores import masked_scores
-from srft_jax.ops.attention_terms import Extent, grouped, sight_of
+from srft_jax.ops.attention_terms import Extent, TileSizes, grouped, make_sight
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def full_precision():
 
 
 def one_by_one(query, key, value, segment_ids):
-    """float64, one query of one head at a time."""
+    """Attention in float64, one query of one head at a time."""
     out = np.zeros(query.shape)
     for b, t, n in np.ndindex(query.shape[:3]):
         kv_head = n // (HEADS // KV_HEADS)
@@ -32,8 +32,8 @@ def one_by_one(query, key, value, segment_ids):
     return out
 
 
-def plain(query, key, value, segment_ids):
-    return packed_attention(query, key, value, segment_ids, OPTIONS)
+def plain(query, key, value, segment_ids, tiles=TileSizes()):
+    return packed_attention(query, key, value, segment_ids, OPTIONS, tiles=tiles)
 
 
 def test_packed_attention_equals_a_loop_over_heads():
@@ -43,15 +43,15 @@ def test_packed_attention_equals_a_loop_over_heads():
 
 
 @pytest.mark.parametrize("length", [7, 8, 21, 40])
-def test_packed_attention_and_its_gradients_equal_those_of_all_scores(length, monkeypatch):
+def test_packed_attention_and_its_gradients_equal_those_of_all_scores(length):
     """One chunk of queries, several, and a last one that is shorter."""
-    monkeypatch.setattr(attention_chunks, "_LEAST_QUERIES", 8)
-    monkeypatch.setattr(attention_chunks, "_MOST_CHUNKS", 3)
+    tiles = TileSizes(most_chunks=3, least_queries=8)
     inputs = problem(length)
-    chunks = attention_chunks._chunks(sight_of(inputs[3], None, None, None), Extent())
+    chunks = cut_chunks(make_sight(inputs[3], None, None, None), Extent(), tiles)
     assert [queries.stop for queries, *_ in chunks][-1] == length
     assert len(chunks) == {7: 1, 8: 1, 21: 3, 40: 3}[length]
-    got, want = (with_gradients(f, *inputs) for f in (plain, by_mask))
+    ours = functools.partial(plain, tiles=tiles)
+    got, want = (with_gradients(function, *inputs) for function in (ours, by_mask))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
 
 
@@ -60,11 +60,12 @@ def test_packed_attention_and_its_gradients_equal_those_of_all_scores(length, mo
     ("window", "options"),
     [(None, ScoreOptions(0.9, 0.7)), (3, ScoreOptions(0.9, 0.7)), (1, ScoreOptions(0.9))],
 )
-def test_windows_caps_and_their_gradients_equal_those_of_all_scores(options, window, monkeypatch):
+def test_windows_caps_and_their_gradients_equal_those_of_all_scores(options, window):
     """A window that the device turns on, as in a scan over layers, gives the same."""
-    monkeypatch.setattr(attention_chunks, "_LEAST_QUERIES", 8)
     inputs = problem(21)
-    static = functools.partial(packed_attention, options=options, window=window)
+    static = functools.partial(
+        packed_attention, options=options, window=window, tiles=TileSizes(least_queries=8)
+    )
     naive = functools.partial(by_mask, options=options, window=window)
     got, want = (with_gradients(f, *inputs) for f in (static, naive))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
@@ -122,7 +123,7 @@ def test_the_last_query_alone_reads_all_keys():
     jaxpr = str(jax.make_jaxpr(plain)(*inputs))
     assert f"f32[{B},{KV_HEADS},{2 * 64},512]" in jaxpr
     assert f"{2 * 512},512]" not in jaxpr
-    # With a window of 100 not even that one: the last chunk starts at key 448 - 99, rounded down.
+    # With a window of 100 not even the last one: its keys start at 448 - 99, rounded down to 320.
     windowed = functools.partial(packed_attention, options=OPTIONS, window=100)
     jaxpr = str(jax.make_jaxpr(windowed)(*inputs))
     assert f"f32[{B},{KV_HEADS},{2 * 64},{512 - 320}]" in jaxpr

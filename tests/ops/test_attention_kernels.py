@@ -13,45 +13,30 @@ from jax.sharding import AbstractMesh, use_abstract_mesh
 
 from srft_jax.mesh import AXES
 from srft_jax.models.decoder import _DOTS
-from srft_jax.ops import (
-    attention,
-    attention_cudnn,
-    attention_loop,
-    attention_splash,
-    context,
-)
+from srft_jax.ops import context
 from srft_jax.ops.attention import Part, ScoreOptions, packed_attention
-from srft_jax.ops.attention_terms import Extent, sight_of
+from srft_jax.ops.attention_loop import query_tiles
+from srft_jax.ops.attention_terms import Extent, TileSizes, make_sight
 from srft_jax.ops.mesh_attention import mesh_attention
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-LENGTH = 200  # two blocks of splash, the second half empty; of the loop 7 x 13
+LENGTH = 200  # two tiles of splash, the second half empty; 7 x 13 tiles of the loop
+SMALL = TileSizes(loop_queries=32, loop_keys=16, cudnn_queries=64, splash=128)
 CAPPED = ScoreOptions(0.9, 0.7)
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    """And kernels for other devices made so that a CPU can run them, all else the same."""
-    monkeypatch.setattr(attention_loop, "_QUERIES", 32)
-    monkeypatch.setattr(attention_loop, "KEYS_PER_BLOCK", 16)
-    monkeypatch.setattr(attention_cudnn, "_QUERIES", 64)
-    monkeypatch.setattr(attention_splash, "_BLOCK", 128)
-    by_xla = functools.partial(attention_cudnn.cudnn_attention, implementation="xla")
-    monkeypatch.setattr(attention, "cudnn_attention", by_xla)
-    splash = attention_splash.splash
-    interpreted = functools.partial(splash.make_splash_mha, interpret=True)
-    monkeypatch.setattr(splash, "make_splash_mha", interpreted)
+def full_precision():
     with jax.default_matmul_precision("highest"):
         yield
 
 
-def kernel_of(name, monkeypatch):
-    """The public function; `loop` is what it does with long rows."""
-    if name == "loop":
-        monkeypatch.setattr(attention, "_SHORT", 0)
-        name = "xla"
-    return functools.partial(packed_attention, kernel=name)
+def by_kernel(name):
+    """Packed attention in small tiles by a kernel that a CPU can run; `loop` takes all rows."""
+    short_keys, kernel = (0, "xla") if name == "loop" else (1024, name)
+    tiles = SMALL._replace(short_keys=short_keys)
+    return functools.partial(packed_attention, kernel=kernel, tiles=tiles, interpret=True)
 
 
 def assert_near(got, want):
@@ -72,9 +57,9 @@ PLAIN, WINDOW = (OPTIONS, None), (ScoreOptions(0.9), 70)
         pytest.param("splash", *PLAIN, marks=pytest.mark.slow),
     ],
 )
-def test_kernels_and_their_gradients_equal_all_scores(name, options, window, monkeypatch):
+def test_kernels_and_their_gradients_equal_all_scores(name, options, window):
     inputs = problem(LENGTH, mean_segment=80)
-    kernel = functools.partial(kernel_of(name, monkeypatch), options=options, window=window)
+    kernel = functools.partial(by_kernel(name), options=options, window=window)
     wanted = functools.partial(by_mask, options=options, window=window)
     got = with_gradients(kernel, *inputs)
     assert_near(got, with_gradients(wanted, *inputs))
@@ -88,10 +73,10 @@ def others_slow(*names):
 
 @pytest.mark.parametrize("name", others_slow("loop", "cudnn", "splash"))
 @pytest.mark.parametrize("on", [True, False])
-def test_a_window_that_the_device_turns_on(name, on, monkeypatch):
-    """As in a scan over layers of which some slide."""
+def test_a_window_that_the_device_turns_on(name, on):
+    """Some layers of a scan slide, and only the device knows which."""
     query, key, value, segment_ids = problem(LENGTH)
-    attend = kernel_of(name, monkeypatch)
+    attend = by_kernel(name)
 
     @jax.jit
     def traced(slides):
@@ -106,22 +91,22 @@ def test_a_window_that_the_device_turns_on(name, on, monkeypatch):
 
 
 @pytest.mark.parametrize("name", others_slow("loop", "xla", "cudnn", "splash"))
-def test_parts_of_rows_together_give_whole_rows(name, monkeypatch):
-    """Values, and gradients of the queries; those of the keys add up."""
+def test_parts_of_rows_together_give_whole_rows(name):
+    """Values and gradients by queries are put together, gradients by keys add up."""
     inputs = tuple(map(jnp.asarray, problem(256, mean_segment=120)))
     want = with_gradients(functools.partial(by_mask, window=90), *inputs)
-    attend = functools.partial(kernel_of(name, monkeypatch), options=OPTIONS, window=90)
+    attend = functools.partial(by_kernel(name), options=OPTIONS, window=90)
 
     def in_parts(query, key, value, segment_ids):
         slots = context.slots(2, 256)
 
-        def of_part(number):
+        def attend_part(number):
             here = jnp.asarray(slots)[number]
             part = Part(slots, number, segment_ids)
             return attend(query[:, here], key, value, segment_ids[:, here], part=part)
 
         # One program for both, as on a mesh: the number is known on the device alone.
-        outs = jax.lax.map(of_part, jnp.arange(2))
+        outs = jax.lax.map(attend_part, jnp.arange(2))
         return jnp.concatenate([*outs], axis=1)[:, np.argsort(slots, axis=None)]
 
     assert_near(with_gradients(in_parts, *inputs), want)
@@ -135,24 +120,24 @@ def test_a_chunk_has_the_keys_that_it_may_see(window):
         assert keys.stop == queries.stop
 
 
-def test_blocks_that_cannot_meet_do_not():
-    """All pairs of blocks with something to see are visited, in any order, and few others."""
+def test_tiles_that_cannot_meet_do_not():
+    """All pairs of tiles with something to see are visited, in any order, and few other pairs."""
     segment_ids = np.stack([np.arange(LENGTH) // 60 + 1, np.arange(LENGTH) // 90 + 1])
     for window in (None, 20):
-        sight = sight_of(segment_ids, window, None, None)
-        blocks = attention_loop._blocks(sight)
+        sight = make_sight(segment_ids, window, None, None)
+        tiles = query_tiles(sight, SMALL)
         mask = np.zeros((7 * 32, 13 * 16), bool)
         mask[:LENGTH, :LENGTH] = np.asarray(sight.mask(np.arange(LENGTH))).any(axis=0)
         needed = mask.reshape(7, 32, 13, 16).any(axis=(1, 3))
         visited = np.zeros_like(needed)
-        for row, order, number in zip(visited, blocks.order, blocks.num_met, strict=True):
+        for row, order, number in zip(visited, tiles.order, tiles.num_met, strict=True):
             row[order[:number]] = True
         assert (visited >= needed).all()
         assert visited.sum() <= 1.1 * needed.sum() < 0.7 * np.tril(np.ones((7, 13))).size
 
 
 def temp_bytes(length):
-    """Of the gradient by queries, keys and values, as XLA plans it."""
+    """Temporary bytes of the gradient by queries, keys and values, as XLA plans it."""
     shapes = [(1, length, HEADS, 64)] + 2 * [(1, KV_HEADS, length, 64)]
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
@@ -164,17 +149,15 @@ def temp_bytes(length):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def test_memory_is_linear_in_the_length(monkeypatch):
-    for name, size in (("_QUERIES", 256), ("KEYS_PER_BLOCK", 512)):
-        monkeypatch.setattr(attention_loop, name, size)
+def test_memory_is_linear_in_the_length():
     at_8k, at_32k = temp_bytes(8192), temp_bytes(32768)
     assert at_32k < 4.1 * at_8k
-    # All that is kept of 32k tokens is less than the scores of one head at 8k.
+    # Everything that is kept for 32k tokens takes less than the scores of one head at 8k.
     assert at_32k < 4 * 8192**2
 
 
 def kernels_in(jaxpr, read=True):
-    """Names of the kernels of which a result is read; what nobody reads XLA leaves out."""
+    """Names of the kernels with a result that is read; XLA leaves out the other ones."""
     for equation in jaxpr.eqns:
         needed = read and any(type(out).__name__ != "DropVar" for out in equation.outvars)
         if equation.primitive.name == "pallas_call" and needed:
@@ -192,7 +175,7 @@ def test_what_remat_keeps_of_splash():
             jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*kept)
         )
         def attend(query, key, value):
-            out = packed_attention(query, key, value, inputs[3], OPTIONS, kernel="splash")
+            out = by_kernel("splash")(query, key, value, inputs[3], OPTIONS)
             return jnp.sin(out)
 
         gradient = jax.grad(lambda *arrays: attend(*arrays).sum(), argnums=(0, 1, 2))
@@ -205,11 +188,8 @@ def test_what_remat_keeps_of_splash():
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "window"), [(28, 4, 128, None), (4, 1, 256, 512)]
 )
-def test_splash_is_lowered_for_tpu_in_the_shapes_of_models(
-    heads, kv_heads, head_dim, window, monkeypatch
-):
-    """Qwen2.5-7B and gemma-3-1b at 2047 tokens; shapes and blocks are checked without libtpu."""
-    monkeypatch.undo()  # neither interpreted nor in small blocks
+def test_splash_is_lowered_for_tpu_in_the_shapes_of_models(heads, kv_heads, head_dim, window):
+    """Qwen2.5-7B and gemma-3-1b at 2047 tokens; shapes and tiles are checked without libtpu."""
     shapes = (1, 2047, heads, head_dim), *2 * [(1, kv_heads, 2047, head_dim)]
     arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
     ids, slides = jax.ShapeDtypeStruct((1, 2047), jnp.int32), jax.ShapeDtypeStruct((), jnp.bool_)
@@ -235,7 +215,7 @@ def test_splash_is_lowered_for_tpu_in_the_shapes_of_models(
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 8), (2, 1, 1, 1)])
 def test_a_kernel_is_never_left_to_xla_to_partition(shape):
-    """Which refuses to; here neither the row nor the heads can be split."""
+    """XLA refuses to; here neither the row nor the heads can be split."""
     query, key = jnp.zeros((1, 64, 28, 8)), jnp.zeros((1, 4, 64, 8))
     attend = functools.partial(mesh_attention, options=ScoreOptions(1.0), kernel="splash")
     arrays = (query, key, key, jnp.ones((1, 64), jnp.int32))

@@ -48,7 +48,7 @@ def test_log_probs_are_the_trainers_by_splash_too(monkeypatch):
 
     def interpreted(*args, **options):
         made.append(args)
-        return make(*args, interpret=True, **options)
+        return make(*args, **options | {"interpret": True})
 
     monkeypatch.setattr(attention_splash.splash, "make_splash_mha", interpreted)
     assert_of_the_trainer(FAMILIES["gemma3"], "splash")
