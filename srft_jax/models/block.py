@@ -1,6 +1,6 @@
-"""One layer of the decoder, of every family: a Flax Linen module whose parameters are the table's.
+"""One transformer block of every family: a Flax Linen module whose parameters are the table's.
 
-Which tokens are attended to, and whether keys come from a cache, is the caller's.
+The caller decides which tokens are attended to, and whether keys come from a cache.
 """
 
 import functools
@@ -19,7 +19,7 @@ from srft_jax.ops.experts import ExpertOptions, ExpertParams, expert_mlp
 from srft_jax.ops.layers import rms_norm
 from srft_jax.ops.rope import rope
 
-# (query [B, T, N, H], key, value [B, K, T, H]) of new tokens -> mixed values [B, T, N, H].
+# From new tokens' query [B, T, N, H], key and value [B, K, T, H] to mixed values [B, T, N, H].
 Attend = Callable[[Array, Array, Array], Array]
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -31,28 +31,28 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), on flat tokens [B*T, D].
 
-    Flat, because XLA contracts the two dimensions of [B, T, D] slowly in weight gradients (1.9x on
-    CPU). What a family adds is there where the table has its parameter: biases, norms of heads, of
-    what attention and MLP give, experts.
+    Tokens are flat because XLA contracts the two dimensions of [B, T, D] slowly in weight gradients
+    (1.9x on CPU). A family's additions are computed wherever the table has their parameters:
+    biases, norms of queries and keys, norms of the outputs of attention and MLP, experts.
     """
 
     config: ModelConfig
-    joined: bool = False  # see families.joined
+    joined: bool = False  # whether matrices are joined as by `families.joined`
 
     def setup(self) -> None:
         for name, shape in families.block_shapes(self.config, self.joined).items():
-            # Values are always given: `init_params` makes them.
+            # Linen wants an initialiser; it is never called, as `init_params` makes all values.
             setattr(self, name, self.param(name, nn.initializers.zeros, shape))
 
     def __call__(
         self, x: Float[Array, "BT D"], cos_sin: tuple[Array, Array], attend: Attend
     ) -> Float[Array, "BT D"]:
-        """x after the block.
+        """Compute the residual stream after the block.
 
         Args:
-            x: Residual stream.
+            x: Residual stream before it.
             cos_sin: Rotary tables of the new tokens, [B, T, H / 2] each.
-            attend: From new queries, keys and values to mixed values.
+            attend: Attention; called once.
         """
         with jax.named_scope("attention"):
             mixed = attend(*self._query_key_value(self._normed(x, "attention_norm"), cos_sin))
@@ -85,12 +85,14 @@ class Block(nn.Module):
         return out
 
     def _products(self, x: Float[Array, "BT in"], *names: str) -> list[Array]:
-        """x times each of these matrices, with their biases and adapters where there are any."""
+        """x times each of the named matrices, with their biases and adapters if there are any."""
         products = zip(names, self._plain_products(x, *names), strict=True)
-        return [self._with_adapter(name, x, self._biased(name, one)) for name, one in products]
+        return [
+            self._with_adapter(name, x, self._biased(name, product)) for name, product in products
+        ]
 
     def _plain_products(self, x: Float[Array, "BT in"], *names: str) -> list[Array]:
-        """One product where matrices are joined."""
+        """x times each matrix alone; one product, then split, where the matrices are joined."""
         joined = families.joined_name(names)
         if len(names) == 1 or not self._has(joined):
             return [x @ getattr(self, name).astype(x.dtype) for name in names]
@@ -105,7 +107,7 @@ class Block(nn.Module):
     def _with_adapter(
         self, name: str, x: Float[Array, "BT in"], product: Float[Array, "BT out"]
     ) -> Float[Array, "BT out"]:
-        """x W + scale (x A) B. W + scale A B is never formed, nor is a gradient of its shape."""
+        """x W + scale (x A) B, given x W; W + scale A B is never formed, nor a gradient like it."""
         if not isinstance(self.config, AdaptedModelConfig) or name not in self.config.lora.targets:
             return product
         a, b = (getattr(self, factor).astype(x.dtype) for factor in families.adapter_names(name))
@@ -114,7 +116,7 @@ class Block(nn.Module):
     def _query_key_value(
         self, x: Float[Array, "BT D"], cos_sin: tuple[Array, Array]
     ) -> tuple[Array, Array, Array]:
-        """[B, T, N, H] and, rotated as well, keys [B, K, T, H]; values [B, K, T, H]."""
+        """Queries [B, T, N, H] and keys [B, K, T, H], both rotated, and values [B, K, T, H]."""
         heads = (*cos_sin[0].shape[:2], -1, self.config.head_dim)
         products = self._products(x, "query", "key", "value")
         query, key, value = (product.reshape(heads) for product in products)
@@ -128,5 +130,5 @@ class Block(nn.Module):
 
 
 def normed(x: Float[Array, "*lead D"], scale: Float[Array, " D"], config: ModelConfig) -> Array:
-    """By RMSNorm, as the family has it."""
+    """Normalise x by RMSNorm, with the family's offset of the scale."""
     return rms_norm(x, scale, config.norm_epsilon, families.FAMILIES[config.family].norm_offset)

@@ -1,6 +1,7 @@
-"""One table per family: logical axes (hence shape and sharding), Hugging Face name, initialiser.
+"""One table per family, an entry per parameter: logical axes, Hugging Face name, initialiser.
 
-The Linen modules, sharding, import and export all read these rows; a new family is a new table.
+The axes give shape and sharding. The Linen modules, import and export all read these tables; a new
+family is a new table. What a family's config.json calls its sizes stands in hf_config_keys.py.
 """
 
 import dataclasses
@@ -19,18 +20,29 @@ from srft_jax.mesh import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One row. Axes ("model", "mlp") mean shape [D, F], and [L, D, F] under `layers/`."""
+    """An entry of the table: the same parameter of all layers, or one outside of them.
 
-    path: str  # in the nested dict, "/" between keys
+    Attributes:
+        path: Place in the nested dict of parameters, "/" between keys.
+        axes: Logical axes: ("model", "mlp") is shape [D, F], and [L, D, F] under `layers/`.
+        hf_name: Hugging Face's name, where "{layer}" and "{expert}" stand for their numbers.
+        init: Initialiser, see `decoder.init_params`.
+        transpose: Whether Hugging Face stores [out, in]; we compute x @ [in, out].
+        when: Attribute of ModelConfig that must be true for a model to have the parameter.
+        is_adapter: Whether it is a low-rank factor beside a matrix, see `_adapter`.
+    """
+
+    path: str
     axes: tuple[str, ...]
-    hf_name: str  # "{layer}" and "{expert}" stand for their numbers
+    hf_name: str
     init: Literal["normal", "ones", "zeros", "fan_in"] = "normal"
-    transpose: bool = False  # Hugging Face stores [out, in], we compute x @ [in, out]
-    when: str | None = None  # the attribute of ModelConfig without which there is none
-    is_adapter: bool = False  # a low-rank factor beside a matrix, see `_adapter`
+    transpose: bool = False
+    when: str | None = None
+    is_adapter: bool = False
 
     @property
     def stacked(self) -> bool:
+        """Whether each layer has one, stacked on axis 0."""
         return self.path.startswith("layers/")
 
     @property
@@ -39,38 +51,42 @@ class Parameter:
 
     @property
     def name(self) -> str:
-        """Within the block, or of the parameter outside of it."""
+        """Name within the block; for a parameter outside of it, its path."""
         return self.path.removeprefix("layers/")
 
     @property
     def is_scale(self) -> bool:
-        """Of a norm, which multiplies in float32 whatever the activations."""
+        """Whether it is a norm's scale, which multiplies in float32 whatever the activations."""
         return self.path.endswith("norm")
 
 
+_HF_LAYER = "model.layers.{layer}."  # how Hugging Face's names of a block's parameters begin
+
+
 def _matrix(name: str, axes: tuple[str, ...], hf_name: str) -> Parameter:
-    """Of a block, in Hugging Face's layout."""
-    return Parameter(f"layers/{name}", axes, f"{_BLOCK}{hf_name}.weight", transpose=True)
+    """A block's matrix; Hugging Face stores it transposed."""
+    return Parameter(f"layers/{name}", axes, f"{_HF_LAYER}{hf_name}.weight", transpose=True)
 
 
 def _bias(name: str, axis: str, hf_name: str, when: str | None = None) -> Parameter:
-    return Parameter(f"layers/{name}_bias", (axis,), f"{_BLOCK}{hf_name}.bias", "zeros", when=when)
+    return Parameter(
+        f"layers/{name}_bias", (axis,), f"{_HF_LAYER}{hf_name}.bias", "zeros", when=when
+    )
 
 
 def _scale(
     name: str, hf_name: str, axis: str = "model", init: Literal["ones", "zeros"] = "ones"
 ) -> Parameter:
-    return Parameter(f"layers/{name}", (axis,), f"{_BLOCK}{hf_name}.weight", init)
+    return Parameter(f"layers/{name}", (axis,), f"{_HF_LAYER}{hf_name}.weight", init)
 
 
-def _ends(norm_init: Literal["ones", "zeros"] = "ones") -> tuple[Parameter, ...]:
+def _after_blocks(norm_init: Literal["ones", "zeros"] = "ones") -> tuple[Parameter, ...]:
     return (
         Parameter("final_norm", ("model",), "model.norm.weight", norm_init),
         Parameter("head", ("model", "vocab"), "lm_head.weight", transpose=True, when="untied"),
     )
 
 
-_BLOCK = "model.layers.{layer}."
 _EMBEDDING = Parameter("embedding", ("vocab", "model"), "model.embed_tokens.weight")
 _QUERY = _matrix("query", ("model", "heads"), "self_attn.q_proj")
 _KEY = _matrix("key", ("model", "kv_heads"), "self_attn.k_proj")
@@ -85,7 +101,7 @@ _ATTENTION_BIAS = (
 )
 _ATTENTION_NORM = _scale("attention_norm", "input_layernorm")
 _MLP_NORM = _scale("mlp_norm", "post_attention_layernorm")
-_NORMS_OF_HEADS = (
+_HEAD_NORMS = (
     _scale("query_norm", "self_attn.q_norm", "head"),
     _scale("key_norm", "self_attn.k_norm", "head"),
 )
@@ -109,12 +125,12 @@ _EXPERTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Its table, and what of its function no parameter and no key of config.json tells.
+    """A model family: its table, and what neither its parameters nor its config.json say.
 
     Attributes:
-        table: Rows of parameters.
-        norm_offset: Norms multiply by this and their scale.
-        scales_embedding: The residual stream starts at sqrt(D) times the embedding.
+        table: Parameters, in the order in which they are initialised and exported.
+        norm_offset: Number added to the scale that a norm multiplies by.
+        scales_embedding: Whether the residual stream starts at sqrt(D) times the embedding.
     """
 
     table: tuple[Parameter, ...]
@@ -134,20 +150,20 @@ QWEN2 = (
     _OUTPUT,
     _MLP_NORM,
     *_MLP,
-    *_ends(),
+    *_after_blocks(),
 )
 
 QWEN3 = (
-    *(_EMBEDDING, _ATTENTION_NORM, *_PROJECTIONS, *_ATTENTION_BIAS, *_NORMS_OF_HEADS),
-    *(_MLP_NORM, *_MLP, *_ends()),
+    *(_EMBEDDING, _ATTENTION_NORM, *_PROJECTIONS, *_ATTENTION_BIAS, *_HEAD_NORMS),
+    *(_MLP_NORM, *_MLP, *_after_blocks()),
 )
 
 LLAMA = (
     *(_EMBEDDING, _ATTENTION_NORM, *_PROJECTIONS, *_ATTENTION_BIAS),
-    *(_MLP_NORM, *_MLP, *_MLP_BIAS, *_ends()),
+    *(_MLP_NORM, *_MLP, *_MLP_BIAS, *_after_blocks()),
 )
 
-MISTRAL = (_EMBEDDING, _ATTENTION_NORM, *_PROJECTIONS, _MLP_NORM, *_MLP, *_ends())
+MISTRAL = (_EMBEDDING, _ATTENTION_NORM, *_PROJECTIONS, _MLP_NORM, *_MLP, *_after_blocks())
 
 GEMMA3 = (
     _EMBEDDING,
@@ -159,12 +175,12 @@ GEMMA3 = (
     _scale("mlp_norm", "pre_feedforward_layernorm", init="zeros"),
     *_MLP,
     _scale("mlp_out_norm", "post_feedforward_layernorm", init="zeros"),
-    *_ends("zeros"),
+    *_after_blocks("zeros"),
 )
 
 QWEN3_MOE = (
-    *(_EMBEDDING, _ATTENTION_NORM, *_PROJECTIONS, *_ATTENTION_BIAS, *_NORMS_OF_HEADS),
-    *(_MLP_NORM, *_EXPERTS, *_ends()),
+    *(_EMBEDDING, _ATTENTION_NORM, *_PROJECTIONS, *_ATTENTION_BIAS, *_HEAD_NORMS),
+    *(_MLP_NORM, *_EXPERTS, *_after_blocks()),
 )
 
 FAMILIES = {
@@ -178,39 +194,41 @@ FAMILIES = {
 
 
 def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
-    """Rows of the table that this model has, those of adapters last."""
+    """Return the parameters of the family's table that this model has, those of adapters last."""
     table = FAMILIES[config.family].table
-    rows = tuple(row for row in table if row.when is None or getattr(config, row.when))
+    present = tuple(entry for entry in table if entry.when is None or getattr(config, entry.when))
     if not isinstance(config, AdaptedModelConfig):
-        return rows
-    adapted = [row for row in rows if row.stacked and row.name in config.lora.targets]
-    return rows + tuple(factor for row in adapted for factor in _adapter(row))
+        return present
+    adapted = [entry for entry in present if entry.stacked and entry.name in config.lora.targets]
+    return present + tuple(factor for matrix in adapted for factor in _adapter(matrix))
 
 
 def adapter_names(name: str) -> tuple[str, str]:
-    """Of the two low-rank factors beside a matrix."""
+    """Return the names of the two low-rank factors beside a matrix."""
     return f"{name}_lora_a", f"{name}_lora_b"
 
 
-def _adapter(row: Parameter) -> tuple[Parameter, Parameter]:
-    """Beside a matrix [in, out]: A [in, r] and B [r, out], in PEFT's names and initialised as PEFT
-    does, so that their product starts at 0."""
-    inputs, outputs = row.axes
-    a, b = adapter_names(row.path)
-    module = "base_model.model." + row.hf_name.removesuffix("weight")
-    whole = dataclasses.replace(row, is_adapter=True)
+def _adapter(matrix: Parameter) -> tuple[Parameter, Parameter]:
+    """The two factors beside a matrix [in, out]: A [in, r] and B [r, out].
+
+    They have PEFT's names and initial values, so their product starts at 0.
+    """
+    inputs, outputs = matrix.axes
+    a, b = adapter_names(matrix.path)
+    module = "base_model.model." + matrix.hf_name.removesuffix("weight")
+    factor = dataclasses.replace(matrix, is_adapter=True)
     return (
         dataclasses.replace(
-            whole, path=a, axes=(inputs, "rank"), hf_name=module + "lora_A.weight", init="fan_in"
+            factor, path=a, axes=(inputs, "rank"), hf_name=module + "lora_A.weight", init="fan_in"
         ),
         dataclasses.replace(
-            whole, path=b, axes=("rank", outputs), hf_name=module + "lora_B.weight", init="zeros"
+            factor, path=b, axes=("rank", outputs), hf_name=module + "lora_B.weight", init="zeros"
         ),
     )
 
 
 def shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
-    """Shape of one layer's parameter, without the leading [L]."""
+    """Return the shape of one layer's parameter, without the leading [L]."""
     sizes = {
         "vocab": config.vocab_size,
         "model": config.dim,
@@ -226,51 +244,55 @@ def shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
 
 
 def stacked_shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
-    """Shape in the nested dict: with the leading [L] where there is one per layer."""
+    """Return the shape in the nested dict: with the leading [L] where each layer has one."""
     return (config.num_layers,) * parameter.stacked + shape(parameter, config)
 
 
 def hf_names(parameter: Parameter, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Hugging Face name of each tensor that the parameter is stored as -> its place in it.
+    """Return the name of each Hugging Face tensor of a parameter -> its place on the leading axes.
 
     In: "...{layer}.experts.{expert}.up_proj.weight".  Out: {"...0.experts.0.up...": (0, 0), ...}.
     """
-    axes = [axis for axis in ("layer", "expert") if f"{{{axis}}}" in parameter.hf_name]
-    places = np.ndindex(stacked_shape(parameter, config)[: len(axes)])
+    numbered = [axis for axis in ("layer", "expert") if f"{{{axis}}}" in parameter.hf_name]
+    places = np.ndindex(stacked_shape(parameter, config)[: len(numbered)])
     return {
-        parameter.hf_name.format(**dict(zip(axes, place, strict=True))): place for place in places
+        parameter.hf_name.format(**dict(zip(numbered, place, strict=True))): place
+        for place in places
     }
 
 
 def hf_shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
-    """Of each of these tensors."""
+    """Return the shape of each of these tensors."""
     sizes = shape(parameter, config)["{expert}" in parameter.hf_name :]
     return sizes[::-1] if parameter.transpose else sizes
 
 
 def hf_axes(parameter: Parameter) -> tuple[str, ...]:
-    """Logical axes of each of these tensors."""
+    """Return the logical axes of each of these tensors."""
     axes = parameter.axes["{expert}" in parameter.hf_name :]
     return axes[::-1] if parameter.transpose else axes
 
 
-# Matrices of a block that multiply the same vector.
+# Matrices of a block that multiply the same vector, and can be joined for decoding.
 _JOINED = (("query", "key", "value"), ("gate", "up"))
 
 
 def joined_name(names: Sequence[str]) -> str:
+    """Return the name of these matrices joined.  In: ("gate", "up").  Out: "gate_up"."""
     return "_".join(names)
 
 
 def joined(layer: dict[str, Any]) -> dict[str, Any]:
-    """A layer's parameters with such matrices side by side in one: few rows then take one product
-    where they took three. Not for columns that are split over devices.
+    """Join matrices of one layer that multiply the same vector, side by side.
+
+    A decode step has few rows, and then one product is quicker than three. Columns that are split
+    over devices must not be joined.
 
     In: query [D, 4], key [D, 2], value [D, 2], ...  Out: query_key_value [D, 8], ...
     """
     layer = dict(layer)
     for names in _JOINED:
-        if names[0] not in layer:  # experts have no gate of the layer's own
+        if names[0] not in layer:  # a layer with experts has no "gate"
             continue
         parts = [layer.pop(name) for name in names]
         layer[joined_name(names)] = jnp.concatenate(parts, axis=1)
@@ -278,34 +300,41 @@ def joined(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_joined(layer: dict[str, Any]) -> bool:
+    """Tell whether `joined` has made this layer's parameters."""
     return joined_name(_JOINED[0]) in layer
 
 
 def block_shapes(config: ModelConfig, as_joined: bool) -> dict[str, tuple[int, ...]]:
-    """Of each parameter of one block."""
-    rows = [row for row in parameters(config) if row.stacked]
-    layer = {row.name: jax.ShapeDtypeStruct(shape(row, config), "float32") for row in rows}
-    layer = jax.eval_shape(joined, layer) if as_joined else layer
-    return {name: one.shape for name, one in layer.items()}
+    """Return the shape of each parameter of one block, by name."""
+    shapes = {entry.name: shape(entry, config) for entry in parameters(config) if entry.stacked}
+    if not as_joined:
+        return shapes
+    layer = {name: jax.ShapeDtypeStruct(size, "float32") for name, size in shapes.items()}
+    return {name: leaf.shape for name, leaf in jax.eval_shape(joined, layer).items()}
 
 
 def by_path(values: dict[str, Any]) -> dict[str, Any]:
-    """In: {"layers/query": x, "head": y}.  Out: {"layers": {"query": x}, "head": y}."""
+    """Nest a dict by its paths.
+
+    In: {"layers/query": x, "head": y}.  Out: {"layers": {"query": x}, "head": y}.
+    """
     return flax.traverse_util.unflatten_dict(values, sep="/")
 
 
 def counting_heads(config: ModelConfig) -> ModelConfig:
-    """In shapes of this one a head counts as 1. It is what mesh axes have to divide: half a head
-    on a device would have to be exchanged with the other half at every use."""
+    """Return a config with head_dim = 1, in whose shapes divisibility tests count whole heads.
+
+    Half a head on a device would have to be exchanged with the other half at every use.
+    """
     return dataclasses.replace(config, head_dim=1)
 
 
 def param_shardings(mesh: Mesh, config: ModelConfig) -> dict[str, Any]:
-    """Of each parameter, by its logical axes; layers are never split, nor are heads in two."""
-    counted = counting_heads(config)
+    """Return each parameter's sharding by its logical axes; layers and heads stay whole."""
+    whole_heads = counting_heads(config)
     return by_path(
         {
-            row.path: sharding(mesh, row.stacked_axes, stacked_shape(row, counted))
-            for row in parameters(config)
+            entry.path: sharding(mesh, entry.stacked_axes, stacked_shape(entry, whole_heads))
+            for entry in parameters(config)
         }
     )

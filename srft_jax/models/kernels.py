@@ -1,23 +1,24 @@
-"""Which kernel of attention a run takes: by its devices, its model and what was asked for."""
+"""The attention kernel of a run, by its devices, its model and what the configuration asks for."""
 
 from typing import Literal
 
 from srft_jax.config import ModelConfig, UsageError
 from srft_jax.ops.attention import Kernel
 
+# Platform -> the fastest kernel there; elsewhere XLA's own operations.
 _BEST: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn"}
 
-# What cuDNN takes on every GPU that it has flash attention for.
+# cuDNN's flash attention takes heads up to this width on every GPU that has it, in this dtype.
 _CUDNN_HEAD_DIM, _CUDNN_DTYPE = 128, "bfloat16"
 
 
 def resolve_attention(
     name: Literal["auto"] | Kernel, platform: str, model_config: ModelConfig, dtype: str
 ) -> Kernel:
-    """What `model.attention` means for devices of this platform: tpu, gpu or cpu.
+    """Return the kernel that `model.attention` means on a platform: tpu, gpu or cpu.
 
     Raises:
-        UsageError: a kernel was asked for that cannot run there, or not this model.
+        UsageError: the kernel asked for cannot run on the platform or for this model.
     """
     if name == "auto":
         best = _BEST.get(platform, "xla")
@@ -28,7 +29,7 @@ def resolve_attention(
 
 
 def _hindrance(kernel: Kernel, platform: str, config: ModelConfig, dtype: str) -> str | None:
-    """Why the kernel cannot be taken, if so."""
+    """Why the kernel cannot be used, as the end of a sentence; None if it can."""
     if kernel == "xla":
         return None
     home = "tpu" if kernel == "splash" else "gpu"

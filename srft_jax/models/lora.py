@@ -1,7 +1,7 @@
-"""LoRA (Hu et al., 2021, arXiv:2106.09685): what is trained, what is frozen, and the two as one.
+"""LoRA (Hu et al., 2021, arXiv:2106.09685): parameters parted in trained and frozen, and merged.
 
-The adapters' rows stand in the family's table, and the block applies them. A model without adapters
-is trained whole: its frozen part is empty.
+`families.parameters` lists the adapters, and the block applies them. A model without adapters is
+trained whole: its frozen part is empty.
 """
 
 import flax.traverse_util
@@ -15,7 +15,7 @@ from srft_jax.models.decoder import Params
 
 
 def adapted(config: ModelConfig, lora: LoraConfig | None) -> ModelConfig:
-    """The architecture with adapters; without `lora`, as it is.
+    """Return the architecture with adapters; without `lora`, as it is.
 
     Raises:
         UsageError: a target that cannot have an adapter, or a rank or alpha out of range.
@@ -27,7 +27,7 @@ def adapted(config: ModelConfig, lora: LoraConfig | None) -> ModelConfig:
 
 
 def base(config: ModelConfig) -> ModelConfig:
-    """The architecture without adapters."""
+    """Return the architecture without adapters."""
     fields = {name: value for name, value in vars(config).items() if name != "lora"}
     return ModelConfig(**fields)
 
@@ -38,14 +38,14 @@ def _check(config: ModelConfig, lora: LoraConfig) -> None:
             raise UsageError(f"model.lora.{name} = {value} is not above 0")
     if not lora.targets or len(set(lora.targets)) < len(lora.targets):
         raise UsageError(f"model.lora.targets = {list(lora.targets)} must name matrices, each once")
-    rows = {row.name: row for row in families.parameters(config) if row.stacked}
+    in_block = {entry.name: entry for entry in families.parameters(config) if entry.stacked}
     for target in lora.targets:
-        if target not in rows or len(rows[target].axes) != 2:
+        if target not in in_block or len(in_block[target].axes) != 2:
             raise UsageError(
                 f"model.lora.targets has {target}, of which the family {config.family} has no "
                 "single matrix in each block"
             )
-        shape = families.shape(rows[target], config)
+        shape = families.shape(in_block[target], config)
         if lora.rank > min(shape):
             raise UsageError(
                 f"model.lora.rank = {lora.rank} exceeds the smaller side of {target}, which is "
@@ -54,7 +54,7 @@ def _check(config: ModelConfig, lora: LoraConfig) -> None:
 
 
 def trained(tree: Params, config: ModelConfig) -> Params:
-    """The part that training changes of a tree shaped as the parameters: adapters, or all of it.
+    """Return the trained part of a tree shaped as the parameters: adapters, or all of it.
 
     In: {"layers": {"query": W, "query_lora_a": A, ...}, ...}.  Out: {"layers": {"query_lora_a": A}}
     """
@@ -62,22 +62,20 @@ def trained(tree: Params, config: ModelConfig) -> Params:
 
 
 def frozen(tree: Params, config: ModelConfig) -> Params:
-    """The rest, which is empty without adapters."""
+    """Return the frozen part of such a tree, which is empty without adapters."""
     return _part(tree, config, with_adapters=False)
 
 
 def _part(tree: Params, config: ModelConfig, with_adapters: bool) -> Params:
-    rows = families.parameters(config)
     if not isinstance(config, AdaptedModelConfig):
         return tree if with_adapters else {}
     flat = flax.traverse_util.flatten_dict(tree, sep="/")
-    return families.by_path(
-        {row.path: flat[row.path] for row in rows if row.is_adapter == with_adapters}
-    )
+    part = [entry for entry in families.parameters(config) if entry.is_adapter == with_adapters]
+    return families.by_path({entry.path: flat[entry.path] for entry in part})
 
 
 def whole(frozen: Params, trained: Params) -> Params:
-    """The policy's parameters, from both parts; nothing is copied."""
+    """Join both parts to the policy's parameters; nothing is copied."""
     parts = [flax.traverse_util.flatten_dict(part, sep="/") for part in (frozen, trained)]
     return families.by_path(parts[0] | parts[1])
 
@@ -88,6 +86,6 @@ def merged(
     b: Float[Array, "r out"],
     scale: float,
 ) -> Float[Array, "in out"]:
-    """W + scale A B, float32."""
+    """Return W + scale A B, in float32."""
     product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
     return matrix.astype(jnp.float32) + scale * product

@@ -72,10 +72,6 @@ class Tokenizer:
     special_ids: frozenset[int]
     _controls: ControlTokens = dataclasses.field(repr=False)
 
-    def encode_prompt(self, prompt: str, history: Sequence[Turn] = ()) -> list[int]:
-        """Ids of one user turn after `history`, up to where the assistant's text starts."""
-        return self.encode_prompts([[*history, ("user", prompt)]])[0]
-
     def encode_prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[list[int]]:
         """Ids of each conversation in the chat template, up to where the assistant's text starts.
 
@@ -83,10 +79,6 @@ class Tokenizer:
             UsageError: the template refuses a conversation or drops a part of it.
         """
         return self._controls.encode(self._controls.render(self.template, conversations))
-
-    def encode_completion(self, text: str) -> list[int]:
-        """See `encode_completions`."""
-        return self.encode_completions([text])[0]
 
     def encode_completions(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of an assistant's texts, each with its EOS.

@@ -10,7 +10,7 @@ import pytest
 from tiny_models import FAMILIES, TIED, UNTIED, jit_forward, logits, random_params
 
 from srft_jax.models import Runtime, families, forward, init_params, output_head
-from srft_jax.models.decoder import forward_with_keys
+from srft_jax.models.decoder import forward_one, forward_with_keys, rotary_of
 from srft_jax.rollout.cache import CacheShape, Places, empty_cache, put_prompts
 from srft_jax.rollout.params import decode_params
 
@@ -30,7 +30,7 @@ def one_row(segment_ids):
 
 
 ONE_LAYER_WINDOW = dataclasses.replace(FAMILIES["mistral"], num_layers=1)
-# Together they have all that a decode step does in a way of its own.
+# Between them these two have every feature that a decode step computes in its own way.
 QUICK = ("gemma3", "qwen3_moe")
 
 
@@ -38,17 +38,18 @@ QUICK = ("gemma3", "qwen3_moe")
 def test_init_params_follow_the_table(config):
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     flat = {"/".join(k.key for k in path): x for path, x in jax.tree.leaves_with_path(params)}
-    assert {*flat} == {row.path for row in families.parameters(config)}
-    for row in families.parameters(config):
-        lead = (config.num_layers,) if row.stacked else ()
-        assert flat[row.path].shape == lead + families.shape(row, config), row.path
+    table = families.parameters(config)
+    assert {*flat} == {parameter.path for parameter in table}
+    for parameter in table:
+        lead = (config.num_layers,) if parameter.stacked else ()
+        assert flat[parameter.path].shape == lead + families.shape(parameter, config)
     head = jax.eval_shape(lambda params: output_head(params, config), params)
     assert head.shape == (config.dim, config.vocab_size)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def filled_cache(params, tokens, positions, segment_ids, *, config):
-    """Of two rows, the first on a prompt of 5 and the second on one of 3, packed into one row."""
+    """A cache of two rows: the first on a prompt of 5, the second on one of 3, packed together."""
     _, keys, values = forward_with_keys(params, config, tokens, positions, segment_ids)
     shape = CacheShape(rows=2, prompts=2, lanes=1, prompt_capacity=8, capacity=0, segment=6)
     cache = empty_cache(config, shape, "float32")
@@ -81,16 +82,16 @@ def test_decode_equals_forward(config, quick_compilation):
     prompts = np.concatenate([whole[0, :5], whole[1, :3]])[None]
     cache, decoded = filled_cache(params, prompts, *packed, config=config), []
     step_params = decode_params(params, config, "float32", None)
+    decode_step = jax.jit(forward_one, static_argnums=(1, 5))
     for step in range(num_new):
         positions = np.array(lengths, np.int32)[:, None] + step
         tokens = np.take_along_axis(whole, positions, axis=1)
-        ones = np.ones_like(tokens)
-        out = jit_forward(step_params, config, tokens, positions, ones, cache=cache)
-        cache = out.cache
-        decoded.append(out.hidden[:, 0])
+        rotary = rotary_of(config, positions)
+        hidden, cache = decode_step(step_params, config, tokens[:, 0], rotary, cache, Runtime())
+        decoded.append(hidden)
     assert int(cache.num_recent) == num_new
 
-    # The whole rows at once, without a cache; behind the second one stands what is never seen.
+    # The whole rows at once, without a cache; what stands behind the second row is never seen.
     positions = np.tile(np.arange(5 + num_new, dtype=np.int32), (2, 1))
     expected = jit_forward(params, config, whole, positions, np.ones_like(whole)).hidden
     for row, length in enumerate(lengths):
@@ -101,18 +102,18 @@ def test_decode_equals_forward(config, quick_compilation):
 def test_layers_are_scanned_in_training_and_unrolled_with_a_cache():
     params, inputs = random_params(TIED), one_row([1] * 5 + [2] * 3)
     cache = filled_cache(params, *inputs, config=TIED)
-    new = np.ones((2, 1), np.int32)
+    tokens = np.ones(2, np.int32)
+    rotary = rotary_of(TIED, np.ones((2, 1), np.int32))
+    step_params = decode_params(params, TIED, "float32", None)
 
     def scanned(params):
         return forward(params, TIED, *inputs).hidden
 
     def unrolled(params):
-        return forward(
-            decode_params(params, TIED, "float32", None), TIED, new, new, new, cache=cache
-        ).hidden
+        return forward_one(params, TIED, tokens, rotary, cache, Runtime())
 
     assert "scan[" in str(jax.make_jaxpr(scanned)(params))
-    assert "scan[" not in str(jax.make_jaxpr(unrolled)(params))
+    assert "scan[" not in str(jax.make_jaxpr(unrolled)(step_params))
 
 
 def test_forward_with_keys_is_forward():

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import TIED, random_params
+from tokenizer_families import completion_ids, prompt_ids
 
 from srft_jax.config import UsageError
 from srft_jax.models import load_hf, save_hf
@@ -45,25 +46,25 @@ def test_recipe_makes_what_is_shipped(tmp_path):
 def test_ids_are_stable():
     assert (TOKENIZER.pad_id, TOKENIZER.eos_id, TOKENIZER.bos_id) == (PAD, END, None)
     assert TOKENIZER.vocab_size == 262
-    assert TOKENIZER.encode_prompt("1+1=é") == [USER, *spelled("1+1=é"), ASSISTANT]
+    assert prompt_ids(TOKENIZER, "1+1=é") == [USER, *spelled("1+1=é"), ASSISTANT]
     text = "<think>two ones</think>2"
     ids = [THINK, *spelled("two ones"), END_THINK, *spelled("2"), END]
-    assert TOKENIZER.encode_completion(text) == ids
+    assert completion_ids(TOKENIZER, text) == ids
     assert TOKENIZER.decode([PAD, PAD, ASSISTANT, *ids]) == text
 
 
 @given(st.text())
 def test_any_text_comes_back(text):
-    ids = TOKENIZER.encode_completion(text)
+    ids = completion_ids(TOKENIZER, text)
     assert ids[-1] == END and END not in ids[:-1]
     assert TOKENIZER.decode(ids) == text
-    assert TOKENIZER.encode_prompt(text)[1:-1] == ids[:-1]
+    assert prompt_ids(TOKENIZER, text)[1:-1] == ids[:-1]
 
 
 @given(st.lists(st.sampled_from(["<|end|>", "<|user|>", "<|pad|>", "<think>", "a", " "])))
 def test_special_tokens_spelled_in_data_are_text(pieces):
     text = "".join(pieces)
-    ids = TOKENIZER.encode_completion(text)
+    ids = completion_ids(TOKENIZER, text)
     assert not {PAD, END, USER, ASSISTANT} & set(ids[:-1])
     assert ids.count(THINK) == pieces.count("<think>")
     assert TOKENIZER.decode(ids) == text
@@ -88,8 +89,8 @@ def test_opening_tag_is_not_written_twice(tmp_path, prefix, text, kept):
     template = "{{ messages[0].content }}<|assistant|>" + prefix.replace("\n", "{{ '\\n' }}")
     tokenizer = load_tokenizer(changed(tmp_path, chat_template=template))
     assert tokenizer.think_prefix == prefix
-    assert tokenizer.decode(tokenizer.encode_prompt("p")) == "p" + prefix
-    assert tokenizer.decode(tokenizer.encode_completion(text)) == kept
+    assert tokenizer.decode(prompt_ids(tokenizer, "p")) == "p" + prefix
+    assert tokenizer.decode(completion_ids(tokenizer, text)) == kept
 
 
 def test_eos_stands_in_for_padding(tmp_path):
@@ -126,11 +127,11 @@ def test_export_carries_the_tokenizer(tmp_path):
     theirs, ours = AutoTokenizer.from_pretrained(tmp_path / "model"), TOKENIZER
     turns = [{"role": "user", "content": text}]
     ids = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-    assert ids == ours.encode_prompt(text)
+    assert ids == prompt_ids(ours, text)
     turns.append({"role": "assistant", "content": "2"})
     ids = theirs.apply_chat_template(turns, return_dict=False)
-    assert ids == ours.encode_prompt(text) + ours.encode_completion("2")
-    assert load_tokenizer(tmp_path / "model").encode_prompt(text) == ours.encode_prompt(text)
+    assert ids == prompt_ids(ours, text) + completion_ids(ours, "2")
+    assert prompt_ids(load_tokenizer(tmp_path / "model"), text) == prompt_ids(ours, text)
 
 
 def test_models_room_does_not_import_transformers():

@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_families import CHATML, FAMILIES, write_family
+from tokenizer_families import CHATML, FAMILIES, completion_ids, prompt_ids, write_family
 from transformers import PreTrainedTokenizerFast
 
 from srft_jax.config import UsageError
@@ -58,7 +58,7 @@ def test_harmless_conversations_have_the_ids_of_transformers(name, tokenizers, t
             history.insert(0, ("system", system))
         turns = [*history, ("user", prompt)]
         expected = their_ids(backend, turns, add_generation_prompt=True)
-        assert ours.encode_prompt(prompt, history) == expected
+        assert prompt_ids(ours, prompt, history) == expected
 
     check()
 
@@ -71,11 +71,11 @@ def test_a_whole_turn_is_the_templates(name, tokenizers, theirs):
     turns = [("user", "What is 7 + 5?"), ("assistant", text)]
     if name == "qwen3":
         turns[1] = ("assistant", text := f"<think>\nhm\n</think>\n\n{text}")
-    ids = ours.encode_prompt(turns[0][1]) + ours.encode_completion(text)
+    ids = prompt_ids(ours, turns[0][1]) + completion_ids(ours, text)
     whole = their_ids(theirs[name], turns)
     assert whole[: len(ids)] == ids
     assert ours.spell(whole[len(ids) :]) in ("", "\n")  # what follows the turn is not trained
-    assert ours.decode(ours.encode_completion(text)) == text
+    assert ours.decode(completion_ids(ours, text)) == text
 
 
 @families
@@ -83,21 +83,21 @@ def test_control_tokens_spelled_in_data_are_text(name, tokenizers, theirs):
     ours, backend = tokenizers[name], theirs[name]
     own = [token for token in CONTROLS if token in backend.get_vocab()]
     assert len(own) >= 2
-    template = [id for id in ours.encode_prompt("x") if id in ours.special_ids]
+    template = [id for id in prompt_ids(ours, "x") if id in ours.special_ids]
     pieces = st.lists(st.sampled_from(own + PIECES[:-1]), min_size=1).map("".join).filter(str.strip)
 
     @quick
     @given(pieces)
     def check(text):
-        ids = ours.encode_prompt(text)
+        ids = prompt_ids(ours, text)
         assert [id for id in ids if id in ours.special_ids] == template
         assert text.strip() in ours.spell(ids)
-        *completion, last = ours.encode_completion(text)
+        *completion, last = completion_ids(ours, text)
         assert last == ours.eos_id and not ours.special_ids & set(completion)
         assert ours.spell(completion) in (text, text.removeprefix(" "))  # as Mistral's decoder does
 
     check()
-    assert their_ids(backend, [("user", own[0])]) != ours.encode_prompt(own[0])
+    assert their_ids(backend, [("user", own[0])]) != prompt_ids(ours, own[0])
 
 
 def test_what_ends_a_turn_is_trained_and_all_that_stop_are_known(tokenizers):
@@ -125,7 +125,7 @@ def test_special_tokens_that_nothing_writes_need_no_row_of_the_embedding(tmp_pat
     (path / "tokenizer.json").write_text(json.dumps(content))
     tokenizer = load_tokenizer(path)
     assert before in tokenizer.special_ids and tokenizer.vocab_size == before
-    assert max(tokenizer.encode_prompt("<image>")) < before
+    assert max(prompt_ids(tokenizer, "<image>")) < before
     content["added_tokens"][-1]["special"] = False  # now it may be spelled in data
     (path / "tokenizer.json").write_text(json.dumps(content))
     assert load_tokenizer(path).vocab_size == before + 1
@@ -137,17 +137,17 @@ def test_the_date_is_always_the_same(template, tmp_path):
     template = template or "{{ messages[0].content }} {{ strftime_now('%Y-%m-%d') }}"
     (path / "chat_template.jinja").write_text(template)
     tokenizer = load_tokenizer(path)
-    text = tokenizer.decode(tokenizer.encode_prompt("hello"))
+    text = tokenizer.decode(prompt_ids(tokenizer, "hello"))
     assert "26 Jul 2024" in text or text == "hello 2024-07-26"
 
 
 def test_the_template_may_stand_in_other_places(tmp_path, directories):
-    expected = load_tokenizer(directories["qwen2.5"]).encode_prompt("hello")
+    expected = prompt_ids(load_tokenizer(directories["qwen2.5"]), "hello")
     path = write_family("qwen2.5", tmp_path / "model")
     config = json.loads((path / "tokenizer_config.json").read_text())
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": CHATML}]
     (path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": named}))
-    assert load_tokenizer(path).encode_prompt("hello") == expected
+    assert prompt_ids(load_tokenizer(path), "hello") == expected
     (path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": named[:1]}))
     with pytest.raises(UsageError, match="chat templates tool_use, but none called default"):
         load_tokenizer(path)
@@ -156,7 +156,7 @@ def test_the_template_may_stand_in_other_places(tmp_path, directories):
     with pytest.raises(UsageError, match="no chat template, .* set model.chat_template"):
         load_tokenizer(path)
     (path / "chat_template.jinja").write_text(CHATML)
-    assert load_tokenizer(path).encode_prompt("hello") == expected
+    assert prompt_ids(load_tokenizer(path), "hello") == expected
 
 
 def test_a_template_of_the_users_own(tmp_path):
@@ -165,11 +165,11 @@ def test_a_template_of_the_users_own(tmp_path):
     file = tmp_path / "own.jinja"
     file.write_text("Question: {{ messages[-1]['content'] }}\nAnswer:")
     ours = load_tokenizer(path, str(file))
-    assert ours.decode(ours.encode_prompt("7 + 5?")) == "Question: 7 + 5?\nAnswer:"
+    assert ours.decode(prompt_ids(ours, "7 + 5?")) == "Question: 7 + 5?\nAnswer:"
     assert ours.spell([ours.eos_id]) == "<|im_end|>"  # the tokenizer's
     ours.save(tmp_path / "export")
-    expected = ours.encode_prompt("7 + 5?")
-    assert load_tokenizer(tmp_path / "export").encode_prompt("7 + 5?") == expected
+    expected = prompt_ids(ours, "7 + 5?")
+    assert prompt_ids(load_tokenizer(tmp_path / "export"), "7 + 5?") == expected
     with pytest.raises(UsageError, match="model.chat_template = .*none.jinja cannot be read"):
         load_tokenizer(path, str(tmp_path / "none.jinja"))
 
@@ -192,11 +192,11 @@ def test_templates_that_cannot_be_used(template, message, tmp_path):
 
 def test_a_system_turn_that_the_template_refuses_or_drops(tokenizers, tmp_path):
     with pytest.raises(UsageError, match="roles system, user: Conversation roles must alternate"):
-        tokenizers["mistral"].encode_prompt("hello", [("system", "Be brief.")])
+        prompt_ids(tokenizers["mistral"], "hello", [("system", "Be brief.")])
     path = write_family("qwen2.5", tmp_path / "model")
     (path / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
     with pytest.raises(UsageError, match="drops the system turn 'Be brief.'"):
-        load_tokenizer(path).encode_prompt("hello", [("system", "Be brief.")])
+        prompt_ids(load_tokenizer(path), "hello", [("system", "Be brief.")])
 
 
 @pytest.mark.parametrize(

@@ -190,3 +190,13 @@ def write_family(name, path):
     stop_ids = ids[0] if isinstance(stops, str) else ids
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": stop_ids}))
     return path
+
+
+def prompt_ids(tokenizer, prompt, history=()):
+    """Ids of one user turn after `history`, up to where the assistant's text starts."""
+    return tokenizer.encode_prompts([[*history, ("user", prompt)]])[0]
+
+
+def completion_ids(tokenizer, text):
+    """Ids of one assistant's text and its EOS."""
+    return tokenizer.encode_completions([text])[0]

@@ -12,7 +12,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractMesh, use_abstract_mesh
 
 from srft_jax.mesh import AXES
-from srft_jax.models.decoder import _DOTS
+from srft_jax.models.decoder import DOTS
 from srft_jax.ops import context
 from srft_jax.ops.attention import Part, ScoreOptions, packed_attention
 from srft_jax.ops.attention_loop import query_tiles
@@ -182,7 +182,7 @@ def test_what_remat_keeps_of_splash():
         return sorted(kernels_in(jax.make_jaxpr(gradient)(*inputs[:3]).jaxpr))
 
     assert kernels() == ["dkv", "dq", "fwd", "fwd"]
-    assert kernels(*_DOTS) == ["dkv", "dq", "fwd"]
+    assert kernels(*DOTS) == ["dkv", "dq", "fwd"]
 
 
 @pytest.mark.parametrize(

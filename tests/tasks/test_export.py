@@ -66,8 +66,9 @@ def test_export_reloads_to_the_parameters_of_a_checkpoint(run_dir, uninterrupted
     assert_same(newest, saved_params(run_dir))
     for file in (uninterrupted / "hf").iterdir():  # what training wrote at its end
         assert file.read_bytes() == (run_dir / "hf" / file.name).read_bytes(), file
-    prompt = load_tokenizer(run_dir / "hf").encode_prompt("1+2")
-    assert prompt == load_tokenizer(config.model.tokenizer).encode_prompt("1+2")
+    turns, tokenizer = [[("user", "1+2")]], load_tokenizer(config.model.tokenizer)
+    ids = load_tokenizer(run_dir / "hf").encode_prompts(turns)
+    assert ids == tokenizer.encode_prompts(turns)
 
     exported(run_dir, "--export.step=3", f"--export.path={run_dir}/three")
     shutil.rmtree(run_dir / "checkpoints" / "6")

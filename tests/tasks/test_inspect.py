@@ -74,7 +74,8 @@ def test_prompts_that_nothing_is_known_to_follow(data, capsys):
 
 def test_colours_tell_roles_apart():
     """Prompt dim, demonstration green, special tokens bold; a token spelled in data is not."""
-    prompt, completion = TOKENIZER.encode_prompt("<|end|>"), TOKENIZER.encode_completion("2\n3")
+    (prompt,) = TOKENIZER.encode_prompts([[("user", "<|end|>")]])
+    (completion,) = TOKENIZER.encode_completions(["2\n3"])
     tokens = np.asarray(prompt + completion)
     trained = np.arange(len(tokens)) >= len(prompt)
     text = marked(TOKENIZER, tokens, trained, colours=True)
