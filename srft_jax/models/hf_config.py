@@ -1,6 +1,6 @@
 """config.json of a Hugging Face model <-> ModelConfig.
 
-What a model has and we do not compute is an error: a rope scaling that is ignored costs a run.
+A feature that a model has and we do not compute is an error: ignoring a rope scaling costs a run.
 """
 
 import dataclasses
@@ -14,22 +14,22 @@ from srft_jax.models.hf_config_keys import BOOKKEEPING, SPELLINGS, Spelling
 from srft_jax.models.hf_json import check_types, read_json
 
 _ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
-# Read and written by hf_config_positions.
-_POSITIONS = {
+# Fields that hf_config_positions.py reads and writes.
+_POSITION_FIELDS = {
     *("rope_theta", "rope_scaling", "rope_local_theta"),
     *("sliding_window", "full_attention_layers"),
 }
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """Architecture of the model in `directory`; UsageError on one that we would compute wrongly."""
+    """Read a model's architecture; UsageError on one that we would compute wrongly."""
     file = directory / "config.json"
     if not directory.is_dir():
         raise UsageError(f"{directory} is not a directory; a Hugging Face model is one")
     if not file.is_file():
         raise UsageError(f"{directory} holds no config.json, so it is not a Hugging Face model")
     raw = read_json(file)
-    family = _family_of(raw, file)
+    family = _named_family(raw, file)
     spelling = SPELLINGS[family]
     raw = {spelling.aliases.get(key, key): value for key, value in raw.items()}
     _check_keys(raw, spelling, file)
@@ -42,22 +42,23 @@ def read_config(directory: Path) -> ModelConfig:
     return config
 
 
-def _family_of(raw: dict[str, Any], file: Path) -> str:
-    kind, named = raw.get("model_type"), raw.get("architectures")
+def _named_family(raw: dict[str, Any], file: Path) -> str:
+    model_type, architectures = raw.get("model_type"), raw.get("architectures")
     for family, spelling in SPELLINGS.items():
-        if kind == spelling.model_type and (named or [spelling.architecture]) == [
-            spelling.architecture
-        ]:
+        # Some tools leave out the architectures; the model_type is enough then.
+        fits = not architectures or architectures == [spelling.architecture]
+        if model_type == spelling.model_type and fits:
             return family
     known = ", ".join(f"{s.architecture} ({s.model_type})" for s in SPELLINGS.values())
-    hint = "; of gemma3 only the models of text alone" if kind == "gemma3" else ""
+    hint = "; of gemma3 only the models of text alone" if model_type == "gemma3" else ""
     raise UsageError(
-        f"{file} is of architectures {named} and model_type {kind!r}; supported are {known}{hint}"
+        f"{file} is of architectures {architectures} and model_type {model_type!r}; "
+        f"supported are {known}{hint}"
     )
 
 
 def _check_keys(raw: dict[str, Any], spelling: Spelling, file: Path) -> None:
-    """Raises on a key that we do not know, or that asks for what we do not compute."""
+    """Raise on an unknown key, or one that asks for a feature that we do not compute."""
     for key, neutral in spelling.neutral.items():
         if raw.get(key) is not None and raw[key] != neutral:
             raise UsageError(f"{file} has {key} = {raw[key]!r}; only {neutral!r} is supported")
@@ -75,20 +76,20 @@ def _check_keys(raw: dict[str, Any], spelling: Spelling, file: Path) -> None:
 
 def _check_types(raw: dict[str, Any], spelling: Spelling, file: Path) -> None:
     types = get_type_hints(ModelConfig)
-    del types["activation"]  # one of a few words, which are compared
-    of_fields = {key: types[field] for field, key in spelling.fields.items() if field in types}
-    check_types(raw, of_fields | positions.TYPES, str(file))
+    del types["activation"]  # `_read_fields` compares it with the words that it may be
+    field_types = {key: types[field] for field, key in spelling.fields.items() if field in types}
+    check_types(raw, field_types | positions.TYPES, str(file))
 
 
 def _read_fields(raw: dict[str, Any], spelling: Spelling, file: Path) -> dict[str, Any]:
-    """Those that are one key each."""
-    given = {key: value for key, value in raw.items() if value is not None}
+    """Fields that are one key each. A key that is left out or null has transformers' default."""
+    present = {key: value for key, value in raw.items() if value is not None}
     sizes = ("hidden_size", "num_attention_heads", "num_hidden_layers")
-    if lacking := [key for key in sizes if key not in given]:
+    if lacking := [key for key in sizes if key not in present]:
         raise UsageError(f"{file} lacks {', '.join(lacking)}")
     heads = raw["num_attention_heads"]
     derived = {"head_dim": raw["hidden_size"] // max(1, heads), "num_key_value_heads": heads}
-    filled = derived | spelling.defaults | given
+    filled = derived | spelling.defaults | present
     if lacking := [key for key in spelling.fields.values() if key not in filled]:
         raise UsageError(f"{file} lacks {', '.join(lacking)}")
     key = spelling.fields["activation"]
@@ -100,23 +101,23 @@ def _read_fields(raw: dict[str, Any], spelling: Spelling, file: Path) -> dict[st
 
 
 def check_architecture(config: ModelConfig, where: str) -> None:
-    """Raises where fields of `config` contradict each other, or are not of its family.
+    """Raise UsageError if fields contradict each other, or if the family does not have one.
 
     Args:
-        config: To be checked.
-        where: The file or key that it comes from.
+        config: Architecture to check.
+        where: The file or key that it comes from, as messages name it.
     """
     _check_sizes(config, where)
     spelling = SPELLINGS[config.family]
     for field in dataclasses.fields(ModelConfig):
         value = getattr(config, field.name)
-        said = field.name in {"family", *spelling.fields, *_POSITIONS}
-        if not said and value != field.default:
+        in_family = field.name in {"family", *spelling.fields, *_POSITION_FIELDS}
+        if not in_family and value != field.default:
             raise UsageError(f"{where} has {field.name} = {value}; {config.family} has none")
     if "num_experts" in spelling.fields:
-        of, experts = config.num_experts, config.experts_per_token
-        if of is None or experts is None or experts > of:
-            raise UsageError(f"{where} has experts_per_token = {experts} of num_experts = {of}")
+        total, active = config.num_experts, config.experts_per_token
+        if total is None or active is None or active > total:
+            raise UsageError(f"{where} has experts_per_token = {active} of num_experts = {total}")
     _check_window(config, spelling, where)
     if (config.rope_local_theta is not None) != spelling.has_local_rope:
         verb = "needs one" if spelling.has_local_rope else "has none"
@@ -146,7 +147,7 @@ def _check_scaling(scaling: RopeScaling, where: str) -> None:
             f"{where} has a rope_scaling of kind {scaling.kind} that lacks original_max_positions"
         )
     for name, value in vars(scaling).items():
-        if type(value) in (int, float) and not name.startswith("mscale"):  # 0 is none, there
+        if type(value) in (int, float) and not name.startswith("mscale"):  # mscale may be 0
             _check_positive(f"rope_scaling.{name}", value, where)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     if scaling.kind == "llama3" and not low < high:
@@ -179,7 +180,7 @@ def _check_window(config: ModelConfig, spelling: Spelling, where: str) -> None:
 
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
-    """Content of config.json, without the weights' dtype and the ids of special tokens."""
+    """Return the content of config.json but the weights' dtype and the ids of special tokens."""
     spelling = SPELLINGS[config.family]
     values = {key: getattr(config, field) for field, key in spelling.fields.items()}
     return {

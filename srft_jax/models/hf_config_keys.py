@@ -1,7 +1,7 @@
-"""How each family's config.json spells an architecture: which key is which field of ModelConfig.
+"""For each family, which key of its config.json is which field of ModelConfig.
 
-Three kinds of keys are known: those of fields, those of features that we do not compute at the one
-value we accept, and bookkeeping that does not change the function. Any other key is refused.
+Three kinds of keys are known: keys of fields; keys of features that we do not compute, at the only
+value we accept; and bookkeeping that does not change the function. Any other key is refused.
 """
 
 import dataclasses
@@ -10,20 +10,20 @@ from typing import Any, Literal
 
 @dataclasses.dataclass(frozen=True)
 class Spelling:
-    """Of one model_type.
+    """The keys of one model_type.
 
     Attributes:
-        architecture: Class of transformers.
+        architecture: Name of the class in transformers.
         model_type: Key of transformers' registry.
         fields: Field of ModelConfig -> key.
-        defaults: What transformers assumes of a key that is left out or null; others are required.
-        neutral: Features we do not compute, at the only value we accept.
-        windows: Which layers slide where a window is given: none, all, those of `layer_types`, or
-            those from `max_window_layers` on.
-        window_default: Of the key `sliding_window`.
-        gated_window: There is a window only where `use_sliding_window` is true.
-        ignored: Keys without effect, of this family alone.
-        aliases: Key of transformers 5 -> the key it had before, which is what we write.
+        defaults: Key -> transformers' value if it is left out or null; other keys are required.
+        neutral: Keys of features we do not compute -> the only value we accept.
+        windows: Layers that slide if there is a window: none, all, those that `layer_types` lists,
+            or those from `max_window_layers` on.
+        window_default: transformers' value of `sliding_window` if it is left out.
+        gated_window: Whether there is a window only if `use_sliding_window` is true.
+        ignored: Keys without effect in this family alone.
+        aliases: Key of transformers 5 -> its earlier name, which we write.
     """
 
     architecture: str
@@ -39,7 +39,7 @@ class Spelling:
 
     @property
     def has_local_rope(self) -> bool:
-        """Layers that slide have rotary frequencies of their own."""
+        """Whether layers that slide have rotary frequencies of their own."""
         return self.windows == "layer_types"
 
 
@@ -144,13 +144,13 @@ SPELLINGS = {
             "norm_topk_prob": "norm_topk_prob",
         },
         defaults=_DEFAULTS | {"norm_topk_prob": False},
-        # Its own loss of balance, which only `output_router_logits` adds, is not computed.
+        # The router's balance loss is not computed; only `output_router_logits` would add it.
         neutral=_NEUTRAL
         | {"decoder_sparse_step": 1, "mlp_only_layers": [], "output_router_logits": False},
         windows="all",
         window_default=4096,
         gated_window=True,
-        # Of dense layers, of which there are none, and of the loss that is not computed.
+        # Keys of dense layers, which no such model has, and of the balance loss.
         ignored=("intermediate_size", "router_aux_loss_coef", "max_window_layers"),
         aliases={"num_local_experts": "num_experts"},
     ),

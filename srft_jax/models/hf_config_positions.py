@@ -1,7 +1,7 @@
 """Rotary positions and sliding windows: keys of a config.json <-> fields of ModelConfig.
 
-transformers 5 writes rotary parameters under `rope_parameters`, earlier versions at top level; both
-are read, must agree, and are written.
+transformers 5 writes rotary parameters under `rope_parameters`, earlier versions at top level. Both
+spellings are read, where they must agree, and both are written.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ WINDOW_KEYS = {
     "max_window_layers": frozenset(("sliding_window", "layer_types", "max_window_layers")),
 }
 
-# Of these keys, where a family has them.
+# Types of the values of these keys.
 TYPES = {
     "rope_theta": float,
     "rope_local_base_freq": float,
@@ -38,7 +38,7 @@ TYPES = {
 
 _THETA, _LOCAL_THETA, _GLOBAL_THETA = 10_000.0, 10_000.0, 1_000_000.0  # transformers' defaults
 
-# Of each kind of scaling: field of RopeScaling -> key, those that must be there first.
+# For each kind of scaling: field of RopeScaling -> key, first required ones and then optional ones.
 _ORIGINAL = {"original_max_positions": "original_max_position_embeddings"}
 _LLAMA3 = {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"}
 _YARN = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate")
@@ -53,7 +53,7 @@ _OPTIONAL = {"linear": {}, "llama3": _ORIGINAL, "yarn": _ORIGINAL | {name: name 
 def read_rope(
     raw: dict[str, Any], spelling: Spelling, max_positions: int, file: Path
 ) -> dict[str, Any]:
-    """Fields rope_theta and rope_scaling, and rope_local_theta of a family that has one."""
+    """Read the fields rope_theta and rope_scaling, and rope_local_theta if the family has one."""
     scaling = raw.get("rope_scaling") or {}
     nested = raw.get("rope_parameters") or {}
     if not spelling.has_local_rope:
@@ -71,21 +71,22 @@ def read_rope(
             f"{file} has rope_parameters.sliding_attention.rope_type = {kind!r}; only 'default' is "
             "supported there"
         )
-    given = ({"rope_theta": raw.get("rope_local_base_freq")}, local)
+    local_sources = ({"rope_theta": raw.get("rope_local_base_freq")}, local)
     return {
         "rope_theta": _agreed("rope_theta", (raw, full, scaling), _GLOBAL_THETA, file),
         "rope_scaling": _scaling(scaling, full, max_positions, file),
-        "rope_local_theta": _agreed("rope_theta", given, _LOCAL_THETA, file),
+        "rope_local_theta": _agreed("rope_theta", local_sources, _LOCAL_THETA, file),
     }
 
 
 def _agreed(key: str, sources: tuple[dict[str, Any], ...], default: float, file: Path) -> float:
+    """The value that all sources which have this key give it."""
     for source in sources:
         check_types(source, {key: float}, str(file))
-    given = {float(source[key]) for source in sources if source.get(key) is not None}
-    if len(given) > 1:
-        raise UsageError(f"{file} has {key} = {' and '.join(str(x) for x in sorted(given))}")
-    return given.pop() if given else default
+    values = {float(source[key]) for source in sources if source.get(key) is not None}
+    if len(values) > 1:
+        raise UsageError(f"{file} has {key} = {' and '.join(str(x) for x in sorted(values))}")
+    return values.pop() if values else default
 
 
 def _kind(rope: dict[str, Any]) -> str:
@@ -95,14 +96,14 @@ def _kind(rope: dict[str, Any]) -> str:
 def _scaling(
     old: dict[str, Any], new: dict[str, Any], max_positions: int, file: Path
 ) -> RopeScaling | None:
-    """From `rope_scaling` and from `rope_parameters`, which must agree where both are there."""
-    found = [_scaling_of(rope, max_positions, file) for rope in (old, new) if rope]
-    if len(set(found)) > 1:
+    """The scaling in `rope_scaling` and in `rope_parameters`, which must agree if both exist."""
+    scalings = [_read_scaling(rope, max_positions, file) for rope in (old, new) if rope]
+    if len(set(scalings)) > 1:
         raise UsageError(f"{file} has rope_scaling = {old} and rope_parameters = {new}")
-    return found[0] if found else None
+    return scalings[0] if scalings else None
 
 
-def _scaling_of(rope: dict[str, Any], max_positions: int, file: Path) -> RopeScaling | None:
+def _read_scaling(rope: dict[str, Any], max_positions: int, file: Path) -> RopeScaling | None:
     kind = _kind(rope)
     if kind != "default" and kind not in _REQUIRED:
         raise UsageError(
@@ -115,6 +116,8 @@ def _scaling_of(rope: dict[str, Any], max_positions: int, file: Path) -> RopeSca
     check_types(rope, {key: types[field] for field, key in keys.items()}, f"{file}: rope scaling")
     if kind == "default":
         return None
+    # A key that is left out: llama3 and yarn start from the model's own max_positions, and yarn
+    # stretches the original length to it.
     filled = {"original_max_position_embeddings": max_positions} | {
         key: value for key, value in rope.items() if value is not None
     }
@@ -138,7 +141,7 @@ def _check_rope_keys(rope: dict[str, Any], kind: str, known: set[str], file: Pat
 
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:
-    """The keys that `read_rope` reads, in both spellings."""
+    """Return the keys that `read_rope` reads, in both spellings."""
     scaling = config.rope_scaling
     scaled = {"rope_type": "default"} if scaling is None else _scaling_keys(scaling)
     full = {"rope_theta": config.rope_theta, **scaled}
@@ -157,7 +160,7 @@ def _scaling_keys(scaling: RopeScaling) -> dict[str, Any]:
 
 
 def read_window(raw: dict[str, Any], spelling: Spelling, file: Path) -> dict[str, Any]:
-    """Fields sliding_window and full_attention_layers."""
+    """Read the fields sliding_window and full_attention_layers."""
     window = raw.get("sliding_window", spelling.window_default)
     if spelling.windows == "none" or (spelling.gated_window and not raw.get("use_sliding_window")):
         window = None
@@ -177,12 +180,12 @@ def read_window(raw: dict[str, Any], spelling: Spelling, file: Path) -> dict[str
 
 
 def _default_types(raw: dict[str, Any], spelling: Spelling, window: int | None) -> list[str]:
-    """What transformers makes of the older keys."""
+    """The layer_types that transformers derives from older keys."""
 
     def slides(layer: int) -> bool:
         if spelling.windows == "layer_types":
             pattern = raw.get("sliding_window_pattern", raw.get("_sliding_window_pattern")) or 6
-            return bool((layer + 1) % pattern)
+            return bool((layer + 1) % pattern)  # each pattern-th layer sees everything
         first = 0 if spelling.windows == "all" else raw.get("max_window_layers", 28)
         return window is not None and layer >= first
 
@@ -191,7 +194,7 @@ def _default_types(raw: dict[str, Any], spelling: Spelling, window: int | None) 
 
 
 def write_window(config: ModelConfig, spelling: Spelling) -> dict[str, Any]:
-    """The keys that `read_window` reads."""
+    """Return the keys that `read_window` reads."""
     slides, kind = config.slides, spelling.windows
     written: dict[str, Any] = {}
     if spelling.gated_window:
@@ -200,10 +203,10 @@ def write_window(config: ModelConfig, spelling: Spelling) -> dict[str, Any]:
         written["sliding_window"] = config.sliding_window
     if kind == "layer_types" or (kind == "max_window_layers" and any(slides)):
         names = ("full_attention", "sliding_attention")
-        written["layer_types"] = [names[one] for one in slides]
+        written["layer_types"] = [names[layer_slides] for layer_slides in slides]
     if kind == "max_window_layers" and any(slides):
         written["max_window_layers"] = slides.count(False)
-    if kind == "layer_types":
+    if kind == "layer_types":  # older versions know only layers at regular distances
         pattern = slides.index(False) + 1 if False in slides else config.num_layers + 1
         if slides == tuple(bool((n + 1) % pattern) for n in range(config.num_layers)):
             written["sliding_window_pattern"] = pattern

@@ -1,7 +1,8 @@
-"""Hugging Face directories out, local or on an object store (gs://).
+"""Export of Hugging Face directories, local or on an object store (gs://).
 
-Everything is written to a sibling directory first and renamed at the end: a killed export leaves
-what was there.
+An export is written to a sibling directory first and renamed at the end: a killed one leaves what
+was there. A run keeps the files beside the weights of the model that it started from, so that each
+of its checkpoints can be exported later, wherever that model is then.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from srft_jax.models import families, lora
 from srft_jax.models.decoder import Params
 from srft_jax.models.hf_config import read_config, to_hf_config
 from srft_jax.models.hf_json import read_json, write_json
-from srft_jax.models.safetensors_writer import write_adapters, write_tensors
+from srft_jax.models.safetensors_writer import PART_BYTES, write_adapters, write_tensors
 
 if TYPE_CHECKING:  # its import costs a second that training from random weights need not pay
     from srft_jax.models.tokenizer import Tokenizer
@@ -33,17 +34,19 @@ def save_hf(
     tokenizer: "Tokenizer | None" = None,
     *,
     dtype: str = "float32",
+    part_bytes: int = PART_BYTES,
 ) -> None:
-    """Writes a Hugging Face directory that transformers and `load_hf` read.
+    """Write a Hugging Face directory that transformers and `load_hf` read.
 
     All processes call this with their shards of the parameters; process 0 writes.
 
     Args:
         path: Directory to make; an earlier model there is replaced.
         model_config: Architecture.
-        params: As made by `init_params`, on any sharding.
-        tokenizer: Exported along, with its chat template and the ids of its special tokens.
-        dtype: Of the tensors written.
+        params: Parameters shaped as by `init_params`, on any sharding.
+        tokenizer: Tokenizer to export with its chat template and the ids of its special tokens.
+        dtype: Type of the tensors written.
+        part_bytes: Largest size of one file of tensors.
 
     Raises:
         UsageError: `path` holds something that is not a model, or a weight is beyond float16.
@@ -53,7 +56,7 @@ def save_hf(
     with _replaced_directory(path) as directory:
         if jax.process_index() == 0:
             write_model_files(directory, model_config, tokenizer, dtype=dtype)
-        write_tensors(directory, model_config, params, dtype)
+        write_tensors(directory, model_config, params, dtype, part_bytes)
 
 
 def export_hf(
@@ -63,27 +66,29 @@ def export_hf(
     *,
     lora_config: LoraConfig | None = None,
     dtype: str | None = None,
+    part_bytes: int = PART_BYTES,
 ) -> None:
-    """`save_hf` with all but the weights from `source`, where `write_model_files` left it.
+    """Write weights as `save_hf` does, and beside them the files that `write_model_files` made.
 
     Args:
         path: Directory to make; an earlier model there is replaced.
-        source: Directory with config.json and what else an export has beside its weights.
-        params: Of the architecture in config.json.
-        lora_config: Of the adapters among the parameters, which are merged.
-        dtype: Of the tensors written; None is what config.json says.
+        source: Directory with config.json and the other files of an export beside its weights.
+        params: Parameters of the architecture in config.json.
+        lora_config: Adapters among the parameters, which are merged.
+        dtype: Type of the tensors written; None is what config.json says.
+        part_bytes: Largest size of one file of tensors.
 
     Raises:
         UsageError, ValueError: as `save_hf`.
     """
     files = epath.Path(source)
     model_config = lora.adapted(read_config(files), lora_config)
-    dtype = dtype or stated_dtype(files)
+    dtype = dtype or str(read_json(files / "config.json")["dtype"])
     _check_params(model_config, params)
     with _replaced_directory(path) as directory:
         if jax.process_index() == 0:
-            copy_model_files(files, directory, dtype)
-        write_tensors(directory, model_config, params, dtype)
+            _copy_model_files(files, directory, dtype)
+        write_tensors(directory, model_config, params, dtype, part_bytes)
 
 
 def save_peft(
@@ -94,17 +99,16 @@ def save_peft(
     *,
     dtype: str = "float32",
 ) -> None:
-    """Writes adapters alone, as a directory that `peft.PeftModel.from_pretrained` puts onto the
-    base model.
+    """Write adapters alone, as a directory that `peft.PeftModel.from_pretrained` loads.
 
     All processes call this with their shards of the parameters; process 0 writes.
 
     Args:
         path: Directory to make; an earlier export there is replaced.
         config: Architecture with its adapters.
-        params: Those of adapters at least.
+        params: Parameters of the adapters at least.
         base_path: Hugging Face directory of the model that the adapters belong to.
-        dtype: Of the tensors written.
+        dtype: Type of the tensors written.
 
     Raises:
         UsageError: `path` holds something that is not an export.
@@ -112,24 +116,23 @@ def save_peft(
     with _replaced_directory(path) as directory:
         write_adapters(directory / "adapter_model.safetensors", config, params, dtype)
         if jax.process_index() == 0:
-            write_json(directory / "adapter_config.json", to_peft_config(config, base_path))
+            write_json(directory / "adapter_config.json", _peft_config(config, base_path))
 
 
 def _check_params(config: ModelConfig, params: Params) -> None:
-    """A head that config calls tied would be dropped in silence."""
+    """Raise where the table has other parameters: a head beside a tied embedding would be lost."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    found = {path: leaf.shape for path, leaf in flat.items()}
-    expected = {
-        row.path: families.stacked_shape(row, config) for row in families.parameters(config)
-    }
-    if found != expected:
-        wrong = {path: (found.get(path), expected.get(path)) for path in sorted(found | expected)}
-        wrong = {path: pair for path, pair in wrong.items() if pair[0] != pair[1]}
+    shapes = {path: leaf.shape for path, leaf in flat.items()}
+    table = families.parameters(config)
+    expected = {parameter.path: families.stacked_shape(parameter, config) for parameter in table}
+    if shapes != expected:
+        pairs = {path: (shapes.get(path), expected.get(path)) for path in sorted(shapes | expected)}
+        wrong = {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
         raise ValueError(f"params do not fit model_config; parameter: (found, expected) = {wrong}")
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
-    """Raises UsageError where an export to `path` would overwrite what is not a model."""
+    """Raise UsageError if an export to `path` would overwrite something that is not a model."""
     target = epath.Path(path)
     empty = target.is_dir() and not any(target.iterdir())
     known = any((target / name).exists() for name in ("config.json", "adapter_config.json"))
@@ -139,10 +142,10 @@ def check_target(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def _replaced_directory(path: str | os.PathLike[str]) -> Iterator[epath.Path]:
-    """A directory that process 0 makes, and that becomes `path` when the block ends well.
+    """A directory that process 0 makes, and that becomes `path` when the `with` body ends well.
 
-    What a killed export left behind is cleared by the next one, or put back in its place. Object
-    stores rename file by file: there, the two renamings are what must not be killed.
+    The next export clears what a killed one left behind, or puts it back in its place. Object
+    stores rename file by file: there a kill between or during the two renamings does harm.
     """
     check_target(path)
     target = absolute(path)
@@ -159,6 +162,7 @@ def _replaced_directory(path: str | os.PathLike[str]) -> Iterator[epath.Path]:
         except OSError as error:
             raise UsageError(f"{path} cannot be made: {error.strerror or error}") from error
     yield partial
+    # Only here does `path` change. First the old model steps aside, so that it can come back.
     if jax.process_index() == 0:
         if target.exists():
             target.rename(replaced)
@@ -177,14 +181,14 @@ def write_model_files(
     dtype: str,
     source: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Writes config.json and, with a tokenizer, its files and generation_config.json.
+    """Write config.json and, with a tokenizer, its files and generation_config.json.
 
     Args:
-        path: Directory; made where there is none.
+        path: Directory; made if there is none.
         model_config: Architecture.
-        tokenizer: Its files are copied as they are.
-        dtype: Of the weights, as config.json is to state it.
-        source: Directory of the model that this one comes from, whose defaults of sampling stay.
+        tokenizer: Tokenizer, whose files are copied as they are.
+        dtype: Type of the weights, as config.json is to state it.
+        source: Directory of the model that this one comes from, whose sampling defaults stay.
     """
     directory = epath.Path(path)
     directory.mkdir(parents=True, exist_ok=True)
@@ -198,22 +202,18 @@ def write_model_files(
         }
         generation = _generation(source, tokenizer.stop_ids, tokenizer.pad_id)
         write_json(directory / "generation_config.json", generation)
-    write_json(directory / "config.json", config | _stating(dtype))
+    write_json(directory / "config.json", config | _dtype_keys(dtype))
 
 
-def copy_model_files(source: epath.Path, directory: epath.Path, dtype: str) -> None:
-    """What `write_model_files` has written, for weights of this dtype."""
+def _copy_model_files(source: epath.Path, directory: epath.Path, dtype: str) -> None:
+    """Copy what `write_model_files` has written, and state another dtype."""
     for file in source.iterdir():
         file.copy(directory / file.name)
-    write_json(directory / "config.json", read_json(source / "config.json") | _stating(dtype))
+    config = read_json(source / "config.json")
+    write_json(directory / "config.json", config | _dtype_keys(dtype))
 
 
-def stated_dtype(directory: epath.Path) -> str:
-    """Of the weights, as config.json states it."""
-    return str(read_json(directory / "config.json")["dtype"])
-
-
-def _stating(dtype: str) -> dict[str, str]:
+def _dtype_keys(dtype: str) -> dict[str, str]:
     """Both spellings: transformers 5 reads the first, transformers 4 and vLLM the second."""
     return {"dtype": dtype, "torch_dtype": dtype}
 
@@ -227,16 +227,18 @@ def _generation(
     In: {"eos_token_id": 7}, (5,).  Out: {"eos_token_id": [5, 7]}.
     """
     file = None if source is None else epath.Path(source) / "generation_config.json"
-    given = read_json(file) if file is not None and file.exists() else {}
-    found = given.get("eos_token_id")
-    ends = found if isinstance(found, list) else [] if found is None else [found]
-    ends = [*(one for one in stop_ids if one not in ends), *ends]
-    return {"pad_token_id": pad_id} | given | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
+    defaults = read_json(file) if file is not None and file.exists() else {}
+    stored = defaults.get("eos_token_id")  # none, an id or a list
+    stored_ids = stored if isinstance(stored, list) else [] if stored is None else [stored]
+    eos_ids = [*(id for id in stop_ids if id not in stored_ids), *stored_ids]
+    eos = eos_ids if len(eos_ids) > 1 else eos_ids[0]
+    return {"pad_token_id": pad_id} | defaults | {"eos_token_id": eos}
 
 
-def to_peft_config(config: AdaptedModelConfig, base_path: str) -> dict[str, Any]:
+def _peft_config(config: AdaptedModelConfig, base_path: str) -> dict[str, Any]:
     """Content of PEFT's adapter_config.json, for adapters beside the model in `base_path`."""
-    adapters = [row.hf_name for row in families.parameters(config) if row.is_adapter]
+    table = families.parameters(config)
+    adapters = [parameter.hf_name for parameter in table if parameter.is_adapter]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -1,4 +1,4 @@
-"""JSON files of Hugging Face's: objects, whose values are of the types that they should be."""
+"""Hugging Face's JSON files: read, written, and their values' types checked."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from srft_jax.config import UsageError
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a file; UsageError on anything else."""
+    """Read the object in a file; UsageError on anything else."""
     try:
         content = json.loads(file.read_text())
     except ValueError as error:  # not JSON, or not UTF-8
@@ -20,23 +20,24 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write an object to a file, indented."""
     file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def check_types(content: Mapping[str, Any], types: Mapping[str, Any], where: str) -> None:
-    """Raises UsageError on a key whose value is of another type; null is of every type.
+    """Raise UsageError on a key whose value has another type; null has every type.
 
     Args:
-        content: Of an object in a file.
+        content: An object in a file.
         types: Key -> int, float | None, ...; an int is a float, a bool is neither.
-        where: The file, and the object in it.
+        where: The file, and the object in it, as a message names them.
     """
     for key, kind in types.items():
         value = content.get(key)
         kinds = set(get_args(kind) or (kind,))
         kinds |= {int} if float in kinds else set()
         if value is not None and type(value) not in kinds:
-            names = " or ".join(sorted(one.__name__ for one in kinds - {type(None)}))
+            names = " or ".join(sorted(kind.__name__ for kind in kinds - {type(None)}))
             raise UsageError(
                 f"{where} has {key} = {_shortened(value)}, which is not of type {names}"
             )

@@ -1,9 +1,9 @@
 """Safetensors files written tensor by tensor, from parameters on any sharding.
 
-A parameter is split into Hugging Face's tensors on the devices; one of them at a time comes to the
-host and goes into the open file, so that the size of the model does not matter. A file is the
-length of its header, the header, and the tensors in its order; the library writes only what is in
-memory as a whole.
+A parameter is split into Hugging Face's tensors on the devices; one tensor at a time comes to the
+host and goes into the open file, so that the size of the model does not matter. (The safetensors
+library writes only what is in memory as a whole.) A file is the length of its header, the header,
+and the tensors in the header's order.
 """
 
 import contextlib
@@ -26,27 +26,35 @@ from srft_jax.models import families, lora
 from srft_jax.models.decoder import Params
 from srft_jax.models.hf_json import write_json
 
-# Most bytes of one file.
-PART_BYTES = 5 * 2**30
+PART_BYTES = 5 * 2**30  # Hugging Face's largest file, too
 
-_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # as safetensors calls them
+# dtype -> safetensors' name of it.
+_STORED_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-def write_tensors(directory: epath.Path, config: ModelConfig, params: Params, dtype: str) -> None:
-    """One model.safetensors; beyond PART_BYTES, parts and their index.
+def write_tensors(
+    directory: epath.Path,
+    config: ModelConfig,
+    params: Params,
+    dtype: str,
+    part_bytes: int = PART_BYTES,
+) -> None:
+    """Write one model.safetensors or, beyond `part_bytes`, parts and their index.
 
     All processes call this with their shards of the parameters; process 0 writes.
 
     Args:
-        directory: To write to.
+        directory: Directory to write to.
         config: Architecture; adapters are merged into the matrices that they stand beside.
-        params: Of this architecture, on any sharding.
-        dtype: Of the tensors: float32, float16 or bfloat16.
+        params: Parameters of this architecture, on any sharding.
+        dtype: Type of the tensors: float32, float16 or bfloat16.
+        part_bytes: Largest size of one file; a tensor above it has a file of its own.
 
     Raises:
-        UsageError: float16 does not reach to a value.
+        UsageError: a value is too large for float16.
     """
-    parts = _parts(_tensors(families.parameters(lora.base(config)), config, params, dtype))
+    tensors = _tensors(families.parameters(lora.base(config)), config, params, dtype)
+    parts = _parts(tensors, part_bytes)
     if len(parts) == 1:
         _write_part(directory / "model.safetensors", parts[0])
         return
@@ -64,21 +72,32 @@ def write_tensors(directory: epath.Path, config: ModelConfig, params: Params, dt
 def write_adapters(
     file: epath.Path, config: AdaptedModelConfig, params: Params, dtype: str
 ) -> None:
-    """Adapters alone, in one file; arguments and errors as of `write_tensors`."""
-    rows = [row for row in families.parameters(config) if row.is_adapter]
-    _write_part(file, _tensors(rows, config, params, dtype))
+    """Write adapters alone to one file; arguments and errors are those of `write_tensors`."""
+    adapters = [entry for entry in families.parameters(config) if entry.is_adapter]
+    _write_part(file, _tensors(adapters, config, params, dtype))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """One of Hugging Face's tensors and where it is to be taken from."""
+    """One of Hugging Face's tensors and the arrays that it is computed from.
+
+    Attributes:
+        name: Hugging Face's name.
+        shape: Shape as Hugging Face stores it.
+        dtype: Type as it is stored.
+        array: The parameter, of all layers and experts.
+        adapter: The two factors to merge into it, or none.
+        scale: Factor of their product.
+        place: Index into the leading axes of these arrays.
+        transpose: Whether the matrix is stored transposed.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    parameter: jax.Array
-    adapter: tuple[jax.Array, ...]  # the two factors that are to be merged into it, or none
-    scale: float  # of their product
+    array: jax.Array
+    adapter: tuple[jax.Array, ...]
+    scale: float
     place: tuple[int, ...]
     transpose: bool
 
@@ -87,12 +106,12 @@ class _Tensor:
         return int(np.prod(self.shape)) * jnp.dtype(self.dtype).itemsize
 
     def read(self) -> np.ndarray:
-        """The tensor on the host; all processes take part.
+        """Bring the tensor to the host; all processes take part.
 
         Raises:
-            UsageError: float16 does not reach to one of its values.
+            UsageError: a value is too large for float16.
         """
-        arrays = (self.parameter, *self.adapter)
+        arrays = (self.array, *self.adapter)
         tensor = _taken(arrays, self.place, self.scale, self.transpose, self.dtype)
         if tensor.is_fully_addressable:
             values = np.asarray(tensor)
@@ -111,7 +130,8 @@ def _taken(
     transpose: bool,
     dtype: str,
 ) -> jax.Array:
-    for number in place:
+    """The tensor at this place of a parameter and its adapter, as Hugging Face stores it."""
+    for number in place:  # the layer, and then the expert
         arrays = tuple(jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in arrays)
     tensor, *adapter = arrays
     if adapter:
@@ -121,32 +141,36 @@ def _taken(
 
 
 def _tensors(
-    rows: Sequence[families.Parameter], config: ModelConfig, params: Params, dtype: str
+    table: Sequence[families.Parameter], config: ModelConfig, params: Params, dtype: str
 ) -> list[_Tensor]:
+    """All tensors of these parameters, in the table's order."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    adapter_names = {row.path: families.adapter_names(row.path) for row in rows}
+    factors = {entry.path: families.adapter_names(entry.path) for entry in table}
     return [
         _Tensor(
-            name,
-            families.hf_shape(row, config),
-            dtype,
-            flat[row.path],
-            tuple(flat[path] for path in adapter_names[row.path] if path in flat),
-            config.lora.scale if isinstance(config, AdaptedModelConfig) else 0.0,
-            place,
-            row.transpose,
+            name=name,
+            shape=families.hf_shape(entry, config),
+            dtype=dtype,
+            array=flat[entry.path],
+            adapter=tuple(flat[path] for path in factors[entry.path] if path in flat),
+            scale=config.lora.scale if isinstance(config, AdaptedModelConfig) else 0.0,
+            place=place,
+            transpose=entry.transpose,
         )
-        for row in rows
-        for name, place in families.hf_names(row, config).items()
+        for entry in table
+        for name, place in families.hf_names(entry, config).items()
     ]
 
 
-def _parts(tensors: Sequence[_Tensor]) -> list[list[_Tensor]]:
-    """In order, as many to a part as fit PART_BYTES, but at least one."""
+def _parts(tensors: Sequence[_Tensor], part_bytes: int) -> list[list[_Tensor]]:
+    """The tensors in order, parted: as many as fit `part_bytes` each, but at least one.
+
+    In: tensors of 3, 3, 3, 9 and 1 bytes, 6 bytes a part.  Out: [3, 3], [3], [9], [1].
+    """
     parts: list[list[_Tensor]] = [[]]
     size = 0
     for tensor in tensors:
-        if parts[-1] and size + tensor.num_bytes > PART_BYTES:
+        if parts[-1] and size + tensor.num_bytes > part_bytes:
             parts.append([])
             size = 0
         parts[-1].append(tensor)
@@ -163,13 +187,14 @@ def _write_part(file: epath.Path, part: Sequence[_Tensor]) -> None:
 
 
 def _header(part: Sequence[_Tensor]) -> bytes:
+    """JSON with the type, shape and place of each tensor."""
     # "pt": the layout is PyTorch's; transformers refuses files that do not say so.
     content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in part:
         start, end = end, end + tensor.num_bytes
         content[tensor.name] = {
-            "dtype": _KINDS[tensor.dtype],
+            "dtype": _STORED_AS[tensor.dtype],
             "shape": tensor.shape,
             "data_offsets": [start, end],
         }
@@ -178,5 +203,5 @@ def _header(part: Sequence[_Tensor]) -> bytes:
 
 
 def _opened(file: epath.Path) -> contextlib.AbstractContextManager[IO[bytes]]:
-    """To write to; the other processes gather along, for nothing."""
+    """The file, opened by process 0; the other processes gather along and write to nothing."""
     return file.open("wb") if jax.process_index() == 0 else open(os.devnull, "wb")

@@ -15,7 +15,7 @@ from etils.epath import testing as epath_testing
 from tiny_models import TIED, UNTIED, random_params
 
 from srft_jax.config import UsageError
-from srft_jax.models import families, load_hf, safetensors_writer, save_hf
+from srft_jax.models import families, load_hf, save_hf
 from srft_jax.models.hf_config import to_hf_config
 from srft_jax.models.hf_export import export_hf, write_model_files
 from srft_jax.models.hf_json import write_json
@@ -41,9 +41,9 @@ def stored_model(path, dtype):
     """As another program would store it; name -> tensor."""
     random = np.random.default_rng(3)
     tensors = {
-        name: random.normal(size=families.hf_shape(row, UNTIED)).astype(dtype)
-        for row in families.parameters(UNTIED)
-        for name in families.hf_names(row, UNTIED)
+        name: random.normal(size=families.hf_shape(parameter, UNTIED)).astype(dtype)
+        for parameter in families.parameters(UNTIED)
+        for name in families.hf_names(parameter, UNTIED)
     }
     path.mkdir()
     safetensors.numpy.save_file(tensors, path / "model.safetensors")
@@ -55,11 +55,10 @@ def stored_model(path, dtype):
     ("dtype", "part_bytes"),
     [("float32", 2**30), ("float16", 9_000), ("bfloat16", 9_000), ("bfloat16", 2**30)],
 )
-def test_through_float32_and_back_bit_for_bit(dtype, part_bytes, tmp_path, monkeypatch):
-    monkeypatch.setattr(safetensors_writer, "PART_BYTES", part_bytes)
+def test_through_float32_and_back_bit_for_bit(dtype, part_bytes, tmp_path):
     tensors = stored_model(tmp_path / "first", np.dtype(dtype))
     config, params = load_hf(tmp_path / "first")
-    save_hf(tmp_path / "second", config, params, dtype=dtype)
+    save_hf(tmp_path / "second", config, params, dtype=dtype, part_bytes=part_bytes)
     raw = json.loads((tmp_path / "second/config.json").read_text())
     assert (raw["dtype"], raw["torch_dtype"]) == (dtype, dtype)
     files = sorted(tmp_path.glob("second/*.safetensors"))
@@ -97,17 +96,19 @@ def test_params_of_another_architecture_are_not_saved(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_killed_export_leaves_the_old_model(model, monkeypatch):
-    old, new = random_params(TIED), random_params(TIED, 5)
+class Killing:
+    """A tokenizer during whose export the process is killed."""
 
-    def killed(*args, **kwargs):
+    def save(self, path):
+        (Path(path) / "tokenizer.json").write_text("half a file")
         raise KeyboardInterrupt
 
+
+def test_killed_export_leaves_the_old_model(model):
+    old, new = random_params(TIED), random_params(TIED, 5)
     for _ in range(2):
-        with monkeypatch.context() as patch:
-            patch.setattr(safetensors_writer, "_write_part", killed)
-            with pytest.raises(KeyboardInterrupt):
-                save_hf(model, TIED, new)
+        with pytest.raises(KeyboardInterrupt):
+            save_hf(model, TIED, new, Killing())
         assert_same(load_hf(model)[1], old)
         model.rename(
             model.with_name(".model.replaced")
@@ -129,12 +130,13 @@ def test_other_directories_are_not_overwritten(tmp_path):
 def test_object_stores(tmp_path, monkeypatch):
     """The mocked gs://bucket is the folder `gs:/bucket` here."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(safetensors_writer, "PART_BYTES", 20_000)
     params = random_params(TIED)
     with epath_testing.mock_epath():
         write_model_files("gs://bucket/model", TIED, None, dtype="bfloat16")
         for _ in range(2):  # the second replaces the first
-            export_hf("gs://bucket/hf", "gs://bucket/model", params, dtype="float32")
+            export_hf(
+                "gs://bucket/hf", "gs://bucket/model", params, dtype="float32", part_bytes=20_000
+            )
     assert_same(load_hf(tmp_path / "gs:/bucket/hf")[1], params)
     assert sorted(os.listdir("gs:/bucket")) == ["hf", "model"]
 
