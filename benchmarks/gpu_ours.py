@@ -19,12 +19,12 @@ from gpu_figures import (
 from srft_jax.batch import Batch, Role
 from srft_jax.config import ModelConfig, Objective, ObjectiveConfig, OptimizerConfig, TrainingConfig
 from srft_jax.models.decoder import Runtime, init_params, num_params
-from srft_jax.models.kernels import resolve_attention
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.rows import TrainingSequence, make_batch
 from srft_jax.ops.attention import Kernel
 from srft_jax.rollout import Progress, Request, SamplingConfig
 from srft_jax.rollout import sample as draw
+from srft_jax.setup.attention_kernel import resolve_attention
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import new_state
 from srft_jax.training.step import make_train_step

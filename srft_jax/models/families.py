@@ -20,25 +20,15 @@ from srft_jax.mesh import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """An entry of the table: the same parameter of all layers, or one outside of them.
+    """An entry of the table: the same parameter of all layers, or one outside of them."""
 
-    Attributes:
-        path: Place in the nested dict of parameters, "/" between keys.
-        axes: Logical axes: ("model", "mlp") is shape [D, F], and [L, D, F] under `layers/`.
-        hf_name: Hugging Face's name, where "{layer}" and "{expert}" stand for their numbers.
-        init: Initialiser, see `decoder.init_params`.
-        transpose: Whether Hugging Face stores [out, in]; we compute x @ [in, out].
-        when: Attribute of ModelConfig that must be true for a model to have the parameter.
-        is_adapter: Whether it is a low-rank factor beside a matrix, see `_adapter`.
-    """
-
-    path: str
-    axes: tuple[str, ...]
-    hf_name: str
+    path: str  # in the nested dict of parameters, "/" between keys
+    axes: tuple[str, ...]  # ("model", "mlp") is shape [D, F], and [L, D, F] under `layers/`
+    hf_name: str  # where "{layer}" and "{expert}" stand for their numbers
     init: Literal["normal", "ones", "zeros", "fan_in"] = "normal"
-    transpose: bool = False
-    when: str | None = None
-    is_adapter: bool = False
+    transpose: bool = False  # Hugging Face stores [out, in]; we compute x @ [in, out]
+    when: str | None = None  # attribute of ModelConfig that must be true for a model to have it
+    is_adapter: bool = False  # a low-rank factor beside a matrix, see `_adapter`
 
     @property
     def stacked(self) -> bool:

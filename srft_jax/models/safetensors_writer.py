@@ -79,27 +79,16 @@ def write_adapters(
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """One of Hugging Face's tensors and the arrays that it is computed from.
-
-    Attributes:
-        name: Hugging Face's name.
-        shape: Shape as Hugging Face stores it.
-        dtype: Type as it is stored.
-        array: The parameter, of all layers and experts.
-        adapter: The two factors to merge into it, or none.
-        scale: Factor of their product.
-        place: Index into the leading axes of these arrays.
-        transpose: Whether the matrix is stored transposed.
-    """
+    """One of Hugging Face's tensors and the arrays that it is computed from."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # as stored
     dtype: str
-    array: jax.Array
-    adapter: tuple[jax.Array, ...]
-    scale: float
-    place: tuple[int, ...]
-    transpose: bool
+    array: jax.Array  # the parameter, of all layers and experts
+    adapter: tuple[jax.Array, ...]  # the two factors to merge into it, or none
+    scale: float  # multiplies their product
+    place: tuple[int, ...]  # of the tensor on the leading axes of the arrays
+    transpose: bool  # whether the matrix is stored transposed
 
     @property
     def num_bytes(self) -> int:

@@ -18,11 +18,11 @@ from srft_jax.config import (
 from srft_jax.mesh import decode_mesh
 from srft_jax.models.decoder import Runtime
 from srft_jax.models.hf_config import check_architecture
-from srft_jax.models.kernels import resolve_attention
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.stages import Stage, Stages, make_stages
 from srft_jax.ops.attention import Kernel
 from srft_jax.rollout import SamplingConfig, Truncation
+from srft_jax.setup.attention_kernel import resolve_attention
 
 
 @dataclasses.dataclass(frozen=True)

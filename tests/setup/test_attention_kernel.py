@@ -1,13 +1,15 @@
-"""Which kernel of attention is taken, and what is refused before anything compiles."""
+"""The attention kernel of a run, and what is refused before anything compiles."""
 
 import dataclasses
 
 import pytest
-from tiny_models import TIED
 
-from srft_jax.config import UsageError
-from srft_jax.models.kernels import resolve_attention
+from srft_jax.config import ModelConfig, UsageError
+from srft_jax.setup.attention_kernel import resolve_attention
 
+TIED = ModelConfig(
+    vocab_size=64, dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48
+)
 CAPPED = dataclasses.replace(TIED, attention_softcap=50.0)
 WIDE, UNEVEN = (dataclasses.replace(TIED, head_dim=size) for size in (256, 20))
 
