@@ -1,7 +1,7 @@
 """Conversations to text, by the Jinja template that comes with a tokenizer.
 
-What is in the text then depends on the conversation alone: a template that asks for today's date is
-told one day, always the same, or two runs of a seed would differ.
+The text depends on the conversation alone: a template that asks for today's date is always told the
+same day, or two runs of a seed would differ.
 """
 
 import dataclasses
@@ -18,18 +18,18 @@ from srft_jax.config import UsageError
 
 Turn = tuple[str, str]  # role (system, user or assistant) and content
 
-# What Llama 3's templates say where they are not given a clock.
+# The day that Llama 3's templates write if they have no clock.
 _DAY = datetime.date(2024, 7, 26)
 _CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-    """As made by `read_chat_template`.
+    """A chat template, as made by `read_chat_template`.
 
     Attributes:
-        text: In Jinja, as the user has it.
-        name: As messages call it.
+        text: Jinja source, as the user has it.
+        name: Name of the template in messages.
     """
 
     text: str
@@ -39,11 +39,11 @@ class ChatTemplate:
     def render(
         self, conversations: Sequence[Sequence[Turn]], *, to_be_answered: bool = True
     ) -> list[str]:
-        """Text of each conversation.
+        """Write each conversation as text.
 
         Args:
-            conversations: Turns, in order.
-            to_be_answered: Up to where the assistant's next text starts.
+            conversations: The turns of each, in order.
+            to_be_answered: Whether the text goes on to where the assistant's next turn starts.
 
         Raises:
             UsageError: the template is not Jinja, refuses the conversation or drops a part of it.
@@ -63,10 +63,7 @@ class ChatTemplate:
             raise UsageError(
                 f"{self.name} is not valid Jinja: line {error.lineno}, {error.message}"
             ) from error
-        except (
-            jinja2.TemplateError,
-            TypeError,
-        ) as error:  # raise_exception(...) is a TemplateError
+        except (jinja2.TemplateError, TypeError) as error:  # also by the template's own exception
             roles = ", ".join(dict.fromkeys(role for turns in conversations for role, _ in turns))
             raise UsageError(
                 f"{self.name} refuses a conversation with the roles {roles}: {error}; leave the "
@@ -80,7 +77,8 @@ class ChatTemplate:
         return rendered
 
     def _check_complete(self, turns: Sequence[Turn], text: str) -> None:
-        """Earlier answers may be cut, as templates of models that think do it on purpose."""
+        """Raise if a turn is missing; earlier answers may be, as thinking models' templates cut
+        the thoughts from them."""
         for role, content in turns:
             if role != "assistant" and content.strip() not in text:
                 raise UsageError(
@@ -92,7 +90,7 @@ class ChatTemplate:
 def read_chat_template(
     backend: PreTrainedTokenizerFast, source: Path, file: str | None
 ) -> ChatTemplate:
-    """Of the file, or else of the tokenizer; of several it has by name, `default`.
+    """Return the file's template, or else the tokenizer's; among several, the one named `default`.
 
     Raises:
         UsageError: there is none.

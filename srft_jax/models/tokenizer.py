@@ -1,8 +1,8 @@
 """Text to ids and back: a thin, immutable wrapper over transformers' fast tokenizer.
 
-Import this module where text is needed and nowhere else: transformers takes most of a second.
-`AutoTokenizer` would take 2.3 s where torch is installed, as it imports torch; what it adds, other
-classes than the one that reads tokenizer.json as it stands, is not needed here.
+Import this module only where text is needed: transformers takes most of a second. `AutoTokenizer`
+would take 2.3 s where torch is installed, as it imports torch; the other classes that it knows are
+not needed here, because tokenizer.json is read as it stands.
 """
 
 import dataclasses
@@ -32,31 +32,31 @@ _FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "tokenizer.model",  # of SentencePiece, which others read
+    "tokenizer.model",  # SentencePiece's, which other programs read
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """As made by `load_tokenizer`.
+    """A tokenizer with its chat template, as made by `load_tokenizer`.
 
     Attributes:
         source: Directory it was read from.
-        template: Form of a conversation.
-        template_file: Where the template was read from, if not from `source`.
-        eos_id: Ends a completion and is trained: what the chat template ends an assistant's turn
-            with, or the tokenizer's EOS where that is no special token.
-        stop_ids: All that end a completion while sampling: eos_id first, then the tokenizer's EOS
-            and those of generation_config.json (or config.json) beside it.
-        pad_id: Fills rows; the tokenizer's EOS where it has no padding token. Masks never look at
-            it.
-        has_padding: It has a padding token.
-        bos_id: Starts a text, where the tokenizer has one; the chat template writes it, we do not.
-        vocab_size: Ids of text, of the template's turns, of stops and padding are below it; the
+        template: Chat template, the form of a conversation.
+        template_file: File that the template was read from, if not from `source`.
+        eos_id: The trained end of a completion: the token that the chat template ends an
+            assistant's turn with, or the tokenizer's EOS if that is no special token.
+        stop_ids: All ids that end a completion while sampling: eos_id first, then the tokenizer's
+            EOS and those of generation_config.json (or config.json) beside it.
+        pad_id: Filler of rows; the tokenizer's EOS if it has no padding token. No mask is derived
+            from it.
+        has_padding: Whether the tokenizer has a padding token.
+        bos_id: Start of a text, if the tokenizer has one; the chat template writes it, we do not.
+        vocab_size: Number above all ids of text, of the template's turns, of stops and padding. The
             model's embedding may have more rows. Special tokens that nothing writes do not count.
-        think_prefix: What the chat template ends with and completions therefore lack: nothing, or
-            the opening think tag and the blanks after it.
-        special_ids: Of all special tokens.
+        think_prefix: End of the chat template that completions therefore lack: nothing, or the
+            opening think tag and the blanks after it.
+        special_ids: Ids of all special tokens.
     """
 
     source: Path
@@ -73,7 +73,7 @@ class Tokenizer:
     _controls: ControlTokens = dataclasses.field(repr=False)
 
     def encode_prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[list[int]]:
-        """Ids of each conversation in the chat template, up to where the assistant's text starts.
+        """Encode each conversation in the chat template, up to where the assistant's text starts.
 
         Raises:
             UsageError: the template refuses a conversation or drops a part of it.
@@ -81,48 +81,51 @@ class Tokenizer:
         return self._controls.encode(self._controls.render(self.template, conversations))
 
     def encode_completions(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of an assistant's texts, each with its EOS.
+        """Encode an assistant's texts, each with its EOS.
 
-        The think tags are ordinary added tokens and become one id each. The opening tag, and the
-        blanks after it, are dropped where the chat template has written them already:
+        The think tags are ordinary added tokens and become one id each. The opening tag and the
+        blanks after it are dropped if the chat template has written them already:
 
             template "... <|assistant|><think>"   In: "<think>hm</think>1".  Out: hm </think> 1 EOS
         """
         ids = self._controls.encode_data([self._without_prefix(text) for text in texts])
-        return [[*one, self.eos_id] for one in ids]
+        return [[*completion, self.eos_id] for completion in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text without special tokens (EOS, padding, turns) and with think tags.
+        """Return text without special tokens (EOS, padding, turns) and with think tags.
 
         Bytes that are not UTF-8 become U+FFFD.
         """
         return self._controls.decode(ids, skip_special_tokens=True)
 
     def spell(self, ids: Sequence[int]) -> str:
-        """Text with special tokens."""
+        """Return text with special tokens."""
         return self._controls.decode(ids, skip_special_tokens=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Copies the files it was read from; transformers would rewrite them its own way."""
+        """Copy the files it was read from; transformers would rewrite them its own way."""
         epath.Path(path).mkdir(parents=True, exist_ok=True)
         for name in _FILES:
             if (self.source / name).is_file():
                 epath.Path(self.source / name).copy(epath.Path(path) / name, overwrite=True)
-        if self.template_file is not None:  # this file goes before the one in tokenizer_config.json
+        if self.template_file is not None:  # readers prefer this file to tokenizer_config.json
             (epath.Path(path) / "chat_template.jinja").write_text(self.template.text)
 
     def _without_prefix(self, text: str) -> str:
-        """The longest start that text and `think_prefix` share, if the tag is whole in it."""
+        """The text after the longest start that it shares with `think_prefix`.
+
+        A start that does not hold the whole tag stays.
+        """
         shared = os.path.commonprefix([text, self.think_prefix])
         return text.removeprefix(shared) if shared.startswith(THINK_TAGS[0]) else text
 
 
 def load_tokenizer(path: str | os.PathLike[str], chat_template: str | None = None) -> Tokenizer:
-    """Reads tokenizer.json, tokenizer_config.json and the chat template of a local directory.
+    """Read tokenizer.json, tokenizer_config.json and the chat template of a local directory.
 
     Args:
-        path: Of the directory.
-        chat_template: A Jinja file used instead of the directory's.
+        path: The directory.
+        chat_template: A Jinja file to use instead of the directory's template.
 
     Raises:
         UsageError: no tokenizer there, or one without EOS token, with think tags that are special,
@@ -145,6 +148,7 @@ def load_tokenizer(path: str | os.PathLike[str], chat_template: str | None = Non
     eos_id = _turn_end(controls, template, default=backend.eos_token_id)
     stop_ids = tuple(dict.fromkeys([eos_id, backend.eos_token_id, *_listed_stops(source, vocab)]))
     pad_id = backend.eos_token_id if backend.pad_token_id is None else backend.pad_token_id
+    # A special token counts for vocab_size only if a prompt, a stop or padding writes it.
     written = {*stop_ids, pad_id, *controls.encode([prompt])[0]}
     return Tokenizer(
         source=source,
@@ -186,7 +190,7 @@ def _without_tokenizer_json(path: str | os.PathLike[str], source: Path) -> str:
 
 
 def _turn_end(controls: ControlTokens, template: ChatTemplate, *, default: int) -> int:
-    """Id of the special token right after an assistant's text.
+    """The id of the special token right after an assistant's text, else the default.
 
     In: ... <|im_start|>assistant\\nanswer<|im_end|>\\n  Out: the id of <|im_end|>.
     """
@@ -206,12 +210,14 @@ def _listed_stops(source: Path, vocab: Mapping[str, int]) -> list[int]:
             continue
         ids = listed if isinstance(listed, list) else [listed]
         known = set(vocab.values())
-        if wrong := [id for id in ids if id not in known]:
-            raise UsageError(f"{file} has eos_token_id {wrong}, which the tokenizer does not have")
+        if unknown := [id for id in ids if id not in known]:
+            raise UsageError(
+                f"{file} has eos_token_id {unknown}, which the tokenizer does not have"
+            )
         return ids
     return []
 
 
 def _think_prefix(rendered: str) -> str:
-    found = re.search(rf"{THINK_TAGS[0]}\s*\Z", rendered)
-    return found[0] if found else ""
+    ending = re.search(rf"{THINK_TAGS[0]}\s*\Z", rendered)
+    return ending[0] if ending else ""

@@ -1,7 +1,7 @@
 """Kinds that compare an answer with gold as text, number or pattern.
 
-Completions are hostile: what a policy can write to raise its reward or to stop the run, it will.
-So nothing here evaluates text, and numbers are read by strict patterns from a short string only.
+Completions are hostile: a policy will write whatever raises its reward or stops the run. So nothing
+here evaluates text, and numbers are read by strict patterns from a short string only.
 """
 
 import re
@@ -30,12 +30,12 @@ REGEX_OPTIONS = {"require_think": False, "pattern": ""}
 
 
 def final_answer(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResult:
-    """Compares all that follows the reasoning with gold, as a string or as a number.
+    """Compare all that follows the reasoning with gold, as a string or as a number.
 
     In: "<think>\\n2 * 3 = 6, 6 + 1.5 = 7.5\\n</think>\\n15/2", gold "7.5".  Out: right.
 
     The verdict is `unparsed` unless the completion opens a think tag and then closes it, once each,
-    and goes on with an answer of 1 to 512 characters (4,096 with the blanks around it).
+    and an answer of 1 to 512 characters follows (4,096 with the blanks around it).
     """
     answer = after_reasoning(completion, require_think=True)
     too_long = len(completion.rpartition(CLOSE_TAG)[2]) > MAX_TAIL
@@ -47,17 +47,17 @@ def final_answer(completion: str, gold: str, metadata: Mapping[str, Any]) -> Rew
 
 
 def exact(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResult:
-    """Compares the whole completion with gold, blanks around either not counted."""
+    """Compare the whole completion with gold; blanks around either do not count."""
     text = completion.strip()
     return judged(text == gold.strip()) if text else UNPARSED
 
 
 def numeric(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResult:
-    """Compares numbers: |answer - gold| <= max(absolute, relative * |gold|).
+    """Compare numbers: |answer - gold| <= max(absolute, relative * |gold|).
 
-    Reads thousands separators, ratios, \\frac, powers of ten up to 10^400, percent and currency
-    signs. A unit may follow where `units`; it counts only if gold has one too. A percent sign on
-    one side alone is read as hundredths or as a unit, whichever fits.
+    Thousands separators, ratios, \\frac, powers of ten up to 10^400, percent and currency signs are
+    read. A unit may follow if `units`; it counts only if gold has one too. A percent sign on one
+    side alone is read as hundredths or as a unit, whichever fits.
 
     In: "The answer is 45\\%.", gold "0.45".  Out: right.
 
@@ -67,38 +67,38 @@ def numeric(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardRe
     expected = quantity(gold)
     if expected is None:
         raise ValueError(f"gold {gold[:80]!r} is not a number")
-    found = answer_of(completion, option(metadata, "require_think", NUMERIC_OPTIONS))
+    stated = answer_of(completion, option(metadata, "require_think", NUMERIC_OPTIONS))
     answer = None
-    if found is not None:
-        answer = quantity(found.text)
-        if answer is None and not found.marked:
-            answer = last_quantity(found.text)
+    if stated is not None:
+        answer = quantity(stated.text)
+        if answer is None and not stated.marked:  # prose: its last number is the answer
+            answer = last_quantity(stated.text)
     if answer is None or (answer.unit and not option(metadata, "units", NUMERIC_OPTIONS)):
         return UNPARSED
     if answer.unit and expected.unit and answer.unit != expected.unit:
-        return judged(False)
+        return judged(False)  # 3 cm is not 3 m
     return judged(any(_near(*pair, metadata) for pair in _readings(answer, expected)))
 
 
 def regex(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResult:
-    """Whether the whole answer matches `pattern`, or gold where there is none.
+    """Match the whole answer against `pattern`, or against gold if there is no pattern.
 
     In: "Answer: 7 apples", gold "7( apples)?".  Out: right.
 
     Raises:
-        ValueError: the pattern is none, whatever the completion.
+        ValueError: the pattern is invalid, whatever the completion.
     """
     text = option(metadata, "pattern", REGEX_OPTIONS) or gold
     try:
         pattern = re.compile(text)
     except re.error as error:
         raise ValueError(f"{text[:80]!r} is not a pattern: {error}") from error
-    found = answer_of(completion, option(metadata, "require_think", REGEX_OPTIONS))
-    return judged(pattern.fullmatch(found.text) is not None) if found else UNPARSED
+    answer = answer_of(completion, option(metadata, "require_think", REGEX_OPTIONS))
+    return judged(pattern.fullmatch(answer.text) is not None) if answer else UNPARSED
 
 
 def _readings(answer: Quantity, gold: Quantity) -> Sequence[tuple[Quantity, Quantity]]:
-    """In: 45%, 0.45.  Out: both as they stand, and 0.45 with 0.45."""
+    """The pairs to compare.  In: 45%, 0.45.  Out: (45, 0.45) and (0.45, 0.45)."""
     if answer.percent == gold.percent:
         return [(answer, gold)]
     if answer.percent:

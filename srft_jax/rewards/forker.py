@@ -1,14 +1,15 @@
 """The process that workers are forked from: `python -m srft_jax.rewards.forker`; see process.py.
 
-It loads once what is slow to load, so that a worker is there within milliseconds after another was
-killed. It loads nothing of the user's: what a module starts or locks may not survive a fork.
-Its messages are a letter and a number:
+It loads slow modules once, so that a new worker is ready milliseconds after another was killed. It
+loads none of the user's modules: their threads and locks may not survive a fork. Its messages are a
+letter and a number:
 
-    f 0    fork a worker; two file descriptors come along, its input and output. It answers with
-           the worker's process id.
-    k PID  kill that worker and everything it has started; no answer.
+    f 0    fork a worker; two file descriptors come along, its input and output. The answer is the
+           worker's process id.
+    k PID  kill that worker and all its children; no answer.
 
-A first number, unasked, says that it has loaded. At the end of its input it kills all workers.
+The first number that it writes, unasked, says that it has loaded. At the end of its input it kills
+all workers and ends.
 """
 
 import contextlib
@@ -25,16 +26,16 @@ from srft_jax.rewards.verifiers import PRELOADS
 
 
 def main(parent: socket.socket, kinds: list[str]) -> None:
-    """Obeys until its parent is gone."""
+    """Load the kinds' modules, then fork and kill as told until the parent closes the socket."""
     for kind in kinds:
         PRELOADS[kind]()
-    gc.freeze()  # or a worker's first collection would copy all of it
+    gc.freeze()  # or a worker's first garbage collection would copy all these pages
     parent.sendall(ANSWER.pack(0))
     running: set[int] = set()
-    killed: set[int] = set()
+    killed: set[int] = set()  # not yet waited for, so their process ids are not used again
     while True:
         data, descriptors, _, _ = socket.recv_fds(parent, COMMAND.size, 2)
-        if not data:
+        if not data:  # the parent has closed the socket or is dead
             break
         command, number = COMMAND.unpack(data)
         if command == b"f":
@@ -42,9 +43,11 @@ def main(parent: socket.socket, kinds: list[str]) -> None:
             parent.sendall(ANSWER.pack(process_id))
         else:
             _kill(number)
-            killed |= running & {number}  # another one may be of a forker before this one
+            # Only our own children can be waited for; the worker may be an earlier forker's.
+            killed |= running & {number}
             running -= killed
-        killed -= {one for one in killed if os.waitpid(one, os.WNOHANG)[0]}
+        # Forget the killed ones that have ended, without waiting for the others.
+        killed -= {process_id for process_id in killed if os.waitpid(process_id, os.WNOHANG)[0]}
     for process_id in running:
         _kill(process_id)
     for process_id in running | killed:
@@ -52,19 +55,21 @@ def main(parent: socket.socket, kinds: list[str]) -> None:
 
 
 def _fork(parent: socket.socket, stdin: int, stdout: int) -> int:
+    """Fork a worker on these descriptors, which are then closed here; return its process id."""
     process_id = os.fork()
     if process_id == 0:
         _work(parent, stdin, stdout)
     os.close(stdin)
     os.close(stdout)
-    # In the child too: whoever comes first. A group of its own is killed with all its children.
+    # A worker leads a process group, so that its children are killed with it. The child makes it,
+    # too: whichever comes first must not be overtaken by a kill.
     with contextlib.suppress(PermissionError, ProcessLookupError):
         os.setpgid(process_id, process_id)
     return process_id
 
 
 def _work(parent: socket.socket, stdin: int, stdout: int) -> None:
-    """In the child; never returns."""
+    """Run the worker, in the child process; never returns."""
     status = 1
     try:
         os.setpgid(0, 0)
@@ -84,7 +89,8 @@ def _work(parent: socket.socket, stdin: int, stdout: int) -> None:
 
 
 def _kill(process_id: int) -> None:
-    # Nobody has waited for it yet: no other process group can have this number.
+    """Kill a worker's process group."""
+    # Nobody has waited for the worker yet, so no other process group can have its number.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process_id, signal.SIGKILL)
 

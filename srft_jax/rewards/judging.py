@@ -1,4 +1,4 @@
-"""What all verifiers share: the type, results of yes and no, and the options that rows may set."""
+"""The parts that all verifiers share: their type, results, and the options that rows may set."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,15 +12,16 @@ UNPARSED = RewardResult(0.0, "unparsed")
 
 
 def judged(right: bool) -> RewardResult:
+    """Return reward 1 and `right`, or reward 0 and `wrong`."""
     return RewardResult(1.0, "right") if right else RewardResult(0.0, "wrong")
 
 
 def option(metadata: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> Any:
-    """The row's column of that name; the default where it has none or null, as Arrow fills in.
+    """Return the row's column of that name; the default if it is absent or null (Arrow's filler).
 
     Raises:
-        TypeError: another type than the default's.
-        ValueError: a number that is negative or not finite.
+        TypeError: the value has another type than the default.
+        ValueError: the value is a number that is negative or not finite.
     """
     value, default = metadata.get(name), defaults[name]
     if value is None:

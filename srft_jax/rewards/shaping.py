@@ -1,4 +1,4 @@
-"""Kinds that look at the form of a completion, not at its answer; made to be added to a reward."""
+"""Kinds that judge the form of a completion, not its answer; made to be added to a reward."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +12,19 @@ LENGTH_OPTIONS = {"unit": "characters", "full_at": 2048.0, "zero_at": 8192.0}
 
 
 def format(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResult:
-    """1 for exactly one <think>...</think> with an answer behind it, in a box where `boxed`."""
+    """Give 1 for exactly one <think>...</think> with an answer behind it, in a box if `boxed`."""
     tail = after_reasoning(completion, require_think=True)
     boxed = option(metadata, "boxed", FORMAT_OPTIONS)
     return judged(bool(tail) and (not boxed or bool(find_boxes(tail or ""))))
 
 
 def length(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResult:
-    """1 up to `full_at`, 0 from `zero_at` on, linear in between; the other way round if reversed.
+    """Give 1 up to `full_at`, 0 from `zero_at` on, linear in between.
 
-    In: 5,120 characters with full_at 2048 and zero_at 8192.  Out: 0.5.  The unit `tokens` counts
-    what training gives in the column num_tokens.
+    If `full_at` is larger, it is the other way round: 1 from `full_at` on, 0 up to `zero_at`.
+
+    In: 5,120 characters with full_at 2048 and zero_at 8192.  Out: 0.5.  With the unit `tokens` the
+    length is the column num_tokens, which training fills in.
     """
     unit = option(metadata, "unit", LENGTH_OPTIONS)
     if unit not in ("characters", "tokens"):

@@ -1,4 +1,4 @@
-"""Scorers of the user's own, `package.module:function`, as verifiers."""
+"""A user's own scorers, `package.module:function`, as verifiers."""
 
 import importlib
 import inspect
@@ -15,19 +15,19 @@ Arguments = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 def is_user_kind(kind: str) -> bool:
-    """Whether the kind names a scorer of the user's own."""
+    """Tell whether the kind names a user's own scorer."""
     return ":" in kind
 
 
 def load_scorer(kind: str) -> Verifier:
-    """The function `f(completion, gold, **columns) -> float` as a verifier.
+    """Import the function `f(completion, gold, **columns) -> float` and make it a verifier.
 
-    It is given the columns that it has parameters for, or all of them where it has **columns.
-    Completion and gold go to its first two parameters, whatever these are called.
+    Completion and gold go to its first two parameters, whatever their names. Columns go to the
+    parameters of their names, or all of them to `**columns`.
 
     Raises:
-        UsageError: no such module or function, parameters that cannot be read, as of some functions
-            written in C, or `gold` before `completion`.
+        UsageError: no such module or function; parameters that cannot be read, as with some
+            functions written in C; or `gold` before `completion`.
     """
     module, _, name = kind.partition(":")
     try:
@@ -41,7 +41,7 @@ def load_scorer(kind: str) -> Verifier:
         parameters = list(inspect.signature(function).parameters.values())
     except ValueError as error:
         raise UsageError(f"reward function {kind} does not say which parameters it has") from error
-    if [one.name for one in parameters[:2]] == ["gold", "completion"]:
+    if [parameter.name for parameter in parameters[:2]] == ["gold", "completion"]:
         raise UsageError(f"reward function {kind} takes gold first; the completion goes before it")
     arguments = _arguments(parameters)
 
@@ -55,19 +55,31 @@ def load_scorer(kind: str) -> Verifier:
 
 
 def _arguments(parameters: Sequence[inspect.Parameter]) -> Arguments:
-    """Which columns go to the function as keyword arguments."""
-    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
-    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-    positional = [one.name for one in parameters if one.kind is not one.KEYWORD_ONLY][:2]
-    columns = [one for one in named if one.name not in positional]
+    """The function that picks a row's columns for these parameters, by their names.
+
+    In: (completion, gold, level, source="x") and the row {"level": 3, "n": 1}.  Out: {"level": 3}.
+    """
+    positional = [
+        parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY
+    ][:2]  # completion and gold: never taken from columns
+    named = [
+        parameter
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.name not in positional
+    ]
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
     def arguments(metadata: Mapping[str, Any]) -> dict[str, Any]:
-        for one in columns:
-            if one.default is one.empty and one.name not in metadata:
-                there = ", ".join(metadata) or "none"
-                raise TypeError(f"it needs the column '{one.name}'; the row's columns are: {there}")
+        for parameter in named:
+            if parameter.default is parameter.empty and parameter.name not in metadata:
+                columns = ", ".join(metadata) or "none"
+                raise TypeError(
+                    f"it needs the column '{parameter.name}'; the row's columns are: {columns}"
+                )
         if takes_all:
             return {name: value for name, value in metadata.items() if name not in positional}
-        return {one.name: metadata[one.name] for one in columns if one.name in metadata}
+        names = [parameter.name for parameter in named]
+        return {name: metadata[name] for name in names if name in metadata}
 
     return arguments

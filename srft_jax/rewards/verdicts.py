@@ -1,4 +1,4 @@
-"""What the reward pool is asked, and what it answers."""
+"""The reward pool's requests and results."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ class RewardRequest:
     """One completion to verify.
 
     Args:
-        kind: Key of verifiers.KINDS, or `package.module:function` for a scorer of the user's own.
+        kind: Key of verifiers.KINDS, or `package.module:function` for a user's own scorer.
         completion: Text without special and EOS tokens, but with its think tags.
         gold: The reference answer.
         metadata: Columns of the row, as JSON values: options of a verifier, keyword arguments of a
             user's scorer.
-        where: File and row, as messages name them.
+        where: File and row that the request comes from, as messages name them.
     """
 
     kind: str
@@ -32,7 +32,8 @@ class RewardResult:
     """The outcome of one request.
 
     Args:
-        reward: In [0, 1] from a verifier, any finite number from a user's scorer, 0 without either.
+        reward: A number in [0, 1] from a verifier, any finite number from a user's scorer; 0 if
+            there is no verdict in time or the scorer crashes.
         verdict: `right`, `wrong`, `unparsed` (no answer in the completion), `timeout` or `crash`
             (the scorer raised, returned no finite number, or ended its process).
     """

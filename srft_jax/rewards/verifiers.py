@@ -1,6 +1,6 @@
-"""The table of kinds. A verifier is (completion, gold, metadata) -> RewardResult, and pure.
+"""The table of kinds. A verifier is a pure function (completion, gold, metadata) -> RewardResult.
 
-Its options are columns of the row, or set for a whole run, and have the defaults of `OPTIONS`.
+Its options are columns of the row or are set for a whole run, with the defaults in `OPTIONS`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,19 +34,19 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(procedural.KINDS, procedural.PROCEDURAL_OPTIONS),
 }
 
-# Columns beside its options that a kind looks at.
+# Columns that a kind reads beside its options.
 COLUMNS: Mapping[str, Sequence[str]] = {
     "multiple_choice": ("choices",),
     "countdown": ("numbers",),
     "length": ("num_tokens",),
 }
 
-# What a kind loads that takes long, once for all workers.
+# Slow imports of a kind, done once for all workers.
 PRELOADS = {"math": math.load}
 
 
 def check_kind(kind: str) -> None:
-    """Raises UsageError if there is no such kind; a user's scorer is looked at by `load` alone."""
+    """Raise UsageError if there is no such kind; only `load` looks for a user's scorer."""
     if not is_user_kind(kind) and kind not in KINDS:
         known = ", ".join(KINDS)
         raise UsageError(
@@ -55,9 +55,9 @@ def check_kind(kind: str) -> None:
 
 
 def check_options(kind: str, options: Mapping[str, Any]) -> None:
-    """Raises UsageError on what the kind has no option for, or not of that type.
+    """Raise UsageError on an option that the kind lacks, or that has another type.
 
-    A user's scorer gets them as keyword arguments; whether it takes them is seen on its probes.
+    A user's scorer gets options as keyword arguments; its probes show whether it takes them.
     """
     check_kind(kind)
     if is_user_kind(kind):
@@ -76,11 +76,12 @@ def check_options(kind: str, options: Mapping[str, Any]) -> None:
 def columns_of(
     kind: str, metadata: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """What a kind gets of a row: a user's scorer all of it, others what they look at.
+    """Return the columns that a kind is given: a user's scorer all, others those they read.
 
-    `options` stand in for what the row does not have or has as null.
+    A column that the row lacks or has as null is taken from `options`.
     """
-    columns = {**metadata, **{k: v for k, v in options.items() if metadata.get(k) is None}}
+    missing = {name: value for name, value in options.items() if metadata.get(name) is None}
+    columns = {**metadata, **missing}
     if is_user_kind(kind):
         return columns
     read = {*OPTIONS.get(kind, ()), *COLUMNS.get(kind, ())}
@@ -88,9 +89,9 @@ def columns_of(
 
 
 def row_problem(kind: str, gold: str, metadata: Mapping[str, Any]) -> str | None:
-    """What is wrong with a row of one of our kinds, whatever is completed.
+    """Return what is wrong with a row of one of our kinds, as a sentence, whatever the completion.
 
-    Verifiers look at gold first, so an empty completion shows it, within microseconds.
+    Verifiers look at gold first, so an empty completion shows the error within microseconds.
     """
     if is_user_kind(kind):
         return None
@@ -107,7 +108,7 @@ def row_problem(kind: str, gold: str, metadata: Mapping[str, Any]) -> str | None
 
 
 def load(kind: str) -> Verifier:
-    """The verifier of a kind.
+    """Return the verifier of a kind.
 
     Raises:
         UsageError: no such kind, module or function.

@@ -1,9 +1,9 @@
-"""What a child process of the reward pool does, once forker.py has made it.
+"""The main function of a worker process of the reward pool, which forker.py has forked.
 
-One JSON value a line. In: the setup, then requests. Out: "" once ready (or what is wrong with the
-setup), then [reward, verdict, error] for each request, in order and one by one, so that the parent
-knows which request a silent or dead worker was at. The worker ends at the end of its input.
-It must not import JAX.
+It reads and writes one JSON value a line. In: the setup, then requests. Out: "" once it is ready
+(or what is wrong with the setup), then [reward, verdict, error] for each request, in order and one
+by one, so that the parent knows which request a silent or dead worker was at. The worker ends at
+the end of its input. It must not import JAX.
 """
 
 import json
@@ -21,10 +21,11 @@ from srft_jax.rewards.verifiers import load
 
 MAX_MEMORY_BYTES = 4 << 30  # of address space
 MAX_ERROR = 200  # characters; keeps an answer within what a pipe writes in one piece
-ORPHAN_SECONDS = 1.0
+ORPHAN_SECONDS = 1.0  # beyond a request's deadline, after which a worker kills itself
 
 
 def main() -> None:
+    """Load the verifiers, try the probes, then answer requests until the input ends."""
     requests, answers = _take_pipes()
     _limit_memory()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -46,7 +47,10 @@ def main() -> None:
 
 
 def _take_pipes() -> tuple[BinaryIO, int]:
-    """Moves the pipes away: a scorer that prints writes to stderr, one that reads finds nothing."""
+    """Move the pipes away from descriptors 0 and 1, for this function's caller alone.
+
+    A scorer that prints then writes to stderr, and one that reads finds nothing.
+    """
     requests, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -61,7 +65,10 @@ def _limit_memory() -> None:
 
 
 def _load(kinds: list[str], probes: list[dict[str, Any]]) -> dict[str, Verifier]:
-    """Every worker probes, so that what a scorer loads on its first call is then loaded."""
+    """The verifiers of these kinds, after the probes.
+
+    Every worker probes, so that a scorer has loaded its data before the first timed request.
+    """
     verifiers = {kind: load(kind) for kind in kinds}
     for probe in probes:
         where = probe.pop("where")
@@ -83,19 +90,21 @@ def _answer(
     metadata: Mapping[str, Any],
     seconds: float,
 ) -> tuple[float, str, str]:
-    # The parent kills a worker that is late. Should the parent be gone, the worker must still end,
-    # be it asleep or in a computation that holds the interpreter's lock: SIGALRM, unhandled, does.
+    """[reward, verdict, error] of one request."""
+    # The parent kills a late worker. Should the parent be gone, the worker must still end, be it
+    # asleep or in a computation that holds the interpreter's lock: SIGALRM, unhandled, ends it.
     signal.setitimer(signal.ITIMER_REAL, seconds + ORPHAN_SECONDS)
     try:
         result = verifier(completion, gold, metadata)
         return result.reward, result.verdict, ""
-    except Exception as error:  # it is the user's code: the parent reports it
+    except Exception as error:  # whatever the user's code raises: the parent reports it
         return 0.0, "crash", _describe(error)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 def _describe(error: Exception) -> str:
+    """In: KeyError('a') in line 3 of scorers.py.  Out: "KeyError at scorers.py:3: 'a'"."""
     where = traceback.extract_tb(error.__traceback__, limit=-1)[0]
     place = f"{os.path.basename(where.filename)}:{where.lineno}"
     return f"{type(error).__name__} at {place}: {error}"[:MAX_ERROR]

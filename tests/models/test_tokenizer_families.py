@@ -17,7 +17,14 @@ SYSTEM_IS_REFUSED = {"mistral"}
 PIECES = ["\n", " ", "  hello", "world", "é", "7 + 5", "<|im", "_end|>", "[", "</", "\n\nuser", "▁"]
 CONTROLS = ["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|end_header_id|>", "[INST]", "</s>"]
 CONTROLS += ["<end_of_turn>", "<start_of_turn>", "<|endoftext|>", "<eos>", "<s>"]
-harmless = st.lists(st.sampled_from(PIECES), min_size=1).map("".join).filter(str.strip)
+
+
+def is_harmless(text):
+    """Some pieces together spell a control token: "<|im" and "_end|>"."""
+    return text.strip() and not any(token in text for token in CONTROLS)
+
+
+harmless = st.lists(st.sampled_from(PIECES), min_size=1).map("".join).filter(is_harmless)
 quick = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 

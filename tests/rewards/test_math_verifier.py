@@ -5,9 +5,9 @@ None of Math-Verify's own test cases stand here.
 
 from unittest import mock
 
+import math_verify
 import pytest
 
-from srft_jax.rewards import math as math_kind
 from srft_jax.rewards.math import math, verify_math
 
 
@@ -76,7 +76,7 @@ def test_both_tags_are_required_unless_the_option_says_otherwise(form: str) -> N
 
 
 def test_strings_and_numbers_ask_no_library() -> None:
-    with mock.patch.object(math_kind, "_parse", side_effect=AssertionError):
+    with mock.patch("math_verify.parse", side_effect=AssertionError):
         assert verify_math("$x^2+1$", "x^2+1").verdict == "right"
         assert verify_math(r"\boxed{3/4}", "0.75").verdict == "right"
         assert verify_math("Answer: 12", "13").verdict == "wrong"
@@ -89,7 +89,7 @@ def test_strings_and_numbers_ask_no_library() -> None:
 
 def test_repetition_is_cheap() -> None:
     """What a policy that has gone astray writes most is not read as LaTeX, which takes seconds."""
-    with mock.patch.object(math_kind, "_parse", wraps=math_kind._parse) as parse:
+    with mock.patch("math_verify.parse", wraps=math_verify.parse) as parse:
         for text in ("ha hay " * 3000, "x" * 100_000, "\n" * 5000, "the answer is " * 900):
             assert verify_math(text, "1").verdict == "unparsed"
         joined = r"\boxed{1}" + ", and x_{1} = " * 250

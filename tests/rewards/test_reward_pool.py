@@ -13,7 +13,7 @@ from concurrent.futures import CancelledError
 import pytest
 
 from srft_jax.config import UsageError
-from srft_jax.rewards import RewardPool, RewardRequest, process
+from srft_jax.rewards import RewardPool, RewardRequest
 from srft_jax.rewards.verifiers import columns_of
 
 BEHAVE = "user_scorers:behave"
@@ -201,10 +201,10 @@ def test_a_bad_scorer_is_an_error_at_the_start(kind: str, reason: str) -> None:
         pytest.fail("the pool opened")
 
 
-def test_a_scorer_that_hangs_on_its_probe_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "START_SECONDS", 1.0)
+def test_a_scorer_that_hangs_on_its_probe_is_an_error() -> None:
     probe = RewardRequest(BEHAVE, "sleep", "")
-    with pytest.raises(UsageError, match=BEHAVE), RewardPool(kinds=[BEHAVE], probes=[probe]):
+    pool = RewardPool(kinds=[BEHAVE], probes=[probe], start_seconds=1.0)
+    with pytest.raises(UsageError, match=f"loading and probing {BEHAVE} took over 1 s"), pool:
         pytest.fail("the pool opened")
 
 
