@@ -1,13 +1,13 @@
-"""Where in a completion the answer stands: after the reasoning, in a box or on a line of its own.
+"""Finds a completion's answer: after the reasoning, in a box or on a line of its own.
 
-Pure string work in time linear in the text, which is hostile; nothing is evaluated.
+The text is hostile: this is string work in time linear in its length, and nothing is evaluated.
 """
 
 import re
 from typing import NamedTuple
 
 OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
-MAX_TAIL = 4096  # characters after the reasoning that are read, the last ones
+MAX_TAIL = 4096  # the last characters after the reasoning, which alone are read
 MAX_ANSWER = 512  # characters of the answer itself
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
@@ -15,23 +15,21 @@ _ANSWER_LINE = re.compile(
     r".*(?:####|\b(?:answer|solution)(?:\*\*|__)?\s*(?::|=|\bis\b:?)(?:\*\*|__)?)(.*)",
     re.IGNORECASE,
 )
-
-
 _NEXT_SENTENCE = re.compile(r"\.\s+(?=[A-Z])")
 
 
 class Answer(NamedTuple):
-    """What was found. `marked`: it stood in a box or on an answer line, not just at the end."""
+    """An answer's text."""
 
     text: str
-    marked: bool
+    marked: bool  # whether it stood in a box or on an answer line, not just at the end
 
 
 def after_reasoning(completion: str, require_think: bool) -> str | None:
-    """What follows the reasoning, blanks around it cut off, however long.
+    """Return the text after the reasoning without blanks around it, however long.
 
-    None unless the completion opens a think tag and then closes it, once each. Where tags are not
-    required, text without any is all answer, and a template may have opened the tag itself.
+    None unless the completion opens a think tag and then closes it, once each. If tags are not
+    required, a text without any is all answer, and the template may have opened the tag.
     """
     opened, closed = completion.count(OPEN_TAG), completion.count(CLOSE_TAG)
     if not closed and not opened and not require_think:
@@ -43,7 +41,7 @@ def after_reasoning(completion: str, require_think: bool) -> str | None:
 
 
 class Box(NamedTuple):
-    """What \\boxed{...} holds, and where in the text it begins and ends."""
+    """The content of \\boxed{...}, and where in the text the box begins and ends."""
 
     text: str
     start: int
@@ -51,15 +49,16 @@ class Box(NamedTuple):
 
 
 def answer_of(completion: str, require_think: bool) -> Answer | None:
-    """What `find_answer` finds behind the reasoning."""
+    """Return the answer that `find_answer` finds behind the reasoning, or None."""
     tail = after_reasoning(completion, require_think)
     return find_answer(tail) if tail is not None else None
 
 
 def find_answer(tail: str) -> Answer | None:
-    """The last box; else the last answer line; else all of it; of at most MAX_ANSWER characters.
+    """Find the last box; else the last answer line; else take the last MAX_ANSWER characters.
 
-    In: "The sum is 7.\\nAnswer: **7**."  Out: Answer("7", True).  None where nothing is left.
+    In: "The sum is 7.\\nAnswer: **7**."  Out: Answer("7", True).
+    None if nothing is left, or if a box or answer line holds more than MAX_ANSWER characters.
     """
     tail = tail[-MAX_TAIL:]
     boxes = find_boxes(tail)
@@ -71,7 +70,7 @@ def find_answer(tail: str) -> Answer | None:
 
 
 def find_boxes(text: str) -> list[Box]:
-    """Every \\boxed{...} whose braces balance, in the order in which they close.
+    """Find every \\boxed{...} whose braces balance, in the order in which they close.
 
     In: "\\boxed{\\frac{1}{2}} and \\boxed{3".  Out: [Box("\\frac{1}{2}", 0, 18)].
     """
@@ -80,29 +79,29 @@ def find_boxes(text: str) -> list[Box]:
     for token in _BRACES.finditer(text):
         if token[0] == "}" and open_braces:
             opened = open_braces.pop()
-            if opened[0] != "{":
+            if opened[0] != "{":  # the brace of \boxed or \fbox
                 content = text[opened.end() : token.start()]
                 boxes.append(Box(content, opened.start(), token.end()))
-        elif token[0].endswith("{") and token[0] != "\\{":
+        elif token[0].endswith("{") and token[0] != "\\{":  # an escaped brace opens nothing
             open_braces.append(token)
     return boxes
 
 
 def _answer_line(text: str) -> str | None:
-    """What the last line with `Answer:`, `The answer is` or `####` says, or the line below it.
+    """The text behind the last `Answer:`, `The answer is` or `####`, or the line below it.
 
-    Of several sentences it is the first one's.
+    If several sentences follow on the line, only the first.
     """
     below = ""
     for line in reversed(text.splitlines()):
-        if found := _ANSWER_LINE.match(line):
-            return _NEXT_SENTENCE.split(found[1])[0] if plain(found[1]) else below
+        if match := _ANSWER_LINE.match(line):
+            return _NEXT_SENTENCE.split(match[1])[0] if plain(match[1]) else below
         below = line if plain(line) else below
     return None
 
 
 def plain(text: str) -> str:
-    """Without blanks, emphasis, dollar signs and a full stop around it.
+    """Strip blanks, emphasis, dollar signs and a full stop around a text.
 
     In: " **$\\frac12$**."  Out: "\\frac12".
     """

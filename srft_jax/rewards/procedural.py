@@ -1,7 +1,7 @@
-"""Kinds of the families whose answers are more than a number: see data/procedural/.
+"""Kinds of the procedural problems whose answers are more than a number; see data/procedural/.
 
-Completions are hostile, so nothing is evaluated but +, -, * and / of whole numbers from a short
-string, without recursion. A text that is no expression or list at all is `unparsed`.
+Completions are hostile, so only +, -, * and / of whole numbers in a short string are evaluated,
+without recursion. A text that is no expression or list at all is `unparsed`.
 """
 
 import operator
@@ -29,19 +29,19 @@ _BINDING = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2}
 
 
 class Expression(NamedTuple):
-    """What an expression is worth, and the numbers in it in ascending order."""
+    """An expression's value, and the numbers in it in ascending order."""
 
     value: Fraction
     numbers: list[int]
 
 
 def countdown(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResult:
-    """Any expression of gold's value is right that uses the same numbers, each as often.
+    """Accept any expression of gold's value that uses the same numbers, each equally often.
 
     In: "<think></think>8*3", gold "24", numbers [3, 8].  Out: right.
 
-    The numbers are the column `numbers` of the row, or else those in gold, which then is a solution
-    and not just the target.
+    The numbers are the row's column `numbers`. Without it they are those in gold, which then must
+    be a solution and not just the target.
     """
     value, numbers = _read_gold(read_expression, gold)
     expected = Expression(value, _numbers(metadata) or numbers)
@@ -49,7 +49,7 @@ def countdown(completion: str, gold: str, metadata: Mapping[str, Any]) -> Reward
 
 
 def sorting(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResult:
-    """Compares lists of whole numbers, in order; blanks, commas and brackets around do not count.
+    """Compare lists of whole numbers, in order; blanks, commas and brackets do not count.
 
     In: "<think></think>[7, 33,52]", gold "7 33 52".  Out: right.
     """
@@ -57,7 +57,7 @@ def sorting(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardRe
 
 
 def number_base(completion: str, gold: str, metadata: Mapping[str, Any]) -> RewardResult:
-    """Compares numerals of any base up to 36; capitals and leading zeros do not count.
+    """Compare numerals of any base up to 36; capitals and leading zeros do not count.
 
     In: "<think></think>01F", gold "1f".  Out: right.
     """
@@ -75,8 +75,8 @@ def _verdict(
     completion: str, metadata: Mapping[str, Any], read: Callable[[str], T | None], expected: T
 ) -> RewardResult:
     answer = answer_of(completion, option(metadata, "require_think", PROCEDURAL_OPTIONS))
-    given = read(answer.text) if answer is not None else None
-    return UNPARSED if given is None else judged(given == expected)
+    value = read(answer.text) if answer is not None else None
+    return UNPARSED if value is None else judged(value == expected)
 
 
 def _numbers(metadata: Mapping[str, Any]) -> list[int]:
@@ -89,7 +89,7 @@ def _numbers(metadata: Mapping[str, Any]) -> list[int]:
 
 
 def read_list(text: str) -> list[int] | None:
-    """In: [7, -3 ,52].  Out: [7, -3, 52]."""
+    """Read a list of whole numbers.  In: "[7, -3 ,52]".  Out: [7, -3, 52]."""
     items = text.strip("[]() \t\n").replace(",", " ").split()
     if not items or not all(re.fullmatch(r"[+-]?[0-9]+", item) for item in items):
         return None
@@ -97,12 +97,15 @@ def read_list(text: str) -> list[int] | None:
 
 
 def read_digits(text: str) -> str | None:
-    """In: 01F.  Out: 1f."""
+    """Read a numeral.  In: "01F".  Out: "1f"."""
     return text.lower().lstrip("0") if re.fullmatch(r"[0-9A-Za-z]+", text) else None
 
 
 def read_expression(text: str) -> Expression | None:
-    """In: -(1+2)*4.  Out: Expression(-12, [1, 2, 4]).  None of what is none, or divides by zero."""
+    """Read an expression; None if the text is none or divides by zero.
+
+    In: "-(1+2)*4".  Out: Expression(-12, [1, 2, 4]).
+    """
     tokens = _TOKEN.findall(text)
     postfix = _to_postfix(tokens) if not _TOKEN.sub("", text).strip() else None
     value = _evaluate(postfix) if postfix is not None else None
@@ -112,9 +115,9 @@ def read_expression(text: str) -> Expression | None:
 
 
 def _to_postfix(tokens: list[str]) -> list[str] | None:
-    """In: - ( 1 + 2 ) * 4.  Out: 0 1 2 + 4 * -, by a stack of its own, so that depth costs nothing.
+    """Tokens in postfix order, by Dijkstra's shunting yard; None if they are no expression.
 
-    A minus may stand first, or first in brackets; everywhere else it needs a value before it.
+    In: - ( 1 + 2 ) * 4.  Out: 0 1 2 + 4 * -.  The stack is a list, so that depth costs nothing.
     """
     output: list[str] = []
     stack: list[str] = []
@@ -126,9 +129,11 @@ def _to_postfix(tokens: list[str]) -> list[str] | None:
         elif wants_value and token == "(":
             stack.append(token)
         elif wants_value and token == "-" and (not stack or stack[-1] == "("):
+            # A sign, which may stand first or first in brackets: 0 minus the rest.
             output.append("0")
             stack.append(token)
         elif not wants_value and token in _OPERATIONS:
+            # All operations on the stack that bind at least as strongly come first.
             while stack and _BINDING[stack[-1]] >= _BINDING[token]:
                 output.append(stack.pop())
             stack.append(token)
@@ -142,6 +147,7 @@ def _to_postfix(tokens: list[str]) -> list[str] | None:
 
 
 def _evaluate(postfix: list[str]) -> Fraction | None:
+    """The value of an expression; None if it divides by zero."""
     values: list[Fraction] = []
     for token in postfix:
         if token not in _OPERATIONS:

@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 MAX_DIGITS = 512  # characters of a number
-MAX_EXPONENT = 400  # beyond, a number is not read: Fraction("1e999999999") would compute it
+MAX_EXPONENT = 400  # larger ones are not read: Fraction("1e999999999") computes all digits
 
 # 12, 1,234.5, -0.5, .5, 3.; no zero denominator below.
 _DECIMAL = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+\.?[0-9]*|\.[0-9]+)"
@@ -28,7 +28,7 @@ _MAX_UNIT = 40
 
 
 class Quantity(NamedTuple):
-    """A number and what stands behind it: "45 cm^2" is 45 with the unit "cm^2"."""
+    """A number and the sign or unit behind it: "45 cm^2" is 45 with the unit "cm^2"."""
 
     value: Fraction
     percent: bool
@@ -36,7 +36,7 @@ class Quantity(NamedTuple):
 
 
 def plain_number(text: str) -> Fraction | None:
-    """A decimal or a ratio of whole numbers, and nothing else; no exponents.
+    """Read a decimal or a ratio of whole numbers; None for any other text, exponents included.
 
     In: "1,234.50".  Out: Fraction(2469, 2).
     """
@@ -46,7 +46,7 @@ def plain_number(text: str) -> Fraction | None:
 
 
 def quantity(text: str) -> Quantity | None:
-    """The whole text as a number, with a percent sign or a unit perhaps.
+    """Read the whole text as a number, perhaps with a percent sign or a unit.
 
     In: "x = 1.2 \\times 10^{3} \\text{ cm}".  Out: Quantity(1200, False, "cm").
     """
@@ -66,17 +66,18 @@ def quantity(text: str) -> Quantity | None:
 
 
 def last_quantity(text: str) -> Quantity | None:
-    """The last number in prose, without its unit.  In: "so 3 of 12 are left".  Out: 12."""
-    found = None
+    """Read the last number in prose, without its unit.  In: "so 3 of 12 are left".  Out: 12."""
+    last = None
     for number in _NUMBER.finditer(_THOUSANDS.sub(",", text[-MAX_DIGITS:])):
-        found = number
-    value = _value(found) if found else None
-    if found is None or value is None:
+        last = number
+    value = _value(last) if last else None
+    if last is None or value is None:
         return None
-    return Quantity(value, _PERCENT.match(found.string, found.end()) is not None, "")
+    return Quantity(value, _PERCENT.match(last.string, last.end()) is not None, "")
 
 
 def _value(number: re.Match[str]) -> Fraction | None:
+    """The value of a match of `_NUMBER`; None if its exponent is too large."""
     sign, *ratios, decimal, exponent, power = number.groups()
     if decimal is None:
         over, under = (int(digits) for digits in ratios if digits is not None)
