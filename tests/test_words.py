@@ -22,12 +22,10 @@ NOT_YET = {
     "data",
     "evaluation",
     "experience",
-    "models",
     "objectives",
     "ops",
     "planning",
     "report",
-    "rewards",
     "rollout",
     "setup",
     "tasks",
@@ -43,7 +41,6 @@ DESCRIPTION = re.compile(r"\s*[\w*]+(?: \(.*?\))?: (?P<text>.*)")
 
 # Module names that rooms share because both are about the very same thing.
 SHARED_MODULES = {
-    "answers.py",  # data: cut out of a source's rows; rewards: out of a completion
     "choices.py",  # data: questions with choices; rewards: their verifier
     "lora.py",  # config: the section; models: the adapters
     "metrics.py",  # experience: of rollouts; training: of updates

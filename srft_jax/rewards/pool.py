@@ -263,7 +263,7 @@ class RewardPool:
         for worker in wait(self._workers, seconds):
             try:
                 for number, reward, verdict, error in worker.receive():
-                    # Of a request that was asked twice, the second answer is dropped.
+                    # If a request was asked twice, the second answer is dropped.
                     if number not in call.results:
                         call.results[number] = RewardResult(reward, verdict)
                         self._report(call, number, verdict, error)

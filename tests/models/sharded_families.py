@@ -33,11 +33,11 @@ def loss_and_gradient(params, config, rows):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-def largest_difference(got, expected):
-    """Relative to the largest entry of each array."""
+def largest_difference(result, expected):
+    """The largest difference, relative to the largest entry of each array."""
     differences = jax.tree.map(
         lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(b).max()),
-        got,
+        result,
         expected,
     )
     return max(jax.tree.leaves(differences))
@@ -54,15 +54,15 @@ def main() -> None:
         config = dataclasses.replace(FAMILIES[name], mlp_dim=16)
         # At full size the layers make rounding ten times as large as it was.
         params = jax.tree.map(lambda x: 0.5 * x, random_params(config))
-        want = loss_and_gradient(params, config, rows)
+        expected = loss_and_gradient(params, config, rows)
         for shape in MESHES:
             devices = jax.devices()[: math.prod(shape)]
             mesh = make_mesh(MeshConfig(*shape), devices)
             where = families.param_shardings(mesh, config)
-            of_rows = jax.device_put(rows, sharding(mesh, ("batch", None), (8, 16)))
+            sharded_rows = jax.device_put(rows, sharding(mesh, ("batch", None), (8, 16)))
             with jax.set_mesh(mesh):
-                got = loss_and_gradient(jax.device_put(params, where), config, of_rows)
-            results[f"{name} {'x'.join(map(str, shape))}"] = largest_difference(got, want)
+                sharded = loss_and_gradient(jax.device_put(params, where), config, sharded_rows)
+            results[f"{name} {'x'.join(map(str, shape))}"] = largest_difference(sharded, expected)
     print(json.dumps(results))
 
 

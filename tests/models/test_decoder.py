@@ -95,8 +95,8 @@ def test_decode_equals_forward(config, quick_compilation):
     positions = np.tile(np.arange(5 + num_new, dtype=np.int32), (2, 1))
     expected = jit_forward(params, config, whole, positions, np.ones_like(whole)).hidden
     for row, length in enumerate(lengths):
-        got = np.stack([hidden[row] for hidden in decoded])
-        np.testing.assert_allclose(got, expected[row, length : length + num_new], atol=1e-5)
+        hidden = np.stack([states[row] for states in decoded])
+        np.testing.assert_allclose(hidden, expected[row, length : length + num_new], atol=1e-5)
 
 
 def test_layers_are_scanned_in_training_and_unrolled_with_a_cache():

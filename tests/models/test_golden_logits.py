@@ -44,8 +44,10 @@ def test_logits_of_every_family_equal_transformers(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_and_padded_on_the_right_they_are_the_same(family):
-    """The plain row and the left-padded one, without its padding, in one row with padding behind;
-    in between, a sequence that would be seen if it could."""
+    """One row holds the plain row, the left-padded row without its padding, and padding behind.
+
+    Between the two stands a sequence that would change the logits if they could see it.
+    """
     config, golden = FAMILIES[family], np.load(GOLDEN / family / "logits.npz")
     plain, padded = (golden["mask"][row] > 0 for row in (0, 1))
     tokens, positions, expected = (
@@ -62,6 +64,6 @@ def test_packed_and_padded_on_the_right_they_are_the_same(family):
         np.concatenate([positions[0], between, positions[1], behind])[None],
         segments[None],
     )[0]
-    for segment, of_sequence in zip((1, 3), expected, strict=True):
-        error = np.abs(packed[segments == segment] - of_sequence).max()
+    for segment, sequence_logits in zip((1, 3), expected, strict=True):
+        error = np.abs(packed[segments == segment] - sequence_logits).max()
         assert error < 1e-4, MOVED.format(error=error)

@@ -84,7 +84,7 @@ def test_gemma_is_read_in_both_spellings(read):
 
 
 def test_what_transformers_assumes(read):
-    """Of keys left out; a Mistral without the key has a window, one with null has none."""
+    """Keys are left out; a Mistral without the key has a window, a Mistral with null has none."""
     mistral = to_hf_config(FAMILIES["mistral"])
     del mistral["sliding_window"], mistral["head_dim"]
     assert read(mistral).sliding_window == 4096

@@ -1,4 +1,4 @@
-"""Hugging Face directories out: bit for bit, in parts, from several processes, killed halfway."""
+"""Exports to Hugging Face directories: bit for bit, in parts, by several processes, killed."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def assert_same(params, expected):
 
 
 def stored_model(path, dtype):
-    """As another program would store it; name -> tensor."""
+    """A model as another program would store it; name -> tensor."""
     random = np.random.default_rng(3)
     tensors = {
         name: random.normal(size=families.hf_shape(parameter, UNTIED)).astype(dtype)
@@ -179,9 +179,9 @@ def start(*arguments):
 def test_two_processes_import_and_export_together(tmp_path):
     """Two devices each; process 1 does not see the directory that process 0 writes."""
     tensors = stored_model(tmp_path / "first", np.dtype("bfloat16"))
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     processes = [start(port, number, tmp_path) for number in (0, 1)]
     try:
         outputs = [process.communicate(timeout=120) for process in processes]

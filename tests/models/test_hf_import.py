@@ -1,4 +1,4 @@
-"""Hugging Face directories in: every dtype, each complaint, sharding, memory."""
+"""Import of Hugging Face directories: every dtype, each complaint, sharding, memory."""
 
 import dataclasses
 import json
@@ -314,7 +314,7 @@ for name in ("layers/query", "layers/down", "layers/key_bias", "embedding", "hea
 
 
 def test_mesh_gets_each_parameter_on_its_sharding():
-    """In a process of its own, for its eight devices."""
+    """A process of its own has the eight devices."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", MESH_SCRIPT, str(GOLDEN / "untied")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | flags)
@@ -331,9 +331,9 @@ def test_mesh_gets_each_parameter_on_its_sharding():
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--devices=8"]])
 def test_memory_beyond_the_parameters_is_two_tensors(flags):
-    """And 100 MiB for programs. The 24 layers of one parameter are 192 MiB as stored, more than the
-    largest tensor. What glibc keeps for each thread of what was freed, up to 130 MiB by chance, is
-    kept out: blocks above its threshold go back at once."""
+    """Two tensors and 100 MiB for programs. The 24 layers of one parameter are 192 MiB as stored,
+    more than the largest tensor. glibc may keep up to 130 MiB of freed memory for its threads;
+    here it does not, as allocations above its threshold are given back at once."""
     sizes = dict(layers=24, dim=1024, ffn=4096, heads=16, kv_heads=4, head_dim=64, vocab=65536)
     flags += [f"--{name.replace('_', '-')}={size}" for name, size in sizes.items()]
     command = [sys.executable, str(BENCHMARK), "--export", "--file-mib=256", *flags]
@@ -344,8 +344,8 @@ def test_memory_beyond_the_parameters_is_two_tensors(flags):
     }
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["largest_tensor_mib"] == 128
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["largest_tensor_mib"] == 128
     for what in ("import", "export"):
-        beyond = found[f"{what}_peak_mib"] - found["params_mib"] - found["before_mib"]
-        assert beyond < 2 * 128 + 100, found
+        beyond = figures[f"{what}_peak_mib"] - figures["params_mib"] - figures["before_mib"]
+        assert beyond < 2 * 128 + 100, figures

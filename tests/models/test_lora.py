@@ -78,7 +78,7 @@ def test_gradients_are_those_of_the_merged_matrices_by_the_chain_rule():
         return (slopes * jit_forward(params, config, *INPUTS).hidden).sum()
 
     with jax.default_matmul_precision("highest"):
-        found = jax.jit(jax.grad(lambda part: loss(lora.whole(base, part), config)))(adapters)
+        gradients = jax.jit(jax.grad(lambda part: loss(lora.whole(base, part), config)))(adapters)
         merged = merged_params(params, config)
         dense = jax.jit(jax.grad(lambda params: loss(params, lora.base(config))))(merged)
     scale = config.lora.alpha / config.lora.rank
@@ -89,11 +89,11 @@ def test_gradients_are_those_of_the_merged_matrices_by_the_chain_rule():
             scale * dense["layers"][target] @ b.swapaxes(1, 2),
             scale * a.swapaxes(1, 2) @ dense["layers"][target],
         )
-        for name, want in zip(names, expected, strict=True):
-            tolerance = 1e-5 * np.abs(want).max()
+        for name, gradient in zip(names, expected, strict=True):
+            tolerance = 1e-5 * np.abs(gradient).max()
             assert tolerance > 0
             np.testing.assert_allclose(
-                found["layers"][name], want, rtol=0, atol=tolerance, err_msg=name
+                gradients["layers"][name], gradient, rtol=0, atol=tolerance, err_msg=name
             )
 
 
@@ -119,10 +119,10 @@ def test_a_bfloat16_base_is_merged_in_float32(tmp_path):
     base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), lora.frozen(params, ADAPTED))
     rounded = lora.whole(base, lora.trained(params, ADAPTED))
     save_hf(tmp_path / "model", ADAPTED, rounded)
-    found = load_hf(tmp_path / "model")[1]["layers"]["up"]
+    merged = load_hf(tmp_path / "model")[1]["layers"]["up"]
     expected = merged_params(rounded, ADAPTED)["layers"]["up"]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-    assert np.abs(found - found.astype(jnp.bfloat16)).max() > 1e-3
+    np.testing.assert_allclose(merged, expected, rtol=0, atol=1e-6)
+    assert np.abs(merged - merged.astype(jnp.bfloat16)).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_what_cannot_be_adapted_is_refused(changes, message):
 
 
 def test_a_matrix_that_the_family_lacks_is_refused():
-    moe = FAMILIES["qwen3_moe"]  # each expert has matrices of its own
+    moe = FAMILIES["qwen3_moe"]  # each expert has its own matrices
     with pytest.raises(UsageError, match="has gate, of which the family qwen3_moe has no single"):
         lora.adapted(moe, LORA)
     some = dataclasses.replace(LORA, targets=("query", "output"))

@@ -74,27 +74,29 @@ def unused(mesh, where):
 
 def held_often(name, config):
     """(parameter, axis) along which devices hold the same more than 1 MiB of it."""
-    found = set()
+    repeated = set()
     for sizes in MESHES.values():
         mesh = AbstractMesh(sizes, AXES)
         where = families.param_shardings(mesh, config)
-        for row in families.parameters(config):
-            of_row = where["layers"][row.name] if row.stacked else where[row.path]
-            shape = families.stacked_shape(row, config)
-            if bytes_on_device(of_row, shape) > LARGE:
-                found |= {(name, row.name, axis) for axis in unused(mesh, of_row)}
-    return found
+        for parameter in families.parameters(config):
+            on_shards = where["layers"] if parameter.stacked else where
+            on_shards = on_shards[parameter.name]
+            shape = families.stacked_shape(parameter, config)
+            if bytes_on_device(on_shards, shape) > LARGE:
+                repeated |= {(name, parameter.name, axis) for axis in unused(mesh, on_shards)}
+    return repeated
 
 
 def test_the_table_of_rules_knows_every_axis_of_every_family():
-    axes = {axis for one in families.FAMILIES.values() for row in one.table for axis in row.axes}
+    tables = [family.table for family in families.FAMILIES.values()]
+    axes = {axis for table in tables for parameter in table for axis in parameter.axes}
     assert axes | {"rank", "layers"} == WHOLE | {"model", "heads", "kv_heads", "mlp", "vocab"}
     assert axes - WHOLE < set(RULES) and not WHOLE & set(RULES)
 
 
 def test_nothing_large_is_held_twice_without_being_listed(public):
-    found = set().union(*(held_often(name, public(name)) for name in PUBLIC))
-    assert found == LISTED
+    repeated = set().union(*(held_often(name, public(name)) for name in PUBLIC))
+    assert repeated == LISTED
 
 
 def test_adapters_are_split_as_their_matrix_is(public):
@@ -115,11 +117,12 @@ def test_no_head_is_cut_in_two(public, name):
     config = public(name)
     for sizes in MESHES.values():
         where = families.param_shardings(AbstractMesh(sizes, AXES), config)
-        for row in families.parameters(config):
-            if {"heads", "kv_heads"} & set(row.axes):
-                axis = row.stacked_axes.index(({"heads", "kv_heads"} & set(row.axes)).pop())
-                shape = families.stacked_shape(row, config)
-                assert where["layers"][row.name].shard_shape(shape)[axis] % config.head_dim == 0
+        for parameter in families.parameters(config):
+            if head_axes := {"heads", "kv_heads"} & set(parameter.axes):
+                axis = parameter.stacked_axes.index(head_axes.pop())
+                shape = families.stacked_shape(parameter, config)
+                shard = where["layers"][parameter.name].shard_shape(shape)
+                assert shard[axis] % config.head_dim == 0
 
 
 def test_moments_lie_where_their_parameters_lie(public):
@@ -127,8 +130,10 @@ def test_moments_lie_where_their_parameters_lie(public):
     optimizers = {"policy": make_optimizer(OptimizerConfig(), config, 8)}
     params = families.by_path(
         {
-            row.path: jax.ShapeDtypeStruct(families.stacked_shape(row, config), jnp.float32)
-            for row in families.parameters(config)
+            parameter.path: jax.ShapeDtypeStruct(
+                families.stacked_shape(parameter, config), jnp.float32
+            )
+            for parameter in families.parameters(config)
         }
     )
     on_mesh = {

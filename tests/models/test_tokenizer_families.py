@@ -41,7 +41,7 @@ def tokenizers(directories):
 
 @pytest.fixture(scope="module")
 def theirs(directories):
-    """transformers' own way, which takes control tokens in data for control tokens."""
+    """transformers' tokenizers, which take control tokens in data for control tokens."""
     return {
         name: PreTrainedTokenizerFast.from_pretrained(path) for name, path in directories.items()
     }
@@ -88,10 +88,11 @@ def test_a_whole_turn_is_the_templates(name, tokenizers, theirs):
 @families
 def test_control_tokens_spelled_in_data_are_text(name, tokenizers, theirs):
     ours, backend = tokenizers[name], theirs[name]
-    own = [token for token in CONTROLS if token in backend.get_vocab()]
-    assert len(own) >= 2
+    controls = [token for token in CONTROLS if token in backend.get_vocab()]
+    assert len(controls) >= 2
     template = [id for id in prompt_ids(ours, "x") if id in ours.special_ids]
-    pieces = st.lists(st.sampled_from(own + PIECES[:-1]), min_size=1).map("".join).filter(str.strip)
+    pieces = st.lists(st.sampled_from(controls + PIECES[:-1]), min_size=1)
+    pieces = pieces.map("".join).filter(str.strip)
 
     @quick
     @given(pieces)
@@ -104,13 +105,13 @@ def test_control_tokens_spelled_in_data_are_text(name, tokenizers, theirs):
         assert ours.spell(completion) in (text, text.removeprefix(" "))  # as Mistral's decoder does
 
     check()
-    assert their_ids(backend, [("user", own[0])]) != prompt_ids(ours, own[0])
+    assert their_ids(backend, [("user", controls[0])]) != prompt_ids(ours, controls[0])
 
 
 def test_what_ends_a_turn_is_trained_and_all_that_stop_are_known(tokenizers):
     spelled = {
-        name: [one.spell([one.eos_id]), *map(lambda id: one.spell([id]), one.stop_ids)]
-        for name, one in tokenizers.items()
+        name: [tokenizer.spell([id]) for id in (tokenizer.eos_id, *tokenizer.stop_ids)]
+        for name, tokenizer in tokenizers.items()
     }
     assert spelled == {
         "qwen2.5": ["<|im_end|>", "<|im_end|>", "<|endoftext|>"],
@@ -119,8 +120,8 @@ def test_what_ends_a_turn_is_trained_and_all_that_stop_are_known(tokenizers):
         "mistral": ["</s>", "</s>"],
         "gemma3": ["<end_of_turn>", "<end_of_turn>", "<eos>"],
     }
-    for one in tokenizers.values():
-        assert one.stop_ids[0] == one.eos_id
+    for tokenizer in tokenizers.values():
+        assert tokenizer.stop_ids[0] == tokenizer.eos_id
 
 
 def test_special_tokens_that_nothing_writes_need_no_row_of_the_embedding(tmp_path):

@@ -28,7 +28,7 @@ def random_scaling(rng: np.random.Generator) -> RopeScaling | None:
 
 
 def windows(family: str, num_layers: int, rng: np.random.Generator) -> dict:
-    """Of the layers that may slide in this family, none, some or all."""
+    """A window in none, some or all of the layers that may slide in this family."""
     if family == "llama":
         return {}
     first = int(rng.integers(num_layers + 1))
@@ -66,10 +66,10 @@ def random_config(family: str, seed: int) -> ModelConfig:
         experts_per_token=int(rng.integers(1, experts + 1)),
         norm_topk_prob=bool(rng.integers(2)),
     ) | windows(family, num_layers, rng)
-    of_family = {"family", *SPELLINGS[family].fields, *windows(family, num_layers, rng)}
-    of_family |= {"rope_theta", "rope_scaling", "sliding_window", "full_attention_layers"}
-    of_family |= {"rope_local_theta"} if family == "gemma3" else set()
-    return ModelConfig(**{name: value for name, value in fields.items() if name in of_family})
+    family_fields = {"family", *SPELLINGS[family].fields, *windows(family, num_layers, rng)}
+    family_fields |= {"rope_theta", "rope_scaling", "sliding_window", "full_attention_layers"}
+    family_fields |= {"rope_local_theta"} if family == "gemma3" else set()
+    return ModelConfig(**{name: value for name, value in fields.items() if name in family_fields})
 
 
 def random_inputs(config: ModelConfig, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -114,21 +114,21 @@ def their_logits(model, tokens, positions, mask):
 
 
 def assert_same_logits(path, config, params, seed):
-    """Of five sequences, and of three in a sixth row that are each as they are alone."""
+    """Five rows have transformers' logits; three in a sixth row have their own."""
     model, inputs = their_model(path), random_inputs(config, seed)
     theirs, (tokens, _, mask) = their_logits(model, *inputs), inputs
     lengths = (9, 8, 7)
     positions = np.concatenate([np.arange(length) for length in lengths])
     segments = np.repeat(np.arange(1, 4), lengths)
     packed = tokens[0], positions, segments
-    rows = [np.vstack([many, one]) for many, one in zip(inputs, packed, strict=True)]
+    rows = [np.vstack([five, sixth]) for five, sixth in zip(inputs, packed, strict=True)]
     *ours, ours_packed = np.asarray(logits(params, config, *rows))
     assert np.abs(theirs).mean() > 0.05
     assert np.abs(ours - theirs)[mask > 0].max() < 1e-4
     for segment in range(1, 4):
-        of = segments == segment
-        alone = (x[of][None] for x in (tokens[0], positions, np.ones_like(tokens[0])))
-        assert np.abs(ours_packed[of] - their_logits(model, *alone)[0]).max() < 1e-4
+        here = segments == segment
+        alone = (x[here][None] for x in (tokens[0], positions, np.ones_like(tokens[0])))
+        assert np.abs(ours_packed[here] - their_logits(model, *alone)[0]).max() < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -144,7 +144,7 @@ def test_ours_to_transformers(tmp_path, family, seed):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("seed", range(6, 10))
 def test_transformers_to_ours(tmp_path, family, seed):
-    """Its own config class and random weights, written by itself."""
+    """transformers makes the config and random weights, and writes them."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

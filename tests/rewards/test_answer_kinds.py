@@ -42,8 +42,9 @@ def test_an_answer_is_found(text: str, expected: Answer | None) -> None:
 
 def test_nested_and_unbalanced_boxes() -> None:
     def texts(text: str) -> list[str]:
-        assert all(text[one.start : one.end].endswith(one.text + "}") for one in find_boxes(text))
-        return [one.text for one in find_boxes(text)]
+        boxes = find_boxes(text)
+        assert all(text[box.start : box.end].endswith(box.text + "}") for box in boxes)
+        return [box.text for box in boxes]
 
     assert texts(r"\boxed{a \boxed{b} c}") == ["b", r"a \boxed{b} c"]
     assert texts(r"}} \boxed{1} } \boxed{2}") == ["1", "2"]

@@ -12,7 +12,7 @@ from srft_jax.rewards.verifiers import KINDS
 DEADLINE = 0.3
 # A pattern that is slow wherever the hostile text stands in the answer.
 GOLD = {"regex": ".*(a+)+b", "multiple_choice": "B"}
-# What ends with 42, the gold answer, all the same.
+# Hostile answers that end with 42, the gold answer, and may be right.
 HARMLESS = {"dollars", "unterminated box", "box of text"}
 
 
@@ -26,12 +26,13 @@ def check(kind: str, form: str, deadline: float, canary: pathlib.Path) -> None:
         start = time.monotonic()
         verdicts = [result.verdict for result in pool.score(requests)]
         seconds = time.monotonic() - start
-        assert [one.verdict for one in pool.score([easy] * 4)] == ["right"] * 4
+        assert [result.verdict for result in pool.score([easy] * 4)] == ["right"] * 4
     assert verdicts[1::2] == ["right"] * len(answers) and not canary.exists()
-    # Some end just in time: what they take together is as if none did.
+    # The bound holds as if none ended in time; some do, just before their deadline.
     assert "crash" not in verdicts and seconds < len(answers) / 2 * deadline + 2.0
     if kind not in ("format", "length"):  # for which an answer is any text
-        right = {name for name, one in zip(answers, verdicts[::2], strict=True) if one == "right"}
+        judged = zip(answers, verdicts[::2], strict=True)
+        right = {name for name, verdict in judged if verdict == "right"}
         assert right <= HARMLESS
     assert "timeout" in verdicts or kind not in ("math", "regex")
 

@@ -34,7 +34,7 @@ def pool() -> Iterator[RewardPool]:
 
 
 def easy(count: int) -> list[RewardRequest]:
-    """Every third is wrong, the others right."""
+    """Requests of which every third is wrong and the others are right."""
     return [
         RewardRequest("final_answer", f"<think>{i}</think>{i}", str(i if i % 3 else i + 1))
         for i in range(count)
@@ -261,7 +261,7 @@ def test_a_gold_that_cannot_be_is_told_at_the_start() -> None:
 
 
 def test_math_that_was_not_announced_is_loaded_when_it_is_asked_for() -> None:
-    """In time for the deadline, which importing sympy alone would pass."""
+    """The request meets its deadline, although importing sympy alone takes longer."""
     half = RewardRequest("math", "<think></think>\\boxed{\\frac{x}{2}}", "$x/2$")
     with RewardPool(timeout_seconds=TIMEOUT) as pool:
         assert verdicts(pool, [*easy(3), half]) == [*EASY_VERDICTS, "right"]
@@ -273,15 +273,15 @@ def test_slow_requests_do_not_line_up(pool: RewardPool, first: bool) -> None:
     assert behave(pool, "ok", "ok") == ["right"] * 2
     slow = [RewardRequest(BEHAVE, "sleep", "")] * 4
     start = time.monotonic()
-    found = verdicts(pool, [*slow, *easy(60)] if first else [*easy(60), *slow])
+    results = verdicts(pool, [*slow, *easy(60)] if first else [*easy(60), *slow])
     assert time.monotonic() - start < 2 * TIMEOUT + 0.45
-    assert found == (
+    assert results == (
         ["timeout"] * 4 + EASY_VERDICTS * 20 if first else EASY_VERDICTS * 20 + ["timeout"] * 4
     )
 
 
 def test_a_lost_forker_is_replaced() -> None:
-    """And whoever it forked is not blamed."""
+    """Nor is a worker that it forked blamed."""
     kind = "user_scorers:process_id"
     with RewardPool(num_workers=1, timeout_seconds=TIMEOUT, kinds=[kind, BEHAVE]) as pool:
         pid = int(pool.score([RewardRequest(kind, "", "")])[0].reward)
@@ -341,7 +341,7 @@ def test_an_interrupted_call_leaves_no_answers_to_the_next() -> None:
 
 
 def test_a_cancelled_call_ends_within_a_deadline() -> None:
-    """In a thread, as it is used; twenty sleepers would take a worker ten seconds."""
+    """The call is in a thread, as in use; twenty sleepers would take a worker ten seconds."""
     cancelled, errors = threading.Event(), []
 
     def score() -> None:
