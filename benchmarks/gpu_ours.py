@@ -15,6 +15,7 @@ from gpu_figures import (
     timed,
     train_figures,
 )
+from trajectories import random_trajectory
 
 from srft_jax.batch import Batch, Role
 from srft_jax.config import ModelConfig, Objective, ObjectiveConfig, OptimizerConfig, TrainingConfig
@@ -22,7 +23,7 @@ from srft_jax.models.decoder import Runtime, init_params, num_params
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.rows import TrainingSequence, make_batch
 from srft_jax.ops.attention import Kernel
-from srft_jax.rollout import Progress, Request, SamplingConfig
+from srft_jax.rollout import Request, RolloutProgress, SamplingConfig
 from srft_jax.rollout import sample as draw
 from srft_jax.setup.attention_kernel import resolve_attention
 from srft_jax.training.optimizer import make_optimizer
@@ -65,7 +66,7 @@ def packed_batch(args: argparse.Namespace, objective: Objective, model: ModelCon
         sequences.append(
             TrainingSequence(
                 tokens[: length // 8],
-                tokens[length // 8 :],
+                random_trajectory(tokens[length // 8 :], logprob=None),
                 Role.DEMONSTRATION if number % 8 == 7 else Role.SELF,
                 advantage=float(random.normal()),
                 correct=bool(number % 2),
@@ -97,10 +98,10 @@ def sample(args: argparse.Namespace) -> dict[str, Any]:
         dtype=args.dtype,
         attention=kernel_of(args),
     )
-    ends: list[Progress] = []
+    ends: list[RolloutProgress] = []
 
     def run() -> None:
-        seen: list[Progress] = []
+        seen: list[RolloutProgress] = []
         draw(params, model, requests, jax.random.key(len(ends)), sampling, observer=seen.append)
         assert seen[-1].tokens == args.batch * args.new
         ends.append(seen[-1])

@@ -28,7 +28,7 @@ import numpy as np
 from sizes import add_sizes, model_of
 
 from srft_jax.models.decoder import Params, init_params
-from srft_jax.rollout import Progress, Request, SamplingConfig, Truncation, sample
+from srft_jax.rollout import Request, RolloutProgress, SamplingConfig, Truncation, sample
 
 
 def sampling_of(args: argparse.Namespace) -> SamplingConfig:
@@ -118,7 +118,7 @@ class Subject:
         self.requests, self.sampling = requests_of(args), sampling_of(args)
         self.batch = args.batch
 
-    def run(self, key: jax.Array) -> Progress:
+    def run(self, key: jax.Array) -> RolloutProgress:
         return self._run(self.requests, key)
 
     def run_padded(self, key: jax.Array) -> float:
@@ -127,8 +127,8 @@ class Subject:
         seen = [self._run(self.requests[i : i + self.batch], key) for i in waves]
         return sum(one.tokens for one in seen) / sum(one.seconds for one in seen)
 
-    def _run(self, requests: list[Request], key: jax.Array) -> Progress:
-        seen: list[Progress] = []
+    def _run(self, requests: list[Request], key: jax.Array) -> RolloutProgress:
+        seen: list[RolloutProgress] = []
         sample(self.params, self.model, requests, key, self.sampling, observer=seen.append)
         return seen[-1]
 

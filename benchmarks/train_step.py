@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from sizes import add_sizes, model_of
+from trajectories import random_trajectory
 
 from srft_jax.batch import Batch, Role
 from srft_jax.config import Objective, ObjectiveConfig, OptimizerConfig, TrainingConfig
@@ -39,11 +40,10 @@ def batch_of(args: argparse.Namespace, objective: Objective) -> Batch:
         sequences.append(
             TrainingSequence(
                 tokens[: args.prompt].tolist(),
-                tokens[args.prompt :],
+                random_trajectory(tokens[args.prompt :], logprob=None if demonstration else -8.0),
                 Role.DEMONSTRATION if demonstration else Role.SELF,
                 advantage=float(random.normal()),
                 correct=bool(number % 2),
-                old_logprobs=None if demonstration else np.full(args.completion, -8.0, np.float32),
             )
         )
     rows = args.rows_per_microbatch

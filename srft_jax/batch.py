@@ -7,11 +7,16 @@ heads, K kv heads, H head dim, V vocabulary, M microbatches.
 
 import dataclasses
 import enum
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+GIVEN = -1  # `Trajectory.version` of a text that no policy of this run drew
 
 
 class Role(enum.IntEnum):
@@ -22,6 +27,81 @@ class Role(enum.IntEnum):
     DEMONSTRATION = 2  # written by somebody else
     HINT = 3  # start of a completion taken from a demonstration, learned by likelihood
     PREFIX = 4  # start of a completion taken from a demonstration, learned by policy gradient
+
+
+def prompt_key(tokens: Sequence[int] | np.ndarray) -> str:
+    """Return the identity of a prompt: a hash of its content, 16 hexadecimal digits.
+
+    Two rows of data that ask the same have one key; pictures will be part of the content.
+    """
+    content = np.asarray(tokens, np.int32).tobytes()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardTerm:
+    """What one term of rewards.shaping gives a trajectory, before its weight."""
+
+    kind: str
+    weight: float
+    reward: float
+    verdict: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """One answer to a prompt, drawn by the policy or given in the data.
+
+    It goes from the sampler to the loss.
+    The sampler fills in the first part, verification adds the second to the same record.
+
+    Attributes:
+        key: Identity of its prompt, see `prompt_key`.
+        tokens: Ids, int32 [n]: forced ones first, EOS included where the answer ended by itself.
+        sampled: Which tokens the policy drew, bool [n]; forced and given ones are not.
+        logprobs: Of the tokens under whoever drew them at its temperature, float32 [n]: the whole
+            tempered policy for sampled and forced tokens, the author for a demonstration; None
+            where the author's are not known.
+        entropies: Of the whole tempered policy at each token, float32 [n]; None in a demonstration.
+        version: Number of the update whose parameters drew it, 0 before the first; GIVEN for a
+            demonstration.
+        finished: It ended by a stop id or a stop string, not by its length limit.
+        group: Number of its group in the step.
+        member: Its number within the group.
+        text: The answer as verifiers read it.
+        accuracy: What the prompt's own verifier gives; correctness goes by this alone.
+        verdict: What that verifier says: right, wrong, unparsed, timeout or crash.
+        shaping: Further terms of the reward, from rewards.shaping.
+    """
+
+    key: str
+    tokens: np.ndarray
+    sampled: np.ndarray
+    logprobs: np.ndarray | None
+    entropies: np.ndarray | None
+    version: int
+    finished: bool
+    group: int = 0
+    member: int = 0
+    text: str = ""
+    accuracy: float = 0.0
+    verdict: str = ""
+    shaping: tuple[RewardTerm, ...] = ()
+
+    @property
+    def truncated(self) -> bool:
+        """It was cut at its length limit."""
+        return not self.finished
+
+    @property
+    def reward(self) -> float:
+        """What advantages are taken over: the verifier's reward and the weighted shaping terms."""
+        return self.accuracy + sum(term.weight * term.reward for term in self.shaping)
+
+    @property
+    def num_forced(self) -> int:
+        """Tokens at its start that the policy did not draw; all of a demonstration's."""
+        return int(len(self.tokens) - np.count_nonzero(self.sampled))
 
 
 @jax.tree_util.register_dataclass

@@ -11,7 +11,7 @@ from filelock import FileLock
 from jax.experimental.compilation_cache import compilation_cache
 from tiny_runs import ROOT, metrics_lines, run_in_process, tiny_arguments
 
-from srft_jax.experience import rollouts
+from srft_jax.tasks import train
 
 ROOMS_OF_RUNS = {"host", "setup", "experience", "planning", "tasks"}
 CACHE_OPTIONS = {
@@ -117,15 +117,15 @@ def uninterrupted(shared_dir, cache_dir):
 @pytest.fixture
 def interrupt_in(monkeypatch):
     """Makes SIGINT arrive in the middle of the given step."""
-    collect = rollouts.collect
+    collect = train.collect
 
     def install(step):
-        def collect_and_interrupt(setup, stage, this_step, *args):
+        def collect_and_interrupt(sampler, scorer, sources, plan, stage, this_step, *args):
             if this_step == step:
                 signal.raise_signal(signal.SIGINT)
-            return collect(setup, stage, this_step, *args)
+            return collect(sampler, scorer, sources, plan, stage, this_step, *args)
 
-        monkeypatch.setattr(rollouts, "collect", collect_and_interrupt)
+        monkeypatch.setattr(train, "collect", collect_and_interrupt)
 
     return install
 

@@ -19,14 +19,12 @@ import pytest
 from made_groups import made_progress
 from tiny_runs import metrics_lines
 
-from srft_jax.batch import Role
+from srft_jax.batch import Role, Trajectory
 from srft_jax.config import RunError
-from srft_jax.experience import verified
 from srft_jax.models import init_params, lora
 from srft_jax.objectives import loss as losses
 from srft_jax.ops.head import ReferencedStats, TokenStats
 from srft_jax.rewards import RewardResult
-from srft_jax.rollout import Completion
 from srft_jax.setup import prepare as setup_module
 from srft_jax.setup.prepare import prepare
 from srft_jax.tasks import export as export_module
@@ -41,9 +39,8 @@ REPLACED = {
     resume: ["load_trained", "fresh_state"],
     setup_module: ["RewardPool"],
     export_module: ["export_hf"],
-    train_module: ["Checkpoints", "load_reference", "write_report"],
+    train_module: ["Checkpoints", "Sampler", "load_reference", "write_report"],
     updates: ["make_train_step", "make_gradient_norms", "make_old_logprobs", "put"],
-    verified: ["sample_stream"],
 }
 
 
@@ -162,39 +159,14 @@ class Trace:
 
         return mock.MagicMock(**{"__enter__.return_value.score": score})
 
-    def sample_stream(
-        self, params, model_config, requests, key, sampling, tokenizer=None, observer=None
-    ):
-        """Completions whose lengths and tokens go by their number and the key."""
-        self.add("sample", vars(sampling), [vars(r) for r in requests], digest(key_data(key)))
-        first = int(key_data(key)[-1]) % 200
-        for r, request in enumerate(requests):
-            number = r if request.number is None else request.number
-            for g in range(request.group_size):
-                one = self._completion(first, number + g, request, sampling)
-                yield dataclasses.replace(one, request=r, member=g)
-        if observer is not None:
-            observer(made_progress())
+    def Sampler(self, model_config, sampling, mesh, tokenizer):
+        return DrySampler(self, sampling)
 
-    def sample(self, *args):
-        groups = itertools.groupby(self.sample_stream(*args), lambda one: one.request)
+    def sample(self, params, model_config, requests, key, sampling, tokenizer=None):
+        sampler = DrySampler(self, sampling)
+        sampler.submit(requests, key)
+        groups = itertools.groupby(sampler.stream(), lambda one: one.group)
         return [list(group) for _, group in groups]
-
-    def _completion(self, first, number, request, sampling):
-        length = 1 + (5 + number) % sampling.max_new_tokens
-        tokens = [*request.forced, *((first + number + np.arange(length)) % 200)]
-        tokens = np.asarray(tokens[: sampling.max_new_tokens])
-        values = np.arange(len(tokens), dtype=np.float32)
-        forced = len(request.forced)
-        logprobs = -1.0 - values / 10
-        return Completion(
-            tokens=tokens,
-            logprobs=logprobs,
-            entropies=1.0 + values / 10,
-            drawn_logprobs=logprobs,
-            finished=length > 6,
-            num_forced=forced,
-        )
 
     def make_train_step(self, model_config, objective, optimizer, **options):
         """Real loss terms on made-up statistics; real updates with their gradients' mean."""
@@ -272,6 +244,52 @@ class Trace:
 
     def write_report(self, run_dir):
         return "report.html"
+
+
+class DrySampler:
+    """Draws tokens that go by the number of a completion and the key; traces what it is asked."""
+
+    def __init__(self, trace, sampling):
+        self._trace, self._sampling = trace, sampling
+        self._submitted, self._version = [], 0
+
+    def update(self, params, version=0):
+        self._version = version
+
+    def release(self):
+        pass
+
+    def submit(self, requests, key, slots=None):
+        asked = [vars(request) for request in requests]
+        self._trace.add("sample", vars(self._sampling), asked, digest(key_data(key)), slots)
+        first = int(key_data(key)[-1]) % 200
+        for index, request in enumerate(requests):
+            group = index if request.group is None else request.group
+            members = range(request.first_member, request.first_member + request.group_size)
+            self._submitted += [self._drawn(first, request, group, member) for member in members]
+
+    def stream(self, observer=None):
+        submitted, self._submitted = self._submitted, []
+        yield from submitted
+        if observer is not None:
+            observer(made_progress())
+
+    def _drawn(self, first, request, group, member):
+        most = request.max_new_tokens or self._sampling.max_new_tokens
+        length = 1 + (5 + group + member) % most
+        tokens = [*request.forced, *((first + group + member + np.arange(length)) % 200)][:most]
+        values = np.arange(len(tokens), dtype=np.float32)
+        return Trajectory(
+            key="",
+            tokens=np.asarray(tokens),
+            sampled=values >= len(request.forced),
+            logprobs=-1.0 - values / 10,
+            entropies=1.0 + values / 10,
+            version=self._version,
+            finished=length > 6,
+            group=group,
+            member=member,
+        )
 
 
 def key_data(key):

@@ -11,19 +11,19 @@ import jax
 from dry_run import Trace
 
 import run
-from srft_jax.experience import rollouts, verified
+from srft_jax.tasks import train
 
 
 def main(step: int, process: int, arguments: list[str]) -> int:
-    collect = rollouts.collect
+    collect = train.collect
 
-    def collect_and_stop(setup, stage, this_step, *args):
+    def collect_and_stop(sampler, scorer, sources, plan, stage, this_step, *args):
         if (this_step, jax.process_index()) == (step, process):
             signal.raise_signal(signal.SIGTERM)
-        return collect(setup, stage, this_step, *args)
+        return collect(sampler, scorer, sources, plan, stage, this_step, *args)
 
-    rollouts.collect = collect_and_stop
-    verified.sample_stream = Trace().sample_stream
+    train.collect = collect_and_stop
+    train.Sampler = Trace().Sampler
     return run.main(arguments)
 
 

@@ -5,12 +5,13 @@ What does not fit is an error here or is dropped and counted, so nothing is ever
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from srft_jax.data.examples import Example, ExampleSets, Turn, place
+from srft_jax.batch import prompt_key
+from srft_jax.data.examples import Example, ExampleSets, SourceRows, Turn, place
 from srft_jax.data.problems import raise_problems
 
 # Texts encoded at a time: work for all threads of a fast tokenizer, little enough for its memory.
@@ -31,25 +32,48 @@ class Encoder(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class EncodedExample:
-    """Token ids of one example.
+    """One problem as text and as token ids.
 
     Attributes:
-        prompt: Chat template included.
-        demonstrations: EOS included.
-        behavior_logprobs: Of each demonstration's tokens; None where they are not known.
+        example: The text.
+        prompt: Ids of the prompt, chat template included.
+        demonstrations: Ids of each demonstration, EOS included.
+        behavior_logprobs: Log-probs of each demonstration's tokens under whoever wrote it; None
+            where they are not known.
     """
 
+    example: Example
     prompt: Int[np.ndarray, "n"]
     demonstrations: tuple[Int[np.ndarray, "n"], ...] = ()
     behavior_logprobs: tuple[Float[np.ndarray, "n"] | None, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """Identity of the prompt."""
+        return prompt_key(self.prompt)
+
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSets:
-    """Element by element those of `ExampleSets`."""
+    """The sets of a run, as far as they fit the limits on lengths.
+
+    Attributes:
+        train: Training problems.
+        evaluation: Evaluation sets by name.
+        rows: What became of the rows of each source.
+        dropped: What was too long, by set, `train` included.
+    """
 
     train: tuple[EncodedExample, ...]
     evaluation: Mapping[str, tuple[EncodedExample, ...]]
+    rows: tuple[SourceRows, ...]
+    dropped: Mapping[str, "Dropped"]
+
+    @property
+    def texts(self) -> dict[str, tuple[Example, ...]]:
+        """All sets as text, `train` first."""
+        sets = {"train": self.train, **self.evaluation}
+        return {name: tuple(one.example for one in encoded) for name, encoded in sets.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +114,8 @@ def encode_sets(
     limits: Limits,
     *,
     system_prompt: str | None = None,
-) -> tuple[ExampleSets, EncodedSets, dict[str, Dropped]]:
-    """All sets as ids, and as text what of them is kept.
+) -> EncodedSets:
+    """Encode all sets, and keep what fits the limits.
 
     Args:
         sets: As text.
@@ -99,35 +123,29 @@ def encode_sets(
         limits: Lengths.
         system_prompt: First turn of every conversation that has no system turn of its own.
 
-    Returns:
-        Text, ids element by element, and by set what was dropped.
-
     Raises:
         UsageError: Names rows (from 1), tokens and limit of what does not fit, or log-probs of
             another number than tokens; or nothing is left of a set.
     """
-    texts: dict[str, tuple[Example, ...]] = {}
-    ids: dict[str, tuple[EncodedExample, ...]] = {}
+    kept: dict[str, tuple[EncodedExample, ...]] = {}
     dropped: dict[str, Dropped] = {}
     problems: list[str] = []
     longest_prompt = longest_demonstration = 0
     for name, examples in {"train": sets.train, **sets.evaluation}.items():
         of_set = limits if name == "train" else dataclasses.replace(limits, max_new_tokens=None)
         encoded = encode(examples, tokenizer, system_prompt=system_prompt)
-        problems += _logprob_problems(name, examples, encoded)
+        problems += _logprob_problems(name, encoded)
         longest_prompt = max([longest_prompt, *(len(ids.prompt) for ids in encoded)])
         if name == "train":
             sizes = [len(one) for ids in encoded for one in ids.demonstrations]
             longest_demonstration = max(sizes, default=0)
         if limits.too_long == "error":
-            problems += _length_problems(name, examples, encoded, of_set)
-        texts[name], ids[name], dropped[name] = drop_too_long(examples, encoded, of_set)
-        if examples and not texts[name]:
+            problems += _length_problems(name, encoded, of_set)
+        kept[name], dropped[name] = drop_too_long(encoded, of_set)
+        if examples and not kept[name]:
             problems.append(f"{name}: no prompt fits, so nothing is left of the set.")
     raise_problems(problems, _room(longest_prompt, longest_demonstration, limits))
-    train, encoded_train = texts.pop("train"), ids.pop("train")
-    kept = dataclasses.replace(sets, train=train, evaluation=texts)
-    return kept, EncodedSets(encoded_train, ids), dropped
+    return EncodedSets(kept.pop("train"), kept, sets.rows, dropped)
 
 
 def encode(
@@ -172,7 +190,7 @@ def _encoded(
         _behavior_logprobs(values, len(tokens))
         for values, tokens in zip(known, demonstrations, strict=True)
     )
-    return EncodedExample(prompt, demonstrations, logprobs)
+    return EncodedExample(example, prompt, demonstrations, logprobs)
 
 
 def _behavior_logprobs(values: Sequence[float], num_tokens: int) -> np.ndarray | None:
@@ -187,24 +205,18 @@ def _behavior_logprobs(values: Sequence[float], num_tokens: int) -> np.ndarray |
 
 
 def drop_too_long(
-    examples: Sequence[Example], encoded: Sequence[EncodedExample], limits: Limits
-) -> tuple[tuple[Example, ...], tuple[EncodedExample, ...], Dropped]:
-    """What fits, as text and as ids, and the count of what does not."""
-    kept = [
-        (example, ids, _fitting(ids, limits.max_new_tokens))
-        for example, ids in zip(examples, encoded, strict=True)
-        if len(ids.prompt) <= limits.max_prompt_tokens
-    ]
-    pairs = [
-        (example, ids)
-        if len(numbers) == len(ids.demonstrations)
-        else (_with_only(example, numbers), _with_only(ids, numbers))
-        for example, ids, numbers in kept
-    ]
-    lost = [len(ids.demonstrations) - len(numbers) for _, ids, numbers in kept]
-    bare = sum(bool(ids.demonstrations) and not numbers for _, ids, numbers in kept)
-    dropped = Dropped(len(examples) - len(kept), sum(lost), bare)
-    return tuple(text for text, _ in pairs), tuple(ids for _, ids in pairs), dropped
+    encoded: Sequence[EncodedExample], limits: Limits
+) -> tuple[tuple[EncodedExample, ...], Dropped]:
+    """Return what fits, and the count of what does not."""
+    fitting = [one for one in encoded if len(one.prompt) <= limits.max_prompt_tokens]
+    numbers = [_fitting(one, limits.max_new_tokens) for one in fitting]
+    lost = [len(one.demonstrations) - len(n) for one, n in zip(fitting, numbers, strict=True)]
+    bare = sum(bool(gone) and not n for gone, n in zip(lost, numbers, strict=True))
+    kept = tuple(
+        _with_only(one, n) if gone else one
+        for one, n, gone in zip(fitting, numbers, lost, strict=True)
+    )
+    return kept, Dropped(len(encoded) - len(kept), sum(lost), bare)
 
 
 def _fitting(example: EncodedExample, max_new_tokens: int | None) -> list[int]:
@@ -216,16 +228,19 @@ def _fitting(example: EncodedExample, max_new_tokens: int | None) -> list[int]:
     ]
 
 
-AnyExample = TypeVar("AnyExample", Example, EncodedExample)
-
-
-def _with_only(example: AnyExample, numbers: Sequence[int]) -> AnyExample:
-    """With these of its demonstrations."""
-    logprobs = example.behavior_logprobs
-    return dataclasses.replace(
+def _with_only(encoded: EncodedExample, numbers: Sequence[int]) -> EncodedExample:
+    """The problem with these of its demonstrations."""
+    example, logprobs = encoded.example, encoded.example.behavior_logprobs
+    text = dataclasses.replace(
         example,
-        demonstrations=tuple(example.demonstrations[number] for number in numbers),
-        behavior_logprobs=tuple(logprobs[number] for number in numbers) if logprobs else (),
+        demonstrations=tuple(example.demonstrations[n] for n in numbers),
+        behavior_logprobs=tuple(logprobs[n] for n in numbers) if logprobs else (),
+    )
+    return dataclasses.replace(
+        encoded,
+        example=text,
+        demonstrations=tuple(encoded.demonstrations[n] for n in numbers),
+        behavior_logprobs=tuple(encoded.behavior_logprobs[n] for n in numbers),
     )
 
 
@@ -242,12 +257,10 @@ def _room(prompt: int, demonstration: int, limits: Limits) -> str:
     )
 
 
-def _length_problems(
-    name: str, examples: Sequence[Example], encoded: Sequence[EncodedExample], limits: Limits
-) -> Iterator[str]:
+def _length_problems(name: str, encoded: Sequence[EncodedExample], limits: Limits) -> Iterator[str]:
     fix = "raise it, or set data.too_long to drop"
-    for row, (example, ids) in enumerate(zip(examples, encoded, strict=True), start=1):
-        where = place(example, name, row)
+    for row, ids in enumerate(encoded, start=1):
+        where = place(ids.example, name, row)
         if len(ids.prompt) > limits.max_prompt_tokens:
             yield (
                 f"{where}: the prompt has {len(ids.prompt)} tokens, "
@@ -262,11 +275,9 @@ def _length_problems(
                 )
 
 
-def _logprob_problems(
-    name: str, examples: Sequence[Example], encoded: Sequence[EncodedExample]
-) -> Iterator[str]:
-    for row, (example, ids) in enumerate(zip(examples, encoded, strict=True), start=1):
-        where = place(example, name, row)
+def _logprob_problems(name: str, encoded: Sequence[EncodedExample]) -> Iterator[str]:
+    for row, ids in enumerate(encoded, start=1):
+        where = place(ids.example, name, row)
         pairs = zip(ids.demonstrations, ids.behavior_logprobs, strict=True)
         for number, (tokens, logprobs) in enumerate(pairs, start=1):
             if logprobs is not None and len(logprobs) != len(tokens):

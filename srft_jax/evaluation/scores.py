@@ -6,60 +6,66 @@ from typing import Any
 import jax
 import numpy as np
 
-from srft_jax.config import ModelConfig
 from srft_jax.data.encoding import EncodedExample
-from srft_jax.data.examples import Example
-from srft_jax.experience.verdicts import Decoder
-from srft_jax.experience.verified import sample_verified
-from srft_jax.models.decoder import Params
-from srft_jax.rewards import RewardPool
-from srft_jax.rollout import Observer, Request, SamplingConfig
+from srft_jax.experience.scoring import Scorer, sample_row
+from srft_jax.experience.verified_sampling import sample_verified
+from srft_jax.rollout import Observer, Request, Sampler
 
-# Of each set, the first so many completions are kept for the report.
+# Completions of each set that are kept for the report: the first so many.
 SAMPLES_PER_SET = 16
 
 
 def evaluate(
-    params: Params,
-    model_config: ModelConfig,
-    sets: Mapping[str, tuple[Sequence[Example], Sequence[EncodedExample]]],
-    tokenizer: Decoder,
-    pool: RewardPool,
-    sampling: SamplingConfig,
+    sampler: Sampler,
+    sets: Mapping[str, Sequence[EncodedExample]],
+    scorer: Scorer,
     *,
-    threshold: float,
+    stop_ids: tuple[int, ...],
+    stop_strings: tuple[str, ...] = (),
+    max_new_tokens: int | None = None,
+    slots: int | None = None,
     observer: Observer | None = None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Greedy pass@1 of each set, sampled in one go.
+    """Measure greedy pass@1 of each set, all sets sampled in one go.
 
     Args:
-        params: Of the policy.
-        model_config: Architecture.
-        sets: Name -> problems, as text and as ids; an empty set is left out.
-        tokenizer: For the stop ids and the text.
-        pool: Verifiers.
-        sampling: Greedy, as pass@1 is.
-        threshold: A verifier's reward that reaches it counts as correct.
+        sampler: Holds the policy's parameters.
+        sets: Problems by the set's name; an empty set is left out.
+        scorer: Verifiers, without shaping.
+        stop_ids: Token ids that end a completion.
+        stop_strings: Texts that end a completion.
+        max_new_tokens: Longest completion; None takes the sampler's.
+        slots: Most completions decoded side by side; None takes the sampler's.
         observer: Called with the sampler's progress.
 
     Returns:
-        `eval/<set>/pass@1` in [0, 1] and `eval/<set>/length` in tokens; the first rows of each set.
+        `eval/<set>/pass@1` in [0, 1] and `eval/<set>/length` in tokens; samples of each set.
     """
-    names = [name for name, (examples, _) in sets.items() for _ in examples]
-    examples = [example for texts, _ in sets.values() for example in texts]
-    encoded = [example for _, ids in sets.values() for example in ids]
-    requests = [Request(example.prompt, stop_ids=tokenizer.stop_ids) for example in encoded]
+    names = [name for name, problems in sets.items() for _ in problems]
+    problems = [problem for problems in sets.values() for problem in problems]
+    requests = [
+        Request(
+            problem.prompt,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
+            stop_strings=stop_strings,
+            temperature=0.0,
+            group=number,
+        )
+        for number, problem in enumerate(problems)
+    ]
+    examples = [problem.example for problem in problems]
     key = jax.random.key(0)  # greedy: nothing is drawn
-    rollout = sample_verified(
-        params, model_config, requests, examples, key, sampling, tokenizer, pool, observer
-    )
+    rollout = sample_verified(sampler, requests, examples, key, scorer, observer, slots=slots)
     metrics, rows = {}, []
     for name in dict.fromkeys(names):
-        members = [
-            group[0] for group, other in zip(rollout.groups, names, strict=True) if other == name
+        answers = [
+            (example, group[0])
+            for example, group, set_name in zip(examples, rollout.groups, names, strict=True)
+            if set_name == name
         ]
-        correct = [scored.accuracy >= threshold for _, scored in members]
+        correct = [scorer.is_correct(answer) for _, answer in answers]
         metrics[f"eval/{name}/pass@1"] = float(np.mean(correct))
-        metrics[f"eval/{name}/length"] = float(np.mean([len(one.tokens) for one, _ in members]))
-        rows += [scored.row(name) for _, scored in members[:SAMPLES_PER_SET]]
+        metrics[f"eval/{name}/length"] = float(np.mean([len(one.tokens) for _, one in answers]))
+        rows += [sample_row(name, *answer) for answer in answers[:SAMPLES_PER_SET]]
     return metrics, rows

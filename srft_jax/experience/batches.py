@@ -6,18 +6,33 @@ from typing import TypeVar
 
 import numpy as np
 
-from srft_jax.batch import Batch, Role
-from srft_jax.config import Objective
-from srft_jax.experience.rollouts import Group, overlong
-from srft_jax.experience.streams import Pair, Streams
+from srft_jax.batch import GIVEN, Batch, Role, Trajectory
+from srft_jax.config import Objective, TrainingConfig
+from srft_jax.experience.collect import Sources, overlong
+from srft_jax.experience.groups import Group
 from srft_jax.objectives.advantages import group_advantages
 from srft_jax.objectives.rows import TrainingSequence, make_batch
 from srft_jax.objectives.schedules import mix_weights, top_entropy
-from srft_jax.objectives.stages import Stage
-from srft_jax.rollout.requests import Completion
-from srft_jax.setup.prepare import Setup
+from srft_jax.objectives.stages import Stage, Stages
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """How sequences become batches.
+
+    Attributes:
+        training: Row length, rows per microbatch, updates per rollout.
+        longest_sequence: Input tokens of the longest prompt and answer.
+        length_cap: L_max, the longest completion, for aggregations and the overlong penalty.
+        threshold: A verifier's reward that reaches it counts as correct.
+    """
+
+    training: TrainingConfig
+    longest_sequence: int
+    length_cap: int
+    threshold: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,59 +43,126 @@ class Update:
     batch: Batch
 
 
-def make_updates(
-    setup: Setup, stage: Stage, step: int, groups: Sequence[Group], streams: Streams
-) -> list[Update]:
-    """The optimizer steps on one rollout, the groups split evenly between them.
+_Planned = tuple[Stage, list[TrainingSequence]]  # an update whose batch is not packed yet
 
-    Full buffers of demonstrations follow. Where nothing has a gradient, there is no update.
+
+def make_updates(
+    groups: Sequence[Group],
+    sources: Sources,
+    plan: BatchPlan,
+    stages: Stages,
+    step: int,
+    *,
+    version: int,
+) -> list[Update]:
+    """Return the optimizer steps on one rollout, the groups split evenly between them.
+
+    Updates on full buffers of demonstrations follow. Where nothing has a gradient, there is no
+    update: momentum alone would move the parameters.
 
     Args:
-        setup: Of the run.
-        stage: Of the step.
-        step: From 1.
         groups: As sampled.
-        streams: Demonstrations of their own, and those that wait.
+        sources: Demonstrations with an iterator of their own, and the buffer.
+        plan: How sequences become batches.
+        stages: Objectives of the run.
+        step: From 1.
+        version: Number of updates that the parameters at hand have had.
     """
-    objective, parts = stage.objective, setup.config.training.updates_per_rollout
-    gated = [gate(group, objective, setup.config.rewards.correct_threshold) for group in groups]
+    stage = stages.at(step)
+    planned = [
+        (stage, sequences) for sequences in _split_into_updates(groups, sources, plan, stage, step)
+    ] + _on_buffer(sources, stages.buffered if stage is stages.policy else None)
+    with_gradient = [
+        (stage, sequences)
+        for stage, sequences in planned
+        if any(_has_gradient(sequence, stage.objective) for sequence in sequences)
+    ]
+    on_policy = is_on_policy(with_gradient, version)
+    return [
+        Update(
+            stage,
+            make_batch(
+                sequences,
+                stage.objective,
+                plan.training,
+                num_microbatches=stage.num_microbatches(plan.longest_sequence, plan.training),
+                length_cap=plan.length_cap,
+                on_policy=on_policy,
+            ),
+        )
+        for stage, sequences in with_gradient
+    ]
+
+
+def is_on_policy(updates: Sequence[_Planned], version: int) -> bool:
+    """Return whether each update trains on what the very parameters it starts from have drawn.
+
+    The versions in the trajectories say so: update number u of the step starts from version + u.
+    One stale trajectory, and all ratios of the step are taken to the stored log-probs.
+    In: one update on trajectories of version 7, at version 7.  Out: True.  In: two.  Out: False.
+    """
+    return all(
+        sequence.trajectory.version in (version + number, GIVEN)
+        for number, (_, sequences) in enumerate(updates)
+        for sequence in sequences
+    )
+
+
+def _split_into_updates(
+    groups: Sequence[Group], sources: Sources, plan: BatchPlan, stage: Stage, step: int
+) -> list[list[TrainingSequence]]:
+    """Sequences of each update, with their weights."""
+    objective, parts = stage.objective, plan.training.updates_per_rollout
+    gated = [gate(group, objective, plan.threshold) for group in groups]
     if objective.demo_buffer:
-        gated = _move_to_buffer(gated, streams)
-    given = streams.demonstrations() if objective.demo_source == "own" else []
+        gated = _move_to_buffer(gated, sources)
+    pairs = sources.streams.demonstrations() if objective.demo_source == "own" else []
     demo_weight, self_weight = mix_weights(objective, stage.number(step))
     updates = []
-    for of_groups, of_given in zip(_split(gated, parts), _split(given, parts), strict=True):
-        sequences = [
-            sequence for group in of_groups for sequence in group_sequences(setup, stage, group)
-        ] + [demonstration_sequence(setup, pair) for pair in of_given]
-        weighted = [
-            dataclasses.replace(one, weight=demo_weight if _is_demonstration(one) else self_weight)
-            for one in sequences
+    for some_groups, some_pairs in zip(_split(gated, parts), _split(pairs, parts), strict=True):
+        completions = [
+            sequence
+            for group in some_groups
+            for sequence in group_sequences(group, objective, plan)
         ]
-        updates += _update(setup, stage, weighted)
-    buffered = setup.stages.buffered if objective.demo_buffer else None
-    while buffered is not None and streams.num_waiting >= objective.demo_buffer:
-        pairs = streams.take_waiting(objective.demo_buffer)
-        updates += _update(setup, buffered, [demonstration_sequence(setup, pair) for pair in pairs])
+        given = [demonstration_sequence(sources, pair) for pair in some_pairs]
+        updates.append(
+            [
+                dataclasses.replace(
+                    sequence,
+                    weight=demo_weight if _is_demonstration(sequence) else self_weight,
+                )
+                for sequence in completions + given
+            ]
+        )
+    return updates
+
+
+def _on_buffer(sources: Sources, stage: Stage | None) -> list[_Planned]:
+    """Updates on the buffered demonstrations, as often as the buffer is full."""
+    updates: list[_Planned] = []
+    while stage is not None and sources.streams.num_waiting >= stage.sequences_per_update:
+        pairs = sources.streams.take_waiting(stage.sequences_per_update)
+        updates.append((stage, [demonstration_sequence(sources, pair) for pair in pairs]))
     return updates
 
 
 def gate(group: Group, objective: Objective, threshold: float) -> Group:
-    """What of a group goes on, by how many of its completions are correct."""
+    """Return what of a group goes on, by how many of its completions are correct."""
     if objective.gate == "none" or group.demonstration is None:
         return group
     if sum(accuracy >= threshold for accuracy in group.accuracies) > objective.gate_solved:
         return dataclasses.replace(group, demonstration=None)
     if objective.gate == "either":
-        return dataclasses.replace(group, completions=(), scored=())
+        return dataclasses.replace(group, trajectories=())
     return group
 
 
-def _move_to_buffer(groups: Sequence[Group], streams: Streams) -> list[Group]:
+def _move_to_buffer(groups: Sequence[Group], sources: Sources) -> list[Group]:
     """The groups without their demonstrations, which wait."""
-    streams.wait(
+    sources.streams.wait(
         [
-            (group.example, group.demonstration)
+            (group.index, group.demonstration.member)
             for group in groups
             if group.demonstration is not None
         ]
@@ -94,29 +176,14 @@ def _split(items: Sequence[T], parts: int) -> list[Sequence[T]]:
     return [items[part * count // parts : (part + 1) * count // parts] for part in range(parts)]
 
 
-def _update(setup: Setup, stage: Stage, sequences: Sequence[TrainingSequence]) -> list[Update]:
-    """None where no sequence has a gradient: momentum alone would move the parameters."""
-    if not any(_has_gradient(sequence, stage.objective) for sequence in sequences):
-        return []
-    batch = make_batch(
-        sequences,
-        stage.objective,
-        setup.config.training,
-        num_microbatches=setup.num_microbatches(stage),
-        length_cap=setup.config.rollout.max_new_tokens,
-        on_policy=setup.config.training.updates_per_rollout == 1,
-    )
-    return [Update(stage, batch)]
-
-
 def _has_gradient(sequence: TrainingSequence, objective: Objective) -> bool:
-    """Some term of the objective wants its tokens likelier or less likely."""
+    """Whether some term of the objective wants its tokens likelier or less likely."""
     roles, has_advantage = set(sequence.roles.tolist()), sequence.advantage != 0
-    of_self = objective.self_form == "likelihood" or (
+    self_is_weighted = objective.self_form == "likelihood" or (
         objective.self_form == "policy_gradient" and has_advantage
     )
     weighted = {
-        Role.SELF: of_self,
+        Role.SELF: self_is_weighted,
         Role.DEMONSTRATION: objective.demo_nll or (objective.demo_policy and has_advantage),
         Role.HINT: objective.hint_nll,
         Role.PREFIX: objective.prefix_policy and has_advantage,
@@ -134,78 +201,76 @@ def _is_demonstration(sequence: TrainingSequence) -> bool:
     return bool((sequence.roles == Role.DEMONSTRATION).all())
 
 
-def demonstration_sequence(setup: Setup, pair: Pair) -> TrainingSequence:
-    """A demonstration on its own, without a group to take an advantage over."""
-    example, number = setup.encoded.train[pair[0]], pair[1]
-    return TrainingSequence(
-        example.prompt,
-        example.demonstrations[number],
-        Role.DEMONSTRATION,
-        old_logprobs=example.behavior_logprobs[number],
-    )
+def demonstration_sequence(sources: Sources, pair: tuple[int, int]) -> TrainingSequence:
+    """Return a demonstration on its own, without a group to take an advantage over."""
+    prompt = sources.train[pair[0]].prompt
+    return TrainingSequence(prompt, sources.demonstrations[pair], Role.DEMONSTRATION)
 
 
-def group_sequences(setup: Setup, stage: Stage, group: Group) -> list[TrainingSequence]:
-    """The group as sequences, advantages and correctness filled in."""
-    objective, threshold = stage.objective, setup.config.rewards.correct_threshold
-    given = group.demonstration is not None
-    penalties = [overlong(setup, objective, one) for one in group.completions]
+def group_sequences(group: Group, objective: Objective, plan: BatchPlan) -> list[TrainingSequence]:
+    """Return the group as sequences, advantages and correctness filled in."""
+    given = [] if group.demonstration is None else [group.demonstration]
     advantages, demonstration_advantages = group_advantages(
-        [reward + penalty for reward, penalty in zip(group.rewards, penalties, strict=True)],
-        [group.demonstration_reward] if given else [],
+        [
+            trajectory.reward + overlong(trajectory, objective, plan.length_cap)
+            for trajectory in group.trajectories
+        ],
+        [demonstration.reward for demonstration in given],
         augmented=objective.advantage_group == "augmented",
         divide_by_std=objective.advantage_std,
-        baseline=_baseline(objective, group.completions),
+        baseline=_baseline(objective, group.trajectories),
     )
-    prompt = setup.encoded.train[group.example].prompt
-    sequences = [
+    sampled = [
         TrainingSequence(
-            prompt,
-            completion.tokens,
-            _roles(objective, completion),
-            float(advantage),
-            accuracy >= threshold,
-            completion.logprobs,
+            group.problem.prompt,
+            trajectory,
+            _roles(objective, trajectory),
+            advantage=float(advantage),
+            correct=trajectory.accuracy >= plan.threshold,
         )
-        for completion, advantage, accuracy in zip(
-            group.completions, advantages, group.accuracies, strict=True
-        )
-        if _is_kept(objective, completion, accuracy >= threshold)
+        for trajectory, advantage in zip(group.trajectories, advantages, strict=True)
     ]
-    if group.demonstration is not None:
-        sequences.append(
-            dataclasses.replace(
-                demonstration_sequence(setup, (group.example, group.demonstration)),
-                advantage=float(demonstration_advantages[0]),
-                correct=group.demonstration_accuracy >= threshold,
-            )
+    demonstrated = [
+        TrainingSequence(
+            group.problem.prompt,
+            demonstration,
+            Role.DEMONSTRATION,
+            advantage=float(advantage),
+            correct=demonstration.accuracy >= plan.threshold,
         )
-    return sequences
+        for demonstration, advantage in zip(given, demonstration_advantages, strict=True)
+    ]
+    return [sequence for sequence in sampled if _is_kept(objective, sequence)] + demonstrated
 
 
-def _baseline(objective: Objective, completions: Sequence[Completion]) -> np.ndarray | None:
-    """Beside a single prefixed completion, only the others say what the policy achieves alone."""
+def _baseline(objective: Objective, trajectories: Sequence[Trajectory]) -> np.ndarray | None:
+    """Who counts in the group's mean: beside one prefixed completion, only those without prefix.
+
+    They alone say what the policy achieves by itself.
+    """
     if objective.prefix != "one":
         return None
-    return np.asarray([completion.num_forced == 0 for completion in completions], bool)
+    return np.asarray([trajectory.num_forced == 0 for trajectory in trajectories], bool)
 
 
-def _roles(objective: Objective, completion: Completion) -> Role | np.ndarray:
-    """SELF, after forced tokens HINT, PREFIX or, where they are not trained, NONE."""
-    if not completion.num_forced:
+def _roles(objective: Objective, trajectory: Trajectory) -> Role | np.ndarray:
+    """SELF for sampled tokens; HINT, PREFIX or, where nothing trains them, NONE for forced ones."""
+    if trajectory.sampled.all():
         return Role.SELF
-    roles = np.full(len(completion.tokens), Role.SELF)
-    forced = roles[: completion.num_forced]
-    forced[:] = Role.HINT if objective.hint_nll else Role.NONE
+    roles = np.full(len(trajectory.tokens), Role.SELF)
+    forced = ~trajectory.sampled
+    roles[forced] = Role.HINT if objective.hint_nll else Role.NONE
     if objective.prefix_policy:
-        entropies = completion.entropies[: completion.num_forced]
-        forced[top_entropy(entropies, objective.prefix_top_entropy)] = Role.PREFIX
+        assert trajectory.entropies is not None  # the sampler has drawn it
+        chosen = top_entropy(trajectory.entropies[forced], objective.prefix_top_entropy)
+        roles[np.flatnonzero(forced)[chosen]] = Role.PREFIX
     return roles
 
 
-def _is_kept(objective: Objective, completion: Completion, correct: bool) -> bool:
+def _is_kept(objective: Objective, sequence: TrainingSequence) -> bool:
+    """Whether a completion is trained on."""
     if objective.self_form == "none" and not objective.entropy_bonus:
         return False  # it was sampled for the advantage of the demonstration
     if objective.keep == "correct":
-        return correct and completion.finished
-    return completion.finished or not objective.mask_truncated
+        return sequence.correct and sequence.trajectory.finished
+    return sequence.trajectory.finished or not objective.mask_truncated

@@ -1,9 +1,9 @@
-"""What the steps take from the training set, and its place in a checkpoint."""
+"""Which prompts and demonstrations come next, and the place in them that a checkpoint keeps."""
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
@@ -11,23 +11,33 @@ import grain
 from srft_jax.config import Objective, UsageError
 from srft_jax.data.examples import Example
 from srft_jax.data.pipeline import PromptBatch, prompt_batches
-from srft_jax.mesh import gathered
-from srft_jax.setup.prepare import Setup
 
 Pair = tuple[int, int]  # index of an example, and of one of its demonstrations
 
 
 def _digest(examples: Sequence[Example]) -> str:
-    """Of all that the run sees of them, not of where they were read from."""
+    """Hash of all that the run sees of the examples, but not of where they were read from."""
     digest = hashlib.blake2b(digest_size=16)
     for example in examples:
         digest.update(repr(dataclasses.replace(example, where="")).encode())
     return digest.hexdigest()
 
 
-def _check_same_everywhere(digests: dict[str, str]) -> None:
-    """Raises UsageError where processes have read different sets."""
-    first, *others = gathered(digests)
+def digests(sets: Mapping[str, Sequence[Example]]) -> dict[str, str]:
+    """Return a hash of each set's rows, by its name."""
+    return {name: _digest(rows) for name, rows in sets.items()}
+
+
+def check_same_everywhere(sets: Sequence[Mapping[str, str]]) -> None:
+    """Check that all processes have read the same rows.
+
+    Args:
+        sets: `digests` of each process.
+
+    Raises:
+        UsageError: naming a process and the sets in which it differs from process 0.
+    """
+    first, *others = sets
     for number, other in enumerate(others, start=1):
         if different := [name for name, digest in first.items() if other[name] != digest]:
             raise UsageError(
@@ -41,24 +51,30 @@ class Streams:
 
     They are the same in all processes, so that a checkpoint serves any number of them.
 
-    Raises:
-        UsageError: the processes have read different sets, be it for training or evaluation.
+    Args:
+        train: Training problems as text.
+        objective: Says which iterators there are.
+        prompts_per_step: Prompts of a step, P.
+        weights: Weight of each training source, as `Example.source` numbers them.
+        seed: Of the order.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        objective, train = setup.objective, setup.sets.train
-        data, seed = setup.config.data, setup.config.seed
-        prompts = data.prompts_per_step
-        weights = [source.weight for source in data.mixture] or [1.0]
+    def __init__(
+        self,
+        train: Sequence[Example],
+        objective: Objective,
+        *,
+        prompts_per_step: int,
+        weights: Sequence[float],
+        seed: int,
+    ) -> None:
         batches = functools.partial(prompt_batches, train, weights=weights)
-        digests = {name: _digest(rows) for name, rows in setup.sets.evaluation.items()}
-        self._examples = digests["train"] = _digest(train)
-        _check_same_everywhere(digests)
+        self._examples = _digest(train)
         self._iterators: dict[str, grain.DatasetIterator[PromptBatch]] = {}
         if objective.uses_rollouts:
-            self._iterators["prompts"] = batches(prompts, seed)
+            self._iterators["prompts"] = batches(prompts_per_step, seed)
         if objective.sft_steps or not objective.uses_rollouts:
-            self._iterators["demonstrated"] = batches(prompts, seed, demonstrated=True)
+            self._iterators["demonstrated"] = batches(prompts_per_step, seed, demonstrated=True)
         if objective.demo_source == "own":  # not in the order of the prompts, hence another seed
             self._iterators["demonstrations"] = batches(
                 objective.demo_per_step, seed + 1, demonstrated=True
@@ -66,15 +82,15 @@ class Streams:
         self._waiting: list[Pair] = []
 
     def prompts(self, objective: Objective) -> PromptBatch:
-        """The next prompts; nothing is learned from a prompt alone, without rollouts."""
+        """Return the next prompts; without rollouts only those that have a demonstration."""
         return next(self._iterators["prompts" if objective.uses_rollouts else "demonstrated"])
 
     def demonstrations(self) -> list[Pair]:
-        """The next of those with an iterator of their own."""
+        """Return the next demonstrations of the iterator of their own."""
         return next(self._iterators["demonstrations"]).pairs()
 
     def wait(self, pairs: list[Pair]) -> None:
-        """Demonstrations join the end of the buffer."""
+        """Put demonstrations at the end of the buffer."""
         self._waiting += pairs
 
     @property
@@ -82,12 +98,12 @@ class Streams:
         return len(self._waiting)
 
     def take_waiting(self, count: int) -> list[Pair]:
-        """The first `count` demonstrations leave the buffer; it holds as many."""
+        """Take the first `count` demonstrations out of the buffer, which holds that many."""
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         return taken
 
     def state(self) -> dict[str, Any]:
-        """As JSON: positions of the iterators, the buffer, and a digest of the training set.
+        """Return, as JSON, positions of the iterators, the buffer, and the training set's digest.
 
         A position means nothing in another training set.
         """
@@ -99,7 +115,7 @@ class Streams:
         }
 
     def restore(self, state: dict[str, Any], run_dir: str) -> None:
-        """Goes to where `state` was taken.
+        """Go to where `state` was taken.
 
         Raises:
             UsageError: it was taken from another training set.

@@ -8,43 +8,40 @@ from typing import Any
 
 import numpy as np
 
-from srft_jax.batch import Batch, Normalisers, Role, Rows
+from srft_jax.batch import Batch, Normalisers, Role, Rows, Trajectory
 from srft_jax.config import Aggregation, Objective, TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSequence:
-    """A prompt and one answer to it, sampled or given.
+    """A prompt and one answer to it, with what the objective makes of it.
 
     Attributes:
-        prompt: Token ids; not trained.
-        completion: Token ids, EOS included.
-        role: Of the completion, or of each of its tokens: a forced start has another one than what
-            follows, or `Role.NONE` where it is not trained.
+        prompt: Token ids; they are not trained.
+        trajectory: The answer, sampled or given. Its log-probs are what ratios are taken to.
+        role: Role of the answer, or of each of its tokens: a forced start has another role than
+            what follows, or `Role.NONE` where it is not trained.
         advantage: Within its group.
         correct: The verifier's reward reached the threshold.
-        old_logprobs: Of the completion under the policy that sampled it, or that wrote the
-            demonstration; None where that is not known.
-        weight: Of the likelihood and the policy gradient.
+        weight: Factor of the likelihood and the policy gradient.
     """
 
     prompt: Sequence[int] | np.ndarray
-    completion: Sequence[int] | np.ndarray
+    trajectory: Trajectory
     role: Role | Sequence[Role] | np.ndarray
     advantage: float = 0.0
     correct: bool = False
-    old_logprobs: Sequence[float] | np.ndarray | None = None
     weight: float = 1.0
 
     @property
     def roles(self) -> np.ndarray:
-        """Of each token of the completion, int32."""
-        return np.broadcast_to(np.asarray(self.role, np.int32), len(self.completion))
+        """Role of each token of the answer, int32."""
+        return np.broadcast_to(np.asarray(self.role, np.int32), len(self.trajectory.tokens))
 
     @property
     def num_inputs(self) -> int:
         """The last token is a target only."""
-        return len(self.prompt) + len(self.completion) - 1
+        return len(self.prompt) + len(self.trajectory.tokens) - 1
 
 
 def max_microbatches(num_sequences: int, longest: int, training: TrainingConfig) -> int:
@@ -172,7 +169,7 @@ def _place(
     rows: Rows, where: tuple[int, int, slice], sequence: TrainingSequence, segment: int, number: int
 ) -> None:
     """Writes one sequence to its slice of a row. See `Rows` for a worked example."""
-    tokens = np.concatenate([sequence.prompt, sequence.completion]).astype(np.int32)
+    tokens = np.concatenate([sequence.prompt, sequence.trajectory.tokens]).astype(np.int32)
     roles = sequence.roles
     answered = np.arange(sequence.num_inputs) >= len(sequence.prompt) - 1
     rows.tokens[where] = tokens[:-1]
@@ -186,10 +183,12 @@ def _place(
     rows.role[where][answered] = roles
     rows.loss_mask[where][answered] = roles != Role.NONE
     rows.inverse_length[where][answered] = _inverse_lengths(roles)
-    if sequence.old_logprobs is not None:
-        rows.old_logprobs[where][answered] = sequence.old_logprobs
-        sampled = np.isin(roles, [Role.SELF, Role.HINT, Role.PREFIX])
-        rows.sampler_logprobs[where][answered] = np.where(sampled, sequence.old_logprobs, 0.0)
+    logprobs = sequence.trajectory.logprobs
+    if logprobs is not None:
+        rows.old_logprobs[where][answered] = logprobs
+        # The sampler has scored what it drew and what it was forced to begin with.
+        scored = np.isin(roles, [Role.SELF, Role.HINT, Role.PREFIX])
+        rows.sampler_logprobs[where][answered] = np.where(scored, logprobs, 0.0)
 
 
 def make_batch(

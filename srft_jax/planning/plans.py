@@ -26,7 +26,7 @@ from srft_jax.planning.topology import Topology
 from srft_jax.planning.train_program import lowered_train_step
 from srft_jax.planning.workload import Workload, model_flops, workload_of
 from srft_jax.rollout.cache import CacheShape
-from srft_jax.rollout.plan import SHARE_OF_LEFT
+from srft_jax.rollout.sizes import SHARE_OF_LEFT
 from srft_jax.setup.outline import Outline
 
 Report = Callable[[str], None]  # a line of progress
@@ -179,7 +179,7 @@ def _sampler_accounts(
     found = []
     for name, lowered in lowered_sampler(
         *(memory.policy_params(run), run.model_config, decoding, shape),
-        sampling=run.rollout_sampling,
+        sampling=run.sampling,
         pass_rows=pass_rows,
     ):
         report(f"compiling {name}")

@@ -10,14 +10,14 @@ from jax.sharding import Mesh
 from srft_jax.config import ModelConfig
 from srft_jax.mesh import row_shards, sharding
 from srft_jax.models.decoder import Params, Runtime
+from srft_jax.rollout import SamplingConfig
 from srft_jax.rollout.cache import CacheShape, Places, empty_cache, shard_axes
-from srft_jax.rollout.params import conversions, decode_shardings
-from srft_jax.rollout.requests import SamplingConfig
-from srft_jax.rollout.sampler import (
+from srft_jax.rollout.decode_layout import conversions, decode_shardings
+from srft_jax.rollout.programs import (
     PackedPrompts,
-    Program,
     RowInputs,
     SamplerState,
+    Statics,
     decode,
     prefill,
 )
@@ -54,19 +54,28 @@ def _packed_prompts(mesh: Mesh, shape: CacheShape, pass_rows: int, forced: bool)
     rows = row_shards(mesh) * pass_rows
     tokens = of_rows(mesh, rows, shape.prompt_capacity)
     places = Places(*4 * [of_rows(mesh, rows)])
-    return PackedPrompts(tokens, tokens, tokens, places, tokens if forced else None)
+    temperatures = of_rows(mesh, rows, shape.prompt_capacity, dtype=jnp.float32)
+    return PackedPrompts(
+        tokens,
+        tokens,
+        tokens,
+        places,
+        forced=tokens if forced else None,
+        temperatures=temperatures if forced else None,
+    )
 
 
 def _row_inputs(mesh: Mesh, rows: int) -> RowInputs:
     of_row = of_rows(mesh, rows)
     return RowInputs(
         keys=of_rows(mesh, rows, 2, dtype=jnp.uint32),
-        requests=of_row,
+        groups=of_row,
         members=of_row,
         counts=of_row,
         limits=of_row,
         positions=of_row,
         stop_ids=of_rows(mesh, rows, 4),
+        temperatures=of_rows(mesh, rows, dtype=jnp.float32),
         live=of_rows(mesh, rows, dtype=bool),
     )
 
@@ -74,7 +83,7 @@ def _row_inputs(mesh: Mesh, rows: int) -> RowInputs:
 def abstract_decode_params(
     params: Params, config: ModelConfig, decoding: Mesh, dtype: str
 ) -> Params:
-    """As `rollout.params.decode_params` makes them of the trainer's."""
+    """As `rollout.decode_layout.decode_params` makes them of the trainer's."""
     of_layer, of_rest = conversions(config, dtype, decoding)
     rest = _rest(params)
     layers = (jax.eval_shape(of_layer, params["layers"], 0),) * config.num_layers
@@ -111,12 +120,12 @@ def lowered_sampler(
     of_decode = abstract_decode_params(params, config, decoding, dtype)
     state = abstract_sampler_state(config, shape, decoding, dtype)
     of_layer, of_rest = conversions(config, dtype, decoding)
-    program = Program(config, runtime, sampling.temperature, sampling.truncation)
+    statics = Statics(config, runtime, sampling.truncation)
     with jax.set_mesh(decoding):
         yield "convert_layer", of_layer.lower(params["layers"], 0)
         yield "convert_rest", of_rest.lower(_rest(params))
         packed = _packed_prompts(decoding, shape, pass_rows, forced)
         of_prefill = of_decode | {"layers": params["layers"]}
-        yield "prefill", prefill.lower(of_prefill, state.prompts, packed, program=program)
+        yield "prefill", prefill.lower(of_prefill, state.prompts, packed, statics=statics)
         rows, enough = _row_inputs(decoding, shape.rows), of_rows(decoding)
-        yield "decode", decode.lower(of_decode, state, rows, enough, program=program)
+        yield "decode", decode.lower(of_decode, state, rows, enough, statics=statics)

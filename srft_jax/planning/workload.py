@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import statistics
-from collections import deque
 
 from srft_jax.mesh import split_axes
 from srft_jax.models import families
@@ -15,8 +14,7 @@ from srft_jax.planning.hlo.count import TripCount
 from srft_jax.planning.program_costs import trips_by_scope
 from srft_jax.rollout.cache import CacheShape
 from srft_jax.rollout.packing import TOKENS_PER_PASS
-from srft_jax.rollout.plan import capacity_for, make_plan
-from srft_jax.rollout.slots import Job, Prompt
+from srft_jax.rollout.sizes import Demand, capacity_for, sampler_sizes
 from srft_jax.setup.outline import Outline
 
 
@@ -137,20 +135,30 @@ def cache_shape(run: Outline, work: Workload, budget: float) -> CacheShape:
     Raises:
         UsageError: they do not hold one completion and its prompt.
     """
-    config, sampling = run.config, run.rollout_sampling
-    if sampling.cache_mib is None:
-        sampling = dataclasses.replace(sampling, cache_mib=max(1, int(budget / 2**20)))
-    group, limit = config.rollout.completions_per_prompt, config.rollout.max_new_tokens
-    jobs = [Job(0, member, limit, (0,), 0) for member in range(group)]
-    tokens = (0,) * config.data.max_prompt_tokens
-    prompts = [Prompt(tokens, 0, deque(jobs)) for _ in range(work.prompts)]
-    plan = make_plan(run.model_config, prompts, sampling, run.decode_mesh())
+    config, sampling = run.config, run.sampling
+    group = config.rollout.completions_per_prompt
+    demand = Demand(
+        longest_prompt=config.data.max_prompt_tokens,
+        longest_completion=config.rollout.max_new_tokens,
+        prompts=work.prompts,
+        largest_group=group,
+        completions=work.completions,
+        stop_ids=1,
+    )
+    given = sampling.cache_mib
+    sizes = sampler_sizes(
+        run.model_config,
+        demand,
+        sampling,
+        run.decode_mesh(),
+        budget_mib=max(1, int(budget / 2**20)) if given is None else given,
+    )
     return CacheShape(
-        rows=plan.shards * plan.rows,
-        prompts=plan.shards * plan.prompts,
-        lanes=plan.lanes,
+        rows=sizes.shards * sizes.rows,
+        prompts=sizes.shards * sizes.prompts,
+        lanes=sizes.lanes,
         prompt_capacity=capacity_for(config.data.max_prompt_tokens),
-        capacity=plan.capacity,
+        capacity=sizes.capacity,
         segment=sampling.segment,
     )
 

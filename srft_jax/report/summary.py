@@ -4,20 +4,16 @@ Batch arithmetic answers the question asked most often of any trainer: how large
 function that ends in `_rows` gives some lines of its table, as pairs of a name and a value.
 """
 
-from collections.abc import Mapping
-
 from jax.sharding import Mesh
 
 from srft_jax.config import Objective, TrainingConfig
-from srft_jax.data.encoding import Dropped
-from srft_jax.data.examples import ExampleSets
+from srft_jax.data.encoding import EncodedSets
 from srft_jax.models.decoder import Params, num_params
 from srft_jax.models.tokenizer import Tokenizer
 from srft_jax.objectives.stages import Stage, Stages
 from srft_jax.report.terminal import ProgressLine, table
 from srft_jax.report.writers import read_metrics
-from srft_jax.rollout import Observer
-from srft_jax.rollout import Progress as RolloutProgress
+from srft_jax.rollout import Observer, RolloutProgress
 
 TableRows = list[list[str]]
 
@@ -27,14 +23,9 @@ def arithmetic_table(*parts: TableRows) -> str:
     return table(["batch arithmetic", ""], [row for part in parts for row in part])
 
 
-def data_rows(sets: ExampleSets, dropped: Mapping[str, Dropped]) -> TableRows:
-    """Say what was read from each source, and how many prompts are trained on.
-
-    Args:
-        sets: All sets of examples.
-        dropped: Name of a set -> what was too long for it; sets that lost nothing are not named.
-    """
-    demonstrated = sum(bool(example.demonstrations) for example in sets.train)
+def data_rows(sets: EncodedSets) -> TableRows:
+    """Say what was read from each source, how many prompts are trained on, what was too long."""
+    demonstrated = sum(bool(problem.demonstrations) for problem in sets.train)
     return [
         *([rows.source, f"{rows.read:,} rows read, {rows.used:,} used"] for rows in sets.rows),
         ["training prompts", f"{len(sets.train):,}, {demonstrated:,} with a demonstration"],
@@ -44,7 +35,7 @@ def data_rows(sets: ExampleSets, dropped: Mapping[str, Dropped]) -> TableRows:
                 f"{lost.prompts:,} prompts, and of the others {lost.demonstrations:,} "
                 f"demonstrations, which leaves {lost.bare:,} without one",
             ]
-            for name, lost in dropped.items()
+            for name, lost in sets.dropped.items()
             if lost.prompts or lost.demonstrations
         ),
     ]

@@ -1,12 +1,15 @@
 """Warnings of verifiers that say nothing: most answers unread, too slow, or crashing.
 
-That many answers are wrong is how training starts; Recorder warns where it stays so.
+Wrong answers are normal early on; `Recorder` warns where every answer stays wrong.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from srft_jax.experience.verdicts import Scored
+from srft_jax.batch import Trajectory
+from srft_jax.data.examples import Example
+from srft_jax.experience.groups import Group
+from srft_jax.experience.scoring import sample_row
 from srft_jax.report.records import describe_sample
 from srft_jax.rewards.verdicts import Verdict
 
@@ -21,27 +24,44 @@ _HINTS: dict[Verdict, str] = {
 
 
 class VerdictWatch:
-    """Warns once of each kind and verdict."""
+    """Warns once of each kind of verifier and verdict."""
 
     def __init__(self) -> None:
-        self._warned: set[tuple[str, Verdict]] = set()
+        self._warned: set[tuple[str, str]] = set()
 
-    def warnings(self, step: int, scored: Sequence[Scored]) -> Iterator[str]:
-        """A paragraph for each verdict that has passed MAX_SHARE for the first time."""
-        by_kind: defaultdict[str, list[tuple[Verdict, Scored]]] = defaultdict(list)
-        for one in scored:
-            by_kind[one.example.kind].append((one.verdict, one))
-            for term in one.shaping:
-                by_kind[term.kind].append((term.verdict, one))
-        for kind, verdicts in by_kind.items():
-            counts = Counter(verdict for verdict, _ in verdicts)
+    def warnings(self, step: int, groups: Sequence[Group]) -> Iterator[str]:
+        """Yield a paragraph for each verdict that has passed MAX_SHARE for the first time.
+
+        Args:
+            step: From 1.
+            groups: What the step has sampled.
+        """
+        for kind, answers in _by_kind(groups).items():
+            counts = Counter(verdict for verdict, _, _ in answers)
             for verdict, hint in _HINTS.items():
-                share = counts[verdict] / len(verdicts)
+                share = counts[verdict] / len(answers)
                 if share > MAX_SHARE and (kind, verdict) not in self._warned:
                     self._warned.add((kind, verdict))
-                    example = next(one for which, one in verdicts if which == verdict)
+                    _, example, trajectory = next(
+                        answer for answer in answers if answer[0] == verdict
+                    )
                     yield (
                         f"WARNING: step {step}: the verdict of {kind} is {verdict} for {share:.0%} "
                         f"of its completions: {hint} One of them:\n"
-                        + describe_sample(example.row("rollout"))
+                        + describe_sample(sample_row("rollout", example, trajectory))
                     )
+
+
+_Answer = tuple[str, Example, Trajectory]  # verdict, and what it is about
+
+
+def _by_kind(groups: Sequence[Group]) -> dict[str, list[_Answer]]:
+    """Verdicts by the kind of verifier: each prompt's own, and those of shaping terms."""
+    by_kind: defaultdict[str, list[_Answer]] = defaultdict(list)
+    for group in groups:
+        example = group.problem.example
+        for trajectory in group.trajectories:
+            by_kind[example.kind].append((trajectory.verdict, example, trajectory))
+            for term in trajectory.shaping:
+                by_kind[term.kind].append((term.verdict, example, trajectory))
+    return by_kind

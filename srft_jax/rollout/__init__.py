@@ -1,14 +1,15 @@
-"""Requests in, completions with their log-probs and entropies out."""
+"""Requests in, trajectories with their log-probs and entropies out."""
 
-from srft_jax.rollout.requests import Completion, Progress, Request, SamplingConfig
-from srft_jax.rollout.scheduler import Observer, sample, sample_stream
+from srft_jax.rollout.request import Request, RolloutProgress, SamplingConfig
+from srft_jax.rollout.sampler import Detokenizer, Observer, Sampler, sample, sample_stream
 from srft_jax.rollout.truncation import Truncation
 
 __all__ = [
-    "Completion",
+    "Detokenizer",
     "Observer",
-    "Progress",
     "Request",
+    "RolloutProgress",
+    "Sampler",
     "SamplingConfig",
     "Truncation",
     "sample",

@@ -35,7 +35,7 @@ class CacheShape:
 
 
 def empty_cache(config: ModelConfig, shape: CacheShape, dtype: str) -> KVCache:
-    """Zeros."""
+    """Return zeros of this shape."""
     layers = range(config.num_layers)
 
     def keys(rows: int, length: int) -> tuple[Array, ...]:
@@ -62,9 +62,9 @@ def empty_cache(config: ModelConfig, shape: CacheShape, dtype: str) -> KVCache:
 
 
 def on_shards(tree: Any) -> Any:
-    """Rows and prompts, which come first, over data; kv heads, which come next, over tensor.
+    """Split rows and prompts, which come first, over data; kv heads, which come next, over tensor.
 
-    What a program returns and carries through a loop is to say so: left to itself XLA replicates
+    What a program returns or carries through a loop must say so: left to itself XLA replicates
     what is empty, and splits rows over tensor as a draw does, which moves the cache at every step.
     """
 
@@ -72,7 +72,7 @@ def on_shards(tree: Any) -> Any:
 
 
 def shard_axes(x: Array | jax.ShapeDtypeStruct) -> tuple[str | None, ...]:
-    """Logical axes of an array of the sampler's state: caches have four, all others fewer."""
+    """Return logical axes of an array of the sampler's state: a cache has four, others fewer."""
     return ("rows", "kv_heads", None, None) if x.ndim == 4 else ("rows", None)[: x.ndim]
 
 
@@ -81,8 +81,8 @@ def shard_axes(x: Array | jax.ShapeDtypeStruct) -> tuple[str | None, ...]:
 class Places:
     """Where n prompts stand in packed rows [B, T], and which slots of the cache take them.
 
-    Numbered within one device, as are the slots. Those that are not used come last and have a slot
-    that no cache has.
+    Rows and slots are numbered within one device. Unused places come last and name a slot that no
+    cache has.
     """
 
     row: Int[Array, " n"]
@@ -98,7 +98,7 @@ def put_prompts(
     values: Float[Array, "L B K T H"],
     places: Places,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """A cache's `prompt_keys` and `prompt_values` with prompts cut out of packed rows."""
+    """Return `prompt_keys` and `prompt_values` with prompts cut out of packed rows put in."""
     layers = range(len(prompt_keys))
     packed = tuple(tuple(x[layer] for layer in layers) for x in (keys, values))
     return by_row_shard(_put)(places, (prompt_keys, prompt_values), packed)
@@ -109,7 +109,7 @@ def _put(
     prompts: tuple[tuple[Array, ...], tuple[Array, ...]],
     packed: tuple[tuple[Array, ...], tuple[Array, ...]],
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """One loop over the prompts there are, however many places there could be."""
+    """Loop over the prompts there are, however many places there could be."""
     num_slots, _, capacity, _ = prompts[1][0].shape
 
     def write(order: tuple[int, ...], number: Array, slots: Array, packed: Array) -> Array:
@@ -118,22 +118,23 @@ def _put(
         cut = jnp.take(packed[places.row[number]], columns, axis=1, mode="clip")  # [K S H]
         return _written(slots, cut.transpose(order)[None], {0: places.slot[number]})
 
-    def of_prompt(number: Array, prompts: tuple[Any, Any]) -> tuple[Any, ...]:
-        return tuple(
-            jax.tree.map(functools.partial(write, order, number), *of)
-            for order, of in zip(
-                ((0, 2, 1), (0, 1, 2)), zip(prompts, packed, strict=True), strict=True
-            )
+    def put_one(number: Array, prompts: tuple[Any, Any]) -> tuple[Any, ...]:
+        (keys, values), (packed_keys, packed_values) = prompts, packed
+        put_keys = functools.partial(write, (0, 2, 1), number)  # keys have their tokens last
+        put_values = functools.partial(write, (0, 1, 2), number)
+        return (
+            jax.tree.map(put_keys, keys, packed_keys),
+            jax.tree.map(put_values, values, packed_values),
         )
 
-    return jax.lax.fori_loop(0, jnp.sum(places.slot < num_slots), of_prompt, prompts)
+    return jax.lax.fori_loop(0, jnp.sum(places.slot < num_slots), put_one, prompts)
 
 
 def settle(cache: KVCache) -> KVCache:
-    """The recent part moved into each row's own, of which it is the end.
+    """Append the last segment's keys and values to each row's own cache.
 
-    A row must have room for what is used of it, and own parts are at least as long as the recent
-    one; those without any room stay empty.
+    A row must have room for the used columns of the recent part, and own parts are at least as long
+    as the recent one; own parts without any room stay empty.
     """
     num_recent = cache.num_recent
     cache = dataclasses.replace(cache, num_recent=jnp.zeros_like(cache.num_recent))
@@ -146,7 +147,7 @@ def settle(cache: KVCache) -> KVCache:
 
 
 def _settle(start: Array, own: Any, recent: Any) -> Any:
-    """One loop over rows for all layers: a scatter in each is a loop in each on a TPU, and slow."""
+    """Loop over rows once for all layers: a scatter is a loop of its own on a TPU, and slow."""
 
     def write(axis: int, number: Array, own: Array, recent: Array) -> Array:
         new = jax.lax.dynamic_slice_in_dim(recent, number, 1)
@@ -161,13 +162,16 @@ def _settle(start: Array, own: Any, recent: Any) -> Any:
         new = jnp.where(columns < late, old, jnp.roll(new, late, axis).astype(own.dtype))
         return _written(own, new, where)
 
-    def of_row(number: Array, own: tuple[Any, Any]) -> tuple[Any, ...]:
-        return tuple(
-            jax.tree.map(functools.partial(write, axis, number), *of)
-            for axis, of in zip((3, 2), zip(own, recent, strict=True), strict=True)
+    def append_to_row(number: Array, own: tuple[Any, Any]) -> tuple[Any, ...]:
+        (keys, values), (recent_keys, recent_values) = own, recent
+        append_keys = functools.partial(write, 3, number)  # axis of the tokens
+        append_values = functools.partial(write, 2, number)
+        return (
+            jax.tree.map(append_keys, keys, recent_keys),
+            jax.tree.map(append_values, values, recent_values),
         )
 
-    return jax.lax.fori_loop(0, start.shape[0], of_row, own)
+    return jax.lax.fori_loop(0, start.shape[0], append_to_row, own)
 
 
 def _written(x: Array, part: Array, start: dict[int, Array]) -> Array:
@@ -182,9 +186,9 @@ def _from(x: Array, start: dict[int, Array]) -> list[Any]:
 
 
 def resized(cache: KVCache, prompt_capacity: int, capacity: int) -> KVCache:
-    """The same tokens in a cache of other capacities, one leaf after the other.
+    """Return the same tokens in a cache of other capacities, made one leaf after the other.
 
-    No more than one leaf is held twice: the old ones are deleted. Tokens past a smaller capacity
+    No more than one leaf is held twice, as the old one is deleted. Tokens past a smaller capacity
     are cut off.
     """
     sizes = dict(prompt_keys=(3, prompt_capacity), prompt_values=(2, prompt_capacity))
@@ -199,6 +203,30 @@ def resized(cache: KVCache, prompt_capacity: int, capacity: int) -> KVCache:
                 old.delete()
         changes[name] = tuple(leaves)
     return dataclasses.replace(cache, **changes)
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "prompts"))
+def with_more_rows(cache: KVCache, *, rows: int, prompts: int) -> KVCache:
+    """Return the cache with room for more rows and prompts, which come last on each shard.
+
+    Args:
+        cache: As it is; the host makes its index anew before each segment.
+        rows: Rows of each shard.
+        prompts: Prompts of each shard.
+    """
+    names = {"prompt_keys": prompts, "prompt_values": prompts, "keys": rows, "values": rows}
+    names |= {"recent_keys": rows, "recent_values": rows}
+    grown = {name: padded_by_shard(getattr(cache, name), size) for name, size in names.items()}
+    return dataclasses.replace(cache, **grown)
+
+
+def padded_by_shard(tree: Any, size: int) -> Any:
+    """Pad axis 0 of each array to `size` on every shard."""
+
+    def pad(x: Array) -> Array:
+        return jnp.pad(x, [(0, size - x.shape[0]), *[(0, 0)] * (x.ndim - 1)])
+
+    return on_shards(jax.tree.map(by_row_shard(pad), tree))
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "size"))

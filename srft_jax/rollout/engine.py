@@ -1,4 +1,4 @@
-"""The device's side of one call: parameters in decode layout, the cache, and the two programs."""
+"""The device's side of a sampler that is busy: the cache, and the two programs that work on it."""
 
 import contextlib
 import dataclasses
@@ -13,62 +13,75 @@ from jax.sharding import Mesh
 
 from srft_jax.config import ModelConfig
 from srft_jax.mesh import largest_of_processes, rows_of_all, rows_of_process
-from srft_jax.models.decoder import Params, Runtime
-from srft_jax.rollout.cache import CacheShape, empty_cache, on_shards, resized
+from srft_jax.models.decoder import Params
+from srft_jax.rollout.cache import (
+    CacheShape,
+    empty_cache,
+    on_shards,
+    padded_by_shard,
+    resized,
+    with_more_rows,
+)
 from srft_jax.rollout.packing import Placed, pack_prompts
-from srft_jax.rollout.plan import Plan, capacity_for
-from srft_jax.rollout.requests import SamplingConfig
-from srft_jax.rollout.sampler import Drawn, Program, RowInputs, SamplerState, decode, prefill
+from srft_jax.rollout.programs import Drawn, RowInputs, SamplerState, Statics, decode, prefill
+from srft_jax.rollout.sizes import SamplerSizes, capacity_for
 from srft_jax.rollout.slots import Placement, Slots
 
 
 class Engine:
-    """Runs what `slots` says. Every process calls every method, in the same order.
+    """Runs what `Slots` says. Every process calls every method, in the same order.
 
     Args:
-        prefill_params: Of the policy, layers stacked as the trainer has them.
-        decode_params: The same as `rollout.params.decode_params` returns them.
-        model_config: Architecture.
-        config: How to sample.
-        plan: Sizes.
-        key: Of this process's requests.
-        mesh: Devices; None for the default one.
-        with_forced: Some request has forced tokens, whose log-probs a prefill then computes.
+        prefill_params: Parameters of the policy, layers stacked as the trainer has them.
+        decode_params: The same as `decode_layout.decode_params` returns them.
+        statics: What the programs are compiled for.
+        sizes: Rows and prompts.
+        segment: Most decode steps of a segment.
+        mesh: Devices as they are laid out for decoding; None for the default one.
     """
 
     def __init__(
         self,
         prefill_params: Params,
         decode_params: Params,
-        model_config: ModelConfig,
-        config: SamplingConfig,
-        plan: Plan,
-        key: jax.Array,
+        statics: Statics,
+        sizes: SamplerSizes,
+        *,
+        segment: int,
         mesh: Mesh | None,
-        with_forced: bool,
     ) -> None:
-        self._mesh, self._plan, self._with_forced = mesh, plan, with_forced
+        self._mesh, self._statics, self.sizes = mesh, statics, sizes
         self._prefill_params, self._decode_params = prefill_params, decode_params
-        self._program = Program(
-            model_config,
-            Runtime(dtype=config.dtype, attention=config.attention),
-            config.temperature,
-            config.truncation,
-        )
         shape = CacheShape(
-            rows=plan.shards * plan.rows,
-            prompts=plan.shards * plan.prompts,
-            lanes=plan.lanes,
+            rows=sizes.shards * sizes.rows,
+            prompts=sizes.shards * sizes.prompts,
+            lanes=sizes.lanes,
             prompt_capacity=capacity_for(1),
             capacity=0,
-            segment=config.segment,
+            segment=segment,
         )
-        self._key = np.asarray(jax.random.bits(key, (2,), "uint32"))
         with self._in_mesh():
-            self._state = _empty_state(model_config, shape, config.dtype)
+            self._state = _empty_state(statics.config, shape, statics.runtime.dtype)
 
-    def prefill(self, slots: Slots, placements: Sequence[Placement]) -> None:
-        """Runs new prompts and waits for them."""
+    def grow(self, sizes: SamplerSizes) -> None:
+        """Make room for more rows and prompts beside the running ones."""
+        self.sizes = sizes
+        rows, prompts = sizes.rows, sizes.prompts
+        with self._in_mesh():
+            self._state = SamplerState(
+                cache=with_more_rows(self._state.cache, rows=rows, prompts=prompts),
+                prompt_hidden=_padded(self._state.prompt_hidden, size=prompts),
+                hidden=_padded(self._state.hidden, size=rows),
+            )
+
+    def prefill(self, slots: Slots, placements: Sequence[Placement], with_forced: bool) -> None:
+        """Run new prompts and wait for them.
+
+        Args:
+            slots: Rows and prompts of this process.
+            placements: New prompts of this process.
+            with_forced: Some process has forced tokens, whose log-probs a prefill then computes.
+        """
         needed, with_new = largest_of_processes(slots.longest_prompt, bool(placements))
         if not with_new:
             return
@@ -76,9 +89,9 @@ class Engine:
         self._resize(_fitted(cache.prompt_values[0].shape[2], needed), None)
         passes = pack_prompts(
             placements,
-            shards=self._plan.local_shards,
-            num_slots=self._plan.prompts,
-            with_forced=self._with_forced,
+            shards=self.sizes.local_shards,
+            num_slots=self.sizes.prompts,
+            with_forced=with_forced,
         )
         for packed, placed in passes:
             with self._in_mesh():
@@ -86,7 +99,7 @@ class Engine:
                     self._prefill_params,
                     self._state.prompts,
                     rows_of_all(self._mesh, packed),
-                    program=self._program,
+                    statics=self._statics,
                 )
             self._state = self._state.with_prompts(prompts)
             if stats is not None:
@@ -94,11 +107,11 @@ class Engine:
         jax.block_until_ready(self._state.prompt_hidden)
 
     def start(self, slots: Slots, enough_finished: int) -> Drawn:
-        """Starts a segment of decode steps; its result is not waited for."""
+        """Start a segment of decode steps; its result is not waited for."""
         (longest,) = largest_of_processes(slots.longest_own)
         cache = self._state.cache
         segment = cache.recent_values[0].shape[2]
-        needed = max(longest, segment) if longest else 0  # what is written is a whole segment long
+        needed = max(longest, segment) if longest else 0  # what is settled is a whole segment long
         self._resize(None, _fitted(cache.values[0].shape[2], needed))
         names = ("prompt_lengths", "lengths", "row_of_lane", "lane_of_row")
         index = dict(zip(names, rows_of_all(self._mesh, slots.index()), strict=True))
@@ -107,66 +120,73 @@ class Engine:
             self._state, drawn = decode(
                 self._decode_params,
                 dataclasses.replace(self._state, cache=cache),
-                rows_of_all(self._mesh, row_inputs(slots, self._key, self._plan.stop_ids)),
+                rows_of_all(self._mesh, row_inputs(slots, self.sizes.stop_ids)),
                 np.int32(enough_finished),
-                program=self._program,
+                statics=self._statics,
             )
         return drawn
 
     def finish(self, running: Drawn) -> Drawn:
-        """Waits for a segment; the rows of this process."""
+        """Wait for a segment; return the rows of this process."""
         return jax.tree.map(rows_of_process, running)
 
     def _resize(self, prompt_capacity: int | None, capacity: int | None) -> None:
         cache = self._state.cache
-        wanted = (
+        sizes = (
             cache.prompt_values[0].shape[2] if prompt_capacity is None else prompt_capacity,
             cache.values[0].shape[2] if capacity is None else capacity,
         )
         with self._in_mesh():
-            self._state = dataclasses.replace(self._state, cache=resized(cache, *wanted))
+            self._state = dataclasses.replace(self._state, cache=resized(cache, *sizes))
 
     def _in_mesh(self) -> contextlib.AbstractContextManager[object]:
         return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
 
 
-def row_inputs(slots: Slots, key: np.ndarray, num_stop_ids: int) -> RowInputs:
-    """What the running rows are to do; the others idle."""
-    num_rows = slots.num_rows
+def row_inputs(slots: Slots, num_stop_ids: int) -> RowInputs:
+    """Return what the running rows are to do; the others idle."""
+    num_rows, running = slots.num_rows, slots.running
     zeros: Callable[..., Any] = functools.partial(np.zeros, num_rows, dtype=np.int32)
-    keys: Any = np.broadcast_to(key, (num_rows, len(key)))
+    keys: Any = np.zeros((num_rows, 2), np.uint32)
     stop_ids: Any = np.full((num_rows, num_stop_ids), -1, np.int32)
+    # Idle rows take a temperature that is in use: one kind of draw is cheaper than two.
+    usual = running[0].completion.temperature if running else 1.0
+    temperatures: Any = np.full(num_rows, usual, np.float32)
     inputs = RowInputs(
         keys=keys,
-        requests=zeros(),
+        groups=zeros(),
         members=zeros(),
         counts=zeros(),
         limits=zeros(),
         positions=zeros(),
         stop_ids=stop_ids,
+        temperatures=temperatures,
         live=zeros(dtype=bool),
     )
     for number, row in slots.numbered():
-        inputs.requests[number] = row.job.number
-        inputs.members[number] = row.job.member
+        completion = row.completion
+        inputs.keys[number] = completion.key
+        inputs.groups[number] = completion.group
+        inputs.members[number] = completion.member
         inputs.counts[number] = row.count
-        inputs.limits[number] = row.job.limit
+        inputs.limits[number] = completion.limit
         inputs.positions[number] = len(row.prompt.tokens) + row.num_own
-        inputs.stop_ids[number, : len(row.job.stop_ids)] = row.job.stop_ids
-        inputs.live[number] = row.count < row.job.limit
+        inputs.stop_ids[number, : len(completion.request.stop_ids)] = completion.request.stop_ids
+        inputs.temperatures[number] = completion.temperature
+        inputs.live[number] = row.count < completion.limit
     return inputs
 
 
 def _note_forced(placed: Sequence[Placed], logprobs: np.ndarray, entropies: np.ndarray) -> None:
-    for one in placed:
-        prompt = one.placement.prompt
-        end = one.start + len(prompt.tokens) - 1  # what stands at t is of the token at t + 1
-        where = (one.row, slice(end - prompt.num_forced, end))
-        prompt.forced_floats = np.stack([logprobs[where], entropies[where], logprobs[where]])
+    for place in placed:
+        prompt = place.placement.prompt
+        end = place.start + len(prompt.tokens) - 1  # what stands at t is said of the token at t + 1
+        where = (place.row, slice(end - prompt.num_forced, end))
+        prompt.forced_stats = np.stack([logprobs[where], entropies[where]])
 
 
 def _fitted(current: int, needed: int) -> int:
-    """Grown to what is needed; made smaller only where it then is less than half as large."""
+    """Grow to what is needed; shrink only where the capacity then is less than half as large."""
     wanted = capacity_for(needed)
     return wanted if wanted > current or 2 * wanted < current else current
 
@@ -180,3 +200,6 @@ def _empty_state(config: ModelConfig, shape: CacheShape, dtype: str) -> SamplerS
             hidden=jnp.zeros((shape.rows, config.dim), dtype),
         )
     )
+
+
+_padded = functools.partial(jax.jit, static_argnames=("size",))(padded_by_shard)

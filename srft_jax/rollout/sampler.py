@@ -1,320 +1,396 @@
-"""Device side of the sampler: two programs, prefill and a segment of decode steps.
+"""The sampler: requests in, trajectories out, by continuous batching.
 
-What a row draws depends on its own key and the number of its token alone, neither on its slot nor
-on its neighbours. Everything that changes between segments is an argument; what is static, and so
-compiled anew, is a cache's capacity (one of a few) and the sampling config.
+    waiting completions take free rows -> new prompts are prefilled -> a segment of decode steps
+        -> what has finished is handed out, while the next segment runs
+
+Shapes are static: rows, prompts and lanes are sized when work begins and can grow, capacities are
+one of few. Several processes each bring requests of their own and decode in lock step; one that
+does not consume its stream keeps the others waiting.
 """
 
+import bisect
 import dataclasses
-import functools
-import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, UInt
+import numpy as np
+from jax.sharding import Mesh
 
-from srft_jax.batch import KVCache
+from srft_jax.batch import Trajectory
 from srft_jax.config import ModelConfig
-from srft_jax.mesh import by_row_shard, constrained, split_axes
-from srft_jax.models.decoder import (
-    Params,
-    Rotary,
-    Runtime,
-    forward_one,
-    forward_with_keys,
-    output_head,
-    rotary_of,
+from srft_jax.mesh import decode_mesh, largest_of_processes, row_shards
+from srft_jax.models.decoder import Params, Runtime
+from srft_jax.rollout.decode_layout import decode_params
+from srft_jax.rollout.engine import Engine
+from srft_jax.rollout.programs import Drawn, Statics
+from srft_jax.rollout.request import (
+    Request,
+    RolloutProgress,
+    SamplingConfig,
+    resolved,
+    validate_request,
 )
-from srft_jax.ops.head import TokenStats, token_stats
-from srft_jax.ops.layers import softcapped
-from srft_jax.ops.rounding import ROUND_AS_WRITTEN
-from srft_jax.rollout.cache import Places, on_shards, put_prompts, settle
-from srft_jax.rollout.sampling import draw
-from srft_jax.rollout.truncation import Truncation
+from srft_jax.rollout.sizes import cache_budget_mib, demand_on, larger_of, sampler_sizes
+from srft_jax.rollout.slots import ActiveRow, Slots
+
+# A segment ends early when this share of the rows has finished and others wait for a row.
+_SHARE_FINISHED = 1 / 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What a program is compiled for, besides the shapes of its arguments."""
+class Detokenizer(Protocol):
+    """The part of a tokenizer that stop strings need."""
 
-    config: ModelConfig
-    runtime: Runtime
-    temperature: float
-    truncation: Truncation
+    def decode(self, tokens: Sequence[int]) -> str: ...
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KeptPrompts:
-    """The part of the state that a prefill knows: it is not compiled for the sizes of the rest."""
-
-    keys: tuple[Float[Array, "P K H S"], ...]  # of each layer
-    values: tuple[Float[Array, "P K S H"], ...]
-    hidden: Float[Array, "P D"]  # of each prompt's last token
+Observer = Callable[[RolloutProgress], None]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SamplerState:
-    """What stays on the device. Programs return a fresh one; the old one's buffers are donated."""
+class Sampler:
+    """Completes requests by the policy's current parameters; made once for a run.
 
-    cache: KVCache
-    prompt_hidden: Float[Array, "P D"]  # of each prompt's last token
-    hidden: Float[Array, "R D"]  # of each row's last token, from which the next is drawn
+        sampler = Sampler(model_config, sampling_config, mesh)
+        sampler.update(params, version=0)
+        sampler.submit(requests, key)            # also while others run
+        for trajectory in sampler.stream():      # in the order in which they finish
+            ...
+        sampler.release()                        # its memory is free for the update
 
-    @property
-    def prompts(self) -> KeptPrompts:
-        return KeptPrompts(self.cache.prompt_keys, self.cache.prompt_values, self.prompt_hidden)
-
-    def with_prompts(self, prompts: KeptPrompts) -> "SamplerState":
-        cache = dataclasses.replace(
-            self.cache, prompt_keys=prompts.keys, prompt_values=prompts.values
-        )
-        return dataclasses.replace(self, cache=cache, prompt_hidden=prompts.hidden)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PackedPrompts:
-    """Prompts one after the other in rows, to be run in one forward pass."""
-
-    tokens: Int[Array, "B T"]
-    positions: Int[Array, "B T"]
-    segment_ids: Int[Array, "B T"]
-    places: Places
-    # The forced token that follows each token, -1 elsewhere; None where no request forces any.
-    forced: Int[Array, "B T"] | None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RowInputs:
-    """The host's view of the rows before a segment, with at most E stop ids each."""
-
-    keys: UInt[Array, "R 2"]  # of the call, for threefry: others' draws depend on neighbours
-    requests: Int[Array, " R"]
-    members: Int[Array, " R"]  # within the request's group
-    counts: Int[Array, " R"]  # tokens of the completion so far, forced ones included
-    limits: Int[Array, " R"]  # tokens it may have
-    positions: Int[Array, " R"]  # of its next token
-    stop_ids: Int[Array, "R E"]  # -1 fills
-    live: Bool[Array, " R"]  # the others idle
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-    """Tokens of a segment: row r has drawn the first `counts[r]` of each line."""
-
-    tokens: Int[Array, "R U"]
-    logprobs: Float[Array, "R U"]
-    entropies: Float[Array, "R U"]
-    drawn_logprobs: Float[Array, "R U"]
-    counts: Int[Array, " R"]
-    stopped: Bool[Array, " R"]  # by a stop id
-    steps: Int[Array, ""]
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("program",),
-    donate_argnames=("prompts",),
-    compiler_options=ROUND_AS_WRITTEN,
-)
-def prefill(
-    params: Params, prompts: KeptPrompts, packed: PackedPrompts, *, program: Program
-) -> tuple[KeptPrompts, TokenStats | None]:
-    """Runs prompts once each and puts their keys, values and last hidden states into their slots.
-
-    Returns:
-        Kept prompts, and log-probs and entropies [B, T] of forced tokens where there are any.
-    """
-    hidden, keys, values = forward_with_keys(
-        params,
-        program.config,
-        packed.tokens,
-        packed.positions,
-        packed.segment_ids,
-        runtime=program.runtime,
-    )
-    keys, values = (constrained(x, (None, "rows", "kv_heads", None, None)) for x in (keys, values))
-    put = put_prompts(prompts.keys, prompts.values, keys, values, packed.places)
-    last = by_row_shard(_put_last)(prompts.hidden, hidden, packed.places)
-    prompts = on_shards(KeptPrompts(*put, last))
-    if packed.forced is None:
-        return prompts, None
-    stats = token_stats(
-        hidden.reshape(-1, hidden.shape[-1]),
-        output_head(params, program.config),
-        jnp.maximum(packed.forced, 0).reshape(-1),
-        mask=(packed.forced >= 0).reshape(-1),
-        temperature=program.temperature or 1.0,
-        softcap=program.config.logit_softcap,
-    )
-    return prompts, on_shards(TokenStats(*(x.reshape(packed.forced.shape) for x in stats)))
-
-
-def _put_last(
-    slots: Float[Array, "P D"], hidden: Float[Array, "B T D"], places: Places
-) -> Float[Array, "P D"]:
-    last = hidden[places.row, places.start + places.length - 1]
-    return slots.at[places.slot].set(last, mode="drop")
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("program",),
-    donate_argnames=("state",),
-    compiler_options=ROUND_AS_WRITTEN,
-)
-def decode(
-    params: Params,
-    state: SamplerState,
-    rows: RowInputs,
-    enough_finished: Int[Array, ""],
-    *,
-    program: Program,
-) -> tuple[SamplerState, Drawn]:
-    """A segment: decode steps until the recent part is full, no row is live, or enough have ended.
-
-    The last segment's tokens are settled first, so that a row's own part need not have room for
-    this segment's, which every step would read.
+    Parameters are laid out for decoding once per `update`, when the first request needs them. The
+    cache exists while something runs. Programs compile for few shapes: after the first steps of a
+    run nothing compiles.
 
     Args:
-        params: As `rollout.params.decode_params` returns them.
-        state: With room for the tokens of all segments before this one.
-        rows: What each row is to do.
-        enough_finished: Completions ended in this segment at which new ones had better be let in.
-        program: Architecture, precision, temperature.
+        model_config: Architecture.
+        sampling_config: Precision, memory, and what requests do not say themselves.
+        mesh: Devices as the trainer has them; None for the default one.
+        tokenizer: Needed where requests have stop strings.
+
+    Raises:
+        UsageError: the mesh cannot be laid out as `sampling_config.tensor` asks.
     """
-    head = output_head(params, program.config)
-    hidden = by_row_shard(_first_hidden)(state.hidden, state.prompt_hidden, state.cache)
-    num_rows, segment = rows.live.shape[0], state.cache.recent_keys[0].shape[-1]
-    loop = _Loop(
-        cache=settle(state.cache),
-        hidden=hidden,
-        live=rows.live,
-        drawn=_nothing_drawn(num_rows, segment),
-    )
 
-    def wanted(loop: _Loop) -> Bool[Array, ""]:
-        num_live = jnp.sum(loop.live)
-        room = loop.drawn.steps < segment
-        return room & (num_live > 0) & (jnp.sum(rows.live) - num_live < enough_finished)
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        sampling_config: SamplingConfig,
+        mesh: Mesh | None = None,
+        *,
+        tokenizer: Detokenizer | None = None,
+    ) -> None:
+        self.model_config, self.config, self._tokenizer = model_config, sampling_config, tokenizer
+        self.mesh = None if mesh is None else decode_mesh(mesh, sampling_config.tensor)
+        runtime = Runtime(dtype=sampling_config.dtype, attention=sampling_config.attention)
+        self._statics = Statics(model_config, runtime, sampling_config.truncation)
+        self._version = 0
+        self._params: Params | None = None
+        self._layout: Params | None = None  # made of `_params` when it is first needed
+        self._budget_mib: int | None = None  # asked once: other memory would be other shapes
+        self._engine: Engine | None = None
+        self._slots = self._empty_slots()
+        self._total = 0  # completions submitted since the sampler was last idle
+        self._is_new = False  # something was submitted that the sizes do not know of yet
+        self._most_rows = 0  # that the submissions since then allow
+        self._with_forced = False
 
-    step = functools.partial(
-        _step,
-        params,
-        head,
-        rows,
-        _uniforms(rows, segment),
-        _rotary(rows, segment, program.config),
-        program,
-    )
-    loop = jax.lax.while_loop(wanted, step, loop)
-    return on_shards((SamplerState(loop.cache, state.prompt_hidden, loop.hidden), loop.drawn))
+    def update(self, params: Params, version: int = 0) -> None:
+        """Sample from these parameters from now on.
+
+        Args:
+            params: As the trainer has them; not to be donated before `release` or the next update.
+            version: Number of the update that made them; trajectories carry it.
+
+        Raises:
+            RuntimeError: completions of the parameters before are still being made.
+        """
+        if self._total:
+            raise RuntimeError("the sampler still completes requests by other parameters")
+        self._params, self._version, self._layout = params, version, None
+
+    def release(self) -> None:
+        """Forget parameters, cache and requests: their memory is free."""
+        self._params = self._layout = None
+        self._become_idle()
+
+    def submit(
+        self, requests: Sequence[Request], key: jax.Array, *, slots: int | None = None
+    ) -> None:
+        """Queue requests; `stream` completes them, also one that runs already.
+
+        Args:
+            requests: Completion m of group g draws from fold_in(fold_in(key, g), m), whatever else
+                is asked for. Several processes each bring their own requests.
+            key: PRNG key.
+            slots: Most completions decoded side by side while these are made; None takes the
+                config's.
+
+        Raises:
+            UsageError: see `request.validate_request`.
+        """
+        full = [resolved(index, request, self.config) for index, request in enumerate(requests)]
+        for index, request in enumerate(full):
+            validate_request(
+                f"request {index}",
+                request,
+                self.model_config,
+                has_tokenizer=self._tokenizer is not None,
+            )
+        key_bits = np.asarray(jax.random.bits(key, (2,), "uint32"))
+        self._slots.add(full, key_bits)
+        self._total += sum(request.group_size for request in full)
+        self._is_new = True
+        self._most_rows = max(self._most_rows, self.config.slots if slots is None else slots)
+        self._with_forced |= any(len(request.forced) for request in full)
+
+    def stream(self, observer: Observer | None = None) -> Iterator[Trajectory]:
+        """Yield trajectories in the order in which they finish, until nothing is left.
+
+        What the caller does with them goes on beside the next segment of decode steps. All
+        processes must iterate. Leaving early gives up what still runs.
+
+        Args:
+            observer: Called after every segment.
+
+        Raises:
+            UsageError: there is no memory for a single row.
+        """
+        account = _Account()
+        try:
+            finished: list[Trajectory] = []
+            while True:
+                running = self._start_segment(account)
+                began = time.monotonic()
+                yield from finished
+                if running is None:
+                    # The caller may have submitted more on seeing the last trajectories.
+                    if largest_of_processes(self._is_new) == (0,):
+                        return
+                    finished = []
+                    continue
+                assert self._engine is not None
+                drawn = self._engine.finish(running)
+                account.decode_seconds += time.monotonic() - began
+
+                account.note_segment(drawn, self._slots)
+                finished = self._take_finished(drawn)
+                account.finished += len(finished)
+                if observer is not None:
+                    observer(account.progress(self._total))
+        finally:
+            self._become_idle()
+
+    def _start_segment(self, account: "_Account") -> Drawn | None:
+        """Let waiting completions in and start decode steps; None where nothing is left."""
+        self._make_room()
+        if self._engine is None:
+            return None
+        slots, sizes = self._slots, self._engine.sizes
+        placements = slots.admit()
+        began = time.monotonic()
+        (with_forced,) = largest_of_processes(self._with_forced)
+        self._engine.prefill(slots, placements, bool(with_forced))
+        account.prefill_seconds += time.monotonic() - began
+
+        busy, waiting = largest_of_processes(bool(slots.running), slots.waiting)
+        if not busy:
+            return None
+        began = time.monotonic()
+        num_rows = sizes.rows * sizes.shards
+        # While nobody waits a segment goes on until all have ended.
+        enough = max(1, int(_SHARE_FINISHED * num_rows)) if waiting else num_rows
+        running = self._engine.start(slots, enough)
+        account.decode_seconds += time.monotonic() - began
+        return running
+
+    def _make_room(self) -> None:
+        """Size the engine for what was submitted since the last segment, by any process."""
+        if largest_of_processes(self._is_new) == (0,):
+            return
+        self._is_new = False
+        demand = demand_on(self._slots)
+        if not demand.completions:
+            return
+        prefill_params, layout = self._laid_out()  # first: what they take is not left for the cache
+        if self._budget_mib is None:
+            self._budget_mib = cache_budget_mib(self.config)
+        (most_rows,) = largest_of_processes(self._most_rows)
+        sizes = sampler_sizes(
+            self.model_config,
+            demand,
+            dataclasses.replace(self.config, slots=most_rows),
+            self.mesh,
+            budget_mib=self._budget_mib,
+        )
+        if self._engine is None:
+            self._engine = Engine(
+                prefill_params,
+                layout,
+                self._statics,
+                sizes,
+                segment=self.config.segment,
+                mesh=self.mesh,
+            )
+        else:
+            sizes = larger_of(sizes, self._engine.sizes)
+            self._engine.grow(sizes)
+        self._slots.grow(rows=sizes.rows, prompt_slots=sizes.prompts, lanes=sizes.lanes)
+
+    def _laid_out(self) -> tuple[Params, Params]:
+        """Parameters for the prefill, with the trainer's layers, and for decode steps."""
+        if self._params is None:
+            raise RuntimeError("the sampler has no parameters: call update first")
+        if self._layout is None:
+            self._layout = decode_params(
+                self._params, self.model_config, self.config.dtype, self.mesh
+            )
+        return self._layout | {"layers": self._params["layers"]}, self._layout
+
+    def _take_finished(self, drawn: Drawn) -> list[Trajectory]:
+        """Note what rows have drawn; take out those that have ended."""
+        tokens, counts = np.asarray(drawn.tokens), np.asarray(drawn.counts)
+        stats = np.stack([drawn.logprobs, drawn.entropies])  # [2, R, U]
+        finished = []
+        for number, row in list(self._slots.numbered()):
+            count = int(counts[number])
+            row.chunks.append((tokens[number, :count], stats[:, number, :count]))
+            row.count += count
+            stopped = bool(drawn.stopped[number])
+            cut = _stop_string_cut(row, count, self._tokenizer)
+            if stopped or cut is not None or row.count >= row.completion.limit:
+                self._slots.retire(number)
+                ended = stopped or cut is not None
+                finished.append(_trajectory(row, ended, cut, self._version))
+        return finished
+
+    def _become_idle(self) -> None:
+        self._engine, self._slots = None, self._empty_slots()
+        self._total, self._most_rows = 0, 0
+        self._is_new = self._with_forced = False
+
+    def _empty_slots(self) -> Slots:
+        shards = 1 if self.mesh is None else row_shards(self.mesh) // jax.process_count()
+        return Slots(shards=shards)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Loop:
-    cache: KVCache
-    hidden: Float[Array, "R D"]
-    live: Bool[Array, " R"]
-    drawn: Drawn
-
-
-def _nothing_drawn(num_rows: int, segment: int) -> Drawn:
-    floats = jnp.zeros((num_rows, segment), jnp.float32)
-    return Drawn(
-        tokens=jnp.zeros((num_rows, segment), jnp.int32),
-        logprobs=floats,
-        entropies=floats,
-        drawn_logprobs=floats,
-        counts=jnp.zeros((num_rows,), jnp.int32),
-        stopped=jnp.zeros((num_rows,), bool),
-        steps=jnp.zeros((), jnp.int32),
-    )
-
-
-def _first_hidden(
-    hidden: Float[Array, "R D"], prompt_hidden: Float[Array, "P D"], cache: KVCache
-) -> Float[Array, "R D"]:
-    """Of a row that has drawn nothing yet: that of its prompt."""
-    prompt = cache.lane_of_row // cache.row_of_lane.shape[1]
-    return jnp.where((cache.lengths == 0)[:, None], prompt_hidden[prompt], hidden)
-
-
-def _step(
+def sample_stream(
     params: Params,
-    head: Array,
-    rows: RowInputs,
-    uniforms: Float[Array, "U R"],
-    rotary: Rotary,
-    program: Program,
-    loop: _Loop,
-) -> _Loop:
-    """Draws the next token of every row and runs the decoder on it; idle rows go along."""
-    drawn = loop.drawn
-    logits = jnp.dot(
-        loop.hidden, head.astype(loop.hidden.dtype), preferred_element_type=jnp.float32
+    model_config: ModelConfig,
+    requests: Sequence[Request],
+    key: jax.Array,
+    sampling_config: SamplingConfig,
+    *,
+    tokenizer: Detokenizer | None = None,
+    observer: Observer | None = None,
+) -> Iterator[Trajectory]:
+    """Return an iterator over trajectories in the order in which they finish.
+
+    A `Sampler` of its own, on the mesh in context at this call, completes the requests; see there
+    for arguments and errors. Mistakes in requests are raised at this call.
+    """
+    mesh = jax.sharding.get_mesh()
+    sampler = Sampler(
+        model_config, sampling_config, None if mesh.empty else mesh, tokenizer=tokenizer
     )
-    logits = softcapped(_whole_rows(logits), program.config.logit_softcap)
-    new = on_shards(draw(logits, uniforms[drawn.steps], program.temperature, program.truncation))
-    hidden, cache = forward_one(
+    sampler.update(params)
+    sampler.submit(requests, key)
+    return sampler.stream(observer)
+
+
+def sample(
+    params: Params,
+    model_config: ModelConfig,
+    requests: Sequence[Request],
+    key: jax.Array,
+    sampling_config: SamplingConfig,
+    *,
+    tokenizer: Detokenizer | None = None,
+    observer: Observer | None = None,
+) -> list[list[Trajectory]]:
+    """Return what `sample_stream` yields in the order of requests and of group members."""
+    stream = sample_stream(
         params,
-        program.config,
-        new.token,
-        jax.tree.map(lambda table: table[drawn.steps], rotary),
-        loop.cache,
-        program.runtime,
+        model_config,
+        requests,
+        key,
+        sampling_config,
+        tokenizer=tokenizer,
+        observer=observer,
     )
-    stop = loop.live & jnp.any(new.token[:, None] == rows.stop_ids, axis=1)
+    by_place = {(trajectory.group, trajectory.member): trajectory for trajectory in stream}
+    return [
+        [
+            by_place[index if request.group is None else request.group, request.first_member + m]
+            for m in range(request.group_size)
+        ]
+        for index, request in enumerate(requests)
+    ]
 
-    def record(lines: Array, column: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(lines, column[:, None], drawn.steps, axis=1)
 
-    new_loop = _Loop(
-        cache=cache,
-        hidden=hidden,
-        live=loop.live & ~stop & (rows.counts + drawn.counts + 1 < rows.limits),
-        drawn=Drawn(
-            tokens=record(drawn.tokens, new.token),
-            logprobs=record(drawn.logprobs, new.logprob),
-            entropies=record(drawn.entropies, new.entropy),
-            drawn_logprobs=record(drawn.drawn_logprobs, new.drawn_logprob),
-            counts=drawn.counts + loop.live,
-            stopped=drawn.stopped | stop,
-            steps=drawn.steps + 1,
-        ),
+def _trajectory(row: ActiveRow, finished: bool, cut: int | None, version: int) -> Trajectory:
+    """What a row that has ended holds; `cut` is how many drawn tokens a stop string leaves."""
+    prompt, completion = row.prompt, row.completion
+    drawn = np.concatenate([tokens for tokens, _ in row.chunks])[:cut]
+    drawn_stats = np.concatenate([stats for _, stats in row.chunks], axis=1)[:, :cut]
+    logprobs, entropies = np.concatenate([prompt.forced_stats, drawn_stats], axis=1)
+    tokens = np.concatenate([np.asarray(prompt.forced, np.int32), drawn])
+    return Trajectory(
+        key=prompt.key,
+        tokens=tokens,
+        sampled=np.arange(len(tokens)) >= prompt.num_forced,
+        logprobs=logprobs,
+        entropies=entropies,
+        version=version,
+        finished=finished,
+        group=completion.group,
+        member=completion.member,
     )
-    return on_shards(new_loop)
 
 
-def _uniforms(rows: RowInputs, segment: int) -> Float[Array, "U R"]:
-    """Token n of member g of request r is drawn with fold_in(fold_in(fold_in(key, r), g), n)."""
+def _stop_string_cut(row: ActiveRow, num_new: int, tokenizer: Detokenizer | None) -> int | None:
+    """How many drawn tokens are kept, if their text contains a stop string; None if it does not."""
+    stop_strings = row.completion.request.stop_strings
+    if not stop_strings or tokenizer is None:
+        return None
+    tokens = np.concatenate([tokens for tokens, _ in row.chunks])
 
-    def of_row(key: Array, request: Array, member: Array, count: Array) -> Float[Array, " U"]:
-        key = jax.random.wrap_key_data(key, impl="threefry2x32")
-        key = jax.random.fold_in(jax.random.fold_in(key, request), member)
-        of_tokens = jax.vmap(jax.random.fold_in, (None, 0))(key, count + jnp.arange(segment))
-        return jax.vmap(jax.random.uniform)(of_tokens)
+    def stops(count: int) -> bool:
+        text = tokenizer.decode(tokens[:count].tolist())
+        return any(stop in text for stop in stop_strings)
 
-    return jax.vmap(of_row, out_axes=1)(rows.keys, rows.requests, rows.members, rows.counts)
-
-
-def _rotary(rows: RowInputs, segment: int, config: ModelConfig) -> Rotary:
-    """Tables [U, R, 1, H / 2] of the tokens that rows may draw, step by step."""
-    positions = rows.positions + jnp.arange(segment)[:, None]
-    return rotary_of(config, positions[..., None])
+    if not stops(len(tokens)):
+        return None
+    first = len(tokens) - num_new  # before this segment it did not stop
+    return first + 1 + bisect.bisect_left(range(first + 1, len(tokens)), True, key=stops)
 
 
-def _whole_rows(logits: Float[Array, "R V"]) -> Float[Array, "R V"]:
-    """Each row's logits on one device, all devices with as many rows: then a draw is local."""
-    mesh = jax.sharding.get_abstract_mesh()
-    logits = constrained(logits, ("rows", "vocab"))
-    axes = split_axes(mesh, "rows", 0) + split_axes(mesh, "vocab", 0)
-    if not axes or logits.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
-        return constrained(logits, ("rows", None))
-    return jax.lax.with_sharding_constraint(logits, PartitionSpec(axes))
+class _Account:
+    """What `RolloutProgress` reports of one stream."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self.finished = self.tokens = self.steps = 0
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self._full_steps = self._full_tokens = 0  # counted while completions waited for a row
+
+    def note_segment(self, drawn: Drawn, slots: Slots) -> None:
+        tokens = int(drawn.counts.sum())
+        self.tokens += tokens
+        self.steps += int(drawn.steps)
+        if slots.waiting:
+            self._full_steps += int(drawn.steps) * slots.num_rows
+            self._full_tokens += tokens
+
+    def progress(self, total: int) -> RolloutProgress:
+        seconds = time.monotonic() - self._began
+        return RolloutProgress(
+            finished=self.finished,
+            total=total,
+            tokens=self.tokens,
+            steps=self.steps,
+            occupancy=self._full_tokens / self._full_steps if self._full_steps else 1.0,
+            prefill_seconds=self.prefill_seconds,
+            decode_seconds=self.decode_seconds,
+            host_seconds=seconds - self.prefill_seconds - self.decode_seconds,
+        )

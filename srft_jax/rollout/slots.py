@@ -1,8 +1,8 @@
 """Who decodes where: the host's table of rows and prompts, and the queue of what waits.
 
-A completion takes a row and one of its prompt's lanes, a prompt takes a slot of the cache, row and
-prompt on the same shard (the part of the cache that one device, or one group of devices along
-`tensor`, holds). So a prompt is prefilled once, and its rows find it without any exchange.
+A completion takes a row and one of its prompt's lanes. A prompt takes a slot of the cache. Row and
+prompt are on one shard: the part of the cache that one device holds, or one group of devices along
+`tensor`. So a prompt is prefilled once, and its rows find it without any exchange.
 """
 
 import dataclasses
@@ -11,37 +11,60 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from srft_jax.rollout.requests import Request, SamplingConfig, limit_of
+from srft_jax.batch import prompt_key
+from srft_jax.rollout.request import Request
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class PendingCompletion:
     """One completion to be made.
 
     Attributes:
-        request: Index of its request.
+        request: What asks for it, filled in by `request.resolved`.
         member: Its number within the group.
-        limit: Tokens it may have, forced ones included.
-        stop_ids: Tokens that end it.
-        number: Of its request, to draw by.
+        key: What its draws are folded from, uint32 [2].
     """
 
-    request: int
+    request: Request
     member: int
-    limit: int
-    stop_ids: Sequence[int]
-    number: int
+    key: np.ndarray
+
+    @property
+    def limit(self) -> int:
+        """Tokens it may have, forced ones included."""
+        assert self.request.max_new_tokens is not None
+        return self.request.max_new_tokens
+
+    @property
+    def group(self) -> int:
+        assert self.request.group is not None
+        return self.request.group
+
+    @property
+    def temperature(self) -> float:
+        assert self.request.temperature is not None
+        return self.request.temperature
 
 
 @dataclasses.dataclass
-class Prompt:
-    """A distinct prompt with its forced tokens, and its completions that have no row yet."""
+class PromptEntry:
+    """A distinct prompt with its forced tokens, and its completions that have no row yet.
+
+    Attributes:
+        tokens: Ids of the prompt, then the forced ones.
+        num_forced: Forced tokens at the end of `tokens`.
+        temperature: That log-probs of forced tokens are taken at.
+        key: Identity of the prompt without forced tokens.
+        waiting: Completions that have no row yet.
+        forced_stats: Log-probs and entropies of the forced tokens, float32 [2, num_forced].
+    """
 
     tokens: tuple[int, ...]
     num_forced: int
-    waiting: deque[Job]
-    # Log-probs, entropies and once more log-probs of the forced tokens, float32 [3, num_forced].
-    forced_floats: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((3, 0), "f4"))
+    temperature: float
+    key: str = ""
+    waiting: deque[PendingCompletion] = dataclasses.field(default_factory=deque)
+    forced_stats: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((2, 0), "f4"))
 
     @property
     def forced(self) -> tuple[int, ...]:
@@ -49,18 +72,23 @@ class Prompt:
 
 
 @dataclasses.dataclass
-class Row:
+class ActiveRow:
     """A completion that is being made.
 
-    A chunk is what a segment has drawn: tokens, and their log-probs, entropies and log-probs under
-    the truncated distribution, [3, n].
+    Attributes:
+        completion: What it is.
+        prompt: Its prompt.
+        prompt_slot: Where that is kept on the row's shard.
+        lane: Which of the prompt's lanes the row is.
+        count: Tokens so far, forced ones included.
+        chunks: What each segment has drawn: tokens [n], and their log-probs and entropies [2, n].
     """
 
-    job: Job
-    prompt: Prompt
+    completion: PendingCompletion
+    prompt: PromptEntry
     prompt_slot: int
     lane: int
-    count: int  # tokens so far, forced ones included
+    count: int
     chunks: list[tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
 
     @property
@@ -71,63 +99,83 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A prompt that must be prefilled."""
+    """A prompt that must be prefilled, and where to."""
 
     shard: int
     slot: int
-    prompt: Prompt
-
-
-def distinct_prompts(requests: Sequence[Request], config: SamplingConfig) -> list[Prompt]:
-    """Requests of the same prompt and forced tokens share one; the longest limits come first.
-
-    What starts late and runs long keeps all others waiting, so the longest start first.
-    """
-    prompts: dict[tuple[tuple[int, ...], int], Prompt] = {}
-    for index, request in enumerate(requests):
-        tokens = (*map(int, request.prompt), *map(int, request.forced))
-        prompt = prompts.setdefault(
-            (tokens, len(request.forced)), Prompt(tokens, len(request.forced), deque())
-        )
-        limit = limit_of(request, config)
-        number = index if request.number is None else request.number
-        prompt.waiting.extend(
-            Job(index, member, limit, request.stop_ids, number)
-            for member in range(request.group_size)
-        )
-    wanted = [prompt for prompt in prompts.values() if prompt.waiting]
-    return sorted(wanted, key=lambda prompt: -max(job.limit for job in prompt.waiting))
+    prompt: PromptEntry
 
 
 def power_of_two(number: int) -> int:
-    """The least that is not below `number`."""
+    """Return the least power of two that is not below `number`."""
     return 1 << (number - 1).bit_length()
 
 
 class Slots:
-    """Rows and prompts of this process, `shards` times as many as given."""
+    """Rows and prompts of this process on each of its shards, and the queue before them."""
 
-    def __init__(
-        self, prompts: Sequence[Prompt], *, shards: int, rows: int, prompt_slots: int, lanes: int
-    ) -> None:
+    def __init__(self, *, shards: int) -> None:
+        self.lanes = 0
+        self.rows: list[list[ActiveRow | None]] = [[] for _ in range(shards)]
+        self.prompts: list[list[PromptEntry | None]] = [[] for _ in range(shards)]
+        self._queue: deque[PromptEntry] = deque()  # prompts that have no slot
+
+    def add(self, requests: Sequence[Request], key: np.ndarray) -> None:
+        """Queue the completions of requests that are filled in.
+
+        Requests of one prompt with the same forced tokens share an entry, which is prefilled once,
+        also where it is queued or resident already.
+        """
+        known = {_identity(entry): entry for entry in self._entries()}
+        for request in requests:
+            tokens = (*map(int, request.prompt), *map(int, request.forced))
+            assert request.temperature is not None  # filled in
+            # Without forced tokens no log-prob depends on the temperature of the prompt's entry.
+            temperature = request.temperature if len(request.forced) else 1.0
+            entry = PromptEntry(tokens, len(request.forced), temperature)
+            if _identity(entry) in known:
+                entry = known[_identity(entry)]
+            elif request.group_size:
+                entry.key = prompt_key(request.prompt)
+                known[_identity(entry)] = entry
+                self._queue.append(entry)
+            first = request.first_member
+            entry.waiting.extend(
+                PendingCompletion(request, member, key)
+                for member in range(first, first + request.group_size)
+            )
+        # A completion that starts late and runs long keeps everybody waiting: longest limits first.
+        self._queue = deque(sorted(self._queue, key=_longest_limit_first))
+
+    def grow(self, *, rows: int, prompt_slots: int, lanes: int) -> None:
+        """Make room; nothing moves, new rows and slots come last on their shard."""
         self.lanes = lanes
-        self.rows: list[list[Row | None]] = [[None] * rows for _ in range(shards)]
-        self.prompts: list[list[Prompt | None]] = [[None] * prompt_slots for _ in range(shards)]
-        self._queue = deque(prompts)  # those in no slot
+        for shard in self.rows:
+            shard.extend([None] * (rows - len(shard)))
+        for entries in self.prompts:
+            entries.extend([None] * (prompt_slots - len(entries)))
+
+    def _entries(self) -> list[PromptEntry]:
+        resident = [entry for shard in self.prompts for entry in shard if entry is not None]
+        return [*self._queue, *resident]
+
+    @property
+    def unfinished(self) -> list[PromptEntry]:
+        """Prompts with completions that wait for a row."""
+        return [entry for entry in self._entries() if entry.waiting]
 
     @property
     def num_rows(self) -> int:
-        return len(self.rows) * len(self.rows[0])
+        return sum(len(shard) for shard in self.rows)
 
     @property
-    def running(self) -> list[Row]:
+    def running(self) -> list[ActiveRow]:
         return [row for shard in self.rows for row in shard if row is not None]
 
     @property
     def waiting(self) -> bool:
         """Some completion has no row yet."""
-        resident = (prompt for shard in self.prompts for prompt in shard if prompt is not None)
-        return bool(self._queue) or any(prompt.waiting for prompt in resident)
+        return any(entry.waiting for entry in self._entries())
 
     @property
     def longest_prompt(self) -> int:
@@ -140,7 +188,7 @@ class Slots:
     def longest_own(self) -> int:
         return max((row.num_own for row in self.running), default=0)
 
-    def numbered(self) -> Iterator[tuple[int, Row]]:
+    def numbered(self) -> Iterator[tuple[int, ActiveRow]]:
         """Running rows by their number within the process."""
         for number, row in enumerate(row for shard in self.rows for row in shard):
             if row is not None:
@@ -151,7 +199,7 @@ class Slots:
         self.rows[shard][row] = None
 
     def admit(self) -> list[Placement]:
-        """Gives rows to waiting completions, to those of resident prompts first.
+        """Give rows to waiting completions, to those of resident prompts first.
 
         Returns:
             Prompts that were given a slot, whose rows must not be decoded before a prefill.
@@ -159,6 +207,7 @@ class Slots:
         placements: list[Placement] = []
         open_shards = set(range(len(self.rows)))
         while open_shards:
+            # The shard with the most free rows, the first of equals: shards are filled evenly.
             shard = max(open_shards, key=lambda s: (self.rows[s].count(None), -s))
             slot = self._slot_to_serve(shard)
             if slot is None:
@@ -182,14 +231,16 @@ class Slots:
         free = None
         for slot, prompt in enumerate(self.prompts[shard]):
             if prompt is not None and prompt.waiting:
+                # A resident prompt goes on as long as it has a lane.
                 if used[slot] < self.lanes:
                     return slot
             elif not used[slot] and free is None:
+                # Nobody completes this prompt any more: its slot can take the next in the queue.
                 free = slot
         return free if self._queue else None
 
-    def _fill(self, shard: int, slot: int, prompt: Prompt) -> None:
-        """Rows for as many of a prompt's completions as there are rows and lanes."""
+    def _fill(self, shard: int, slot: int, prompt: PromptEntry) -> None:
+        """Give rows to as many of a prompt's completions as there are free rows and lanes."""
         rows = self.rows[shard]
         taken = {row.lane for row in rows if row is not None and row.prompt_slot == slot}
         free_lanes = [lane for lane in range(self.lanes) if lane not in taken]
@@ -197,11 +248,11 @@ class Slots:
         for number, lane in zip(free_rows, free_lanes, strict=False):
             if not prompt.waiting:
                 return
-            job = prompt.waiting.popleft()
-            rows[number] = Row(job, prompt, slot, lane, prompt.num_forced)
+            completion = prompt.waiting.popleft()
+            rows[number] = ActiveRow(completion, prompt, slot, lane, prompt.num_forced)
 
     def index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """prompt_lengths, lengths, row_of_lane and lane_of_row of a `KVCache`."""
+        """Return prompt_lengths, lengths, row_of_lane and lane_of_row of a `KVCache`."""
         shards, per_shard = len(self.rows), len(self.rows[0])
         prompt_slots = len(self.prompts[0])
         prompt_lengths = np.zeros((shards, prompt_slots), np.int32)
@@ -216,3 +267,11 @@ class Slots:
                     lane_of_row[shard, number] = row.prompt_slot * self.lanes + row.lane
         lanes = row_of_lane.reshape(-1, self.lanes)
         return prompt_lengths.ravel(), lengths.ravel(), lanes, lane_of_row.ravel()
+
+
+def _identity(entry: PromptEntry) -> tuple[tuple[int, ...], int, float]:
+    return entry.tokens, entry.num_forced, entry.temperature
+
+
+def _longest_limit_first(entry: PromptEntry) -> int:
+    return -max(completion.limit for completion in entry.waiting)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from srft_jax.config import UsageError
-from srft_jax.rollout.blocks import at_least, total
+from srft_jax.rollout.vocab_tiles import at_least, total
 
 _SMALLEST = 2.0**-126  # of float32 at full precision; what is below may count as 0
 
@@ -35,7 +35,7 @@ def threshold(p: Float[Array, "B N G"], truncation: Truncation) -> Float[Array, 
     """The least `p` that may be drawn; above 0, at most 1.
 
     Args:
-        p: In blocks, in units of the likeliest token's probability: its largest entry is 1.
+        p: In tiles, in units of the likeliest token's probability: its largest entry is 1.
         truncation: Static.
     """
     num_tokens = p.shape[1] * p.shape[2]
@@ -75,7 +75,7 @@ def _raise(
     Args:
         least: Returned where even this keeps too little.
         kept_at_least: What it keeps, or a bound above.
-        p: In blocks, at most 1.
+        p: In tiles, at most 1.
         wanted: Weight to keep.
         weigh: The weight of a token, growing with its `p`: 1 for top-k, `p` itself for top-p.
     """

@@ -55,45 +55,20 @@ class Outline:
         model = self.config.model
         return Runtime(dtype=model.dtype, remat=model.remat, attention=self.attention())
 
-    def sampling(
-        self,
-        *,
-        temperature: float,
-        max_new_tokens: int,
-        slots: int,
-        truncation: Truncation = Truncation(),
-    ) -> SamplingConfig:
-        """The rest is the same for rollouts, evaluations and generation."""
+    @property
+    def sampling(self) -> SamplingConfig:
+        """What the run's sampler is made for; evaluations name their own limits."""
         rollout = self.config.rollout
         return SamplingConfig(
-            temperature=temperature,
-            truncation=truncation,
-            max_new_tokens=max_new_tokens,
-            slots=slots,
+            temperature=rollout.temperature,
+            truncation=Truncation(rollout.top_k, rollout.top_p, rollout.min_p),
+            max_new_tokens=rollout.max_new_tokens,
+            slots=rollout.slots,
             segment=rollout.segment,
             cache_mib=rollout.cache_mib,
             dtype=self.config.model.dtype,
             attention=self.attention(),
             tensor=rollout.tensor,
-        )
-
-    @property
-    def rollout_sampling(self) -> SamplingConfig:
-        """Of the completions that are trained on."""
-        wanted = self.config.rollout
-        return self.sampling(
-            temperature=wanted.temperature,
-            max_new_tokens=wanted.max_new_tokens,
-            slots=wanted.slots,
-            truncation=Truncation(wanted.top_k, wanted.top_p, wanted.min_p),
-        )
-
-    @property
-    def evaluation_sampling(self) -> SamplingConfig:
-        """Greedy."""
-        wanted = self.config.evaluation
-        return self.sampling(
-            temperature=0.0, max_new_tokens=wanted.max_new_tokens, slots=wanted.slots
         )
 
     @property

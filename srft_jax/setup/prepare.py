@@ -4,12 +4,10 @@ Everything a user can get wrong is found here, before anything compiles.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from srft_jax.config import ModelConfig, RunConfig, UsageError
-from srft_jax.data.encoding import Dropped, EncodedExample, EncodedSets, Limits, encode_sets
-from srft_jax.data.examples import Example, ExampleSets
+from srft_jax.data.encoding import EncodedSets, Limits, encode_sets
 from srft_jax.data.problems import raise_problems
 from srft_jax.data.sources import load_sets
 from srft_jax.data.verifier_requests import probes, row_problems
@@ -28,23 +26,12 @@ class Setup(Outline):
     """Everything about a run but its state, the outline included.
 
     Attributes:
-        tokenizer: Of the model.
-        sets: Problems as text.
-        encoded: The same problems as ids.
-        dropped: By set, what was too long for it.
+        tokenizer: The model's tokenizer.
+        data: Training and evaluation problems, as text and as ids.
     """
 
     tokenizer: Tokenizer
-    sets: ExampleSets
-    encoded: EncodedSets
-    dropped: Mapping[str, Dropped]
-
-    @property
-    def evaluation_sets(self) -> dict[str, tuple[Sequence[Example], Sequence[EncodedExample]]]:
-        return {
-            name: (examples, self.encoded.evaluation[name])
-            for name, examples in self.sets.evaluation.items()
-        }
+    data: EncodedSets
 
 
 def prepare(config: RunConfig) -> Setup:
@@ -56,16 +43,16 @@ def prepare(config: RunConfig) -> Setup:
     config, objective = expanded(config)
     check_config(config)
     tokenizer = load_tokenizer(_tokenizer_path(config), config.model.chat_template)
-    data = config.data
-    sets, encoded, dropped = encode_sets(
-        load_sets(data),
+    section = config.data
+    data = encode_sets(
+        load_sets(section),
         tokenizer,
-        Limits(data.max_prompt_tokens, config.rollout.max_new_tokens, data.too_long),
-        system_prompt=data.system_prompt,
+        Limits(section.max_prompt_tokens, config.rollout.max_new_tokens, section.too_long),
+        system_prompt=section.system_prompt,
     )
     architecture, mesh = _architecture(config), make_mesh(config.mesh)
     architecture = lora.adapted(architecture, config.model.lora)
-    setup = Setup(config, objective, architecture, mesh, tokenizer, sets, encoded, dropped)
+    setup = Setup(config, objective, architecture, mesh, tokenizer, data)
     _check_model(setup)
     setup.decode_mesh()  # raises where it cannot be laid out so
     _check_offload(setup)
@@ -81,8 +68,7 @@ def reward_pool(setup: Setup) -> RewardPool:
     Raises:
         UsageError: a kind that is neither ours nor an importable function, or an unknown option.
     """
-    sets = {"train": setup.sets.train, **setup.sets.evaluation}
-    rewards = setup.config.rewards
+    sets, rewards = setup.data.texts, setup.config.rewards
     kinds = {example.kind for examples in sets.values() for example in examples}
     return RewardPool(
         rewards.workers,
@@ -171,7 +157,7 @@ def _check_reference(setup: Setup) -> None:
 
 
 def _lost_demonstrations(setup: Setup) -> str:
-    lost = setup.dropped["train"].demonstrations
+    lost = setup.data.dropped["train"].demonstrations
     limit = setup.config.rollout.max_new_tokens
     return f": {lost} were dropped, longer than rollout.max_new_tokens = {limit}" if lost else ""
 
@@ -180,7 +166,7 @@ def _check_data(setup: Setup) -> None:
     """Enough prompts and demonstrations, and verifiers for all of them."""
     config, objective = setup.config, setup.objective
     preset, prompts = config.objective.preset, config.data.prompts_per_step
-    demonstrated = sum(bool(example.demonstrations) for example in setup.sets.train)
+    demonstrated = sum(bool(problem.demonstrations) for problem in setup.data.train)
     if objective.uses_demonstrations and not demonstrated:
         raise UsageError(
             f"objective.preset = {preset} trains on demonstrations, but no training prompt has one"
@@ -188,7 +174,7 @@ def _check_data(setup: Setup) -> None:
         )
     # Nothing is learned from a prompt alone where there are no rollouts.
     only_demonstrated = objective.sft_steps or not objective.uses_rollouts
-    usable = demonstrated if only_demonstrated else len(setup.sets.train)
+    usable = demonstrated if only_demonstrated else len(setup.data.train)
     if prompts > usable:
         raise UsageError(
             f"data.prompts_per_step = {prompts} exceeds the {usable} prompts that "
@@ -199,6 +185,6 @@ def _check_data(setup: Setup) -> None:
             f"objective.demo_per_step = {objective.demo_per_step} exceeds the {demonstrated} "
             "training prompts with a demonstration"
         )
-    sets, rewards = {"train": setup.sets.train, **setup.sets.evaluation}, config.rewards
-    raise_problems(list(row_problems(sets, rewards.shaping, rewards.options)))
+    rewards = config.rewards
+    raise_problems(list(row_problems(setup.data.texts, rewards.shaping, rewards.options)))
     reward_pool(setup)  # raises on options that do not exist; starts nothing

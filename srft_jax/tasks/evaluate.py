@@ -1,4 +1,4 @@
-"""Verb `evaluate`: greedy pass@1 of the newest checkpoint, held-out and out of distribution."""
+"""Verb `evaluate`: greedy pass@1 of the newest checkpoint on every evaluation set."""
 
 import json
 import sys
@@ -7,43 +7,48 @@ import jax
 
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.evaluation import scores
+from srft_jax.experience.scoring import Scorer
 from srft_jax.report.summary import rollout_observer
 from srft_jax.report.terminal import ProgressLine, table
+from srft_jax.rollout import Sampler
 from srft_jax.setup.prepare import prepare, reward_pool
 from srft_jax.training.loading import load_policy
 
 
 def evaluate(config: RunConfig) -> int:
-    """Prints a table, then the same as one JSON line."""
+    """Print a table, then the same as one JSON line."""
     setup = prepare(config)
-    if not any(examples for examples, _ in setup.evaluation_sets.values()):
+    sets = setup.data.evaluation
+    if not any(sets.values()):
         raise UsageError("there is nothing to evaluate: the held-out and ood sets are both empty")
-    params = load_policy(config.run_dir, config.model, setup.model_config, setup.mesh, config.seed)
+    sampler = Sampler(setup.model_config, setup.sampling, setup.mesh, tokenizer=setup.tokenizer)
+    sampler.update(
+        load_policy(config.run_dir, config.model, setup.model_config, setup.mesh, config.seed)
+    )
     with (
         jax.set_mesh(setup.mesh),
         reward_pool(setup) as pool,
         ProgressLine(stream=sys.stderr) as progress,
     ):
-        shown = rollout_observer(progress, "evaluation")
+        observer = rollout_observer(progress, "evaluation")
         values, _ = scores.evaluate(
-            params,
-            setup.model_config,
-            setup.evaluation_sets,
-            setup.tokenizer,
-            pool,
-            setup.evaluation_sampling,
-            threshold=config.rewards.correct_threshold,
-            observer=shown if jax.process_index() == 0 else None,
+            sampler,
+            sets,
+            Scorer(pool, setup.tokenizer, threshold=config.rewards.correct_threshold),
+            stop_ids=setup.tokenizer.stop_ids,
+            max_new_tokens=config.evaluation.max_new_tokens,
+            slots=config.evaluation.slots,
+            observer=observer if jax.process_index() == 0 else None,
         )
     rows = [
         [
             name,
-            len(examples),
+            len(problems),
             f"{values[f'eval/{name}/pass@1']:.1%}",
             f"{values[f'eval/{name}/length']:.1f}",
         ]
-        for name, (examples, _) in setup.evaluation_sets.items()
-        if examples
+        for name, problems in sets.items()
+        if problems
     ]
     print(table(["set", "problems", "pass@1", "mean length"], rows))
     print(json.dumps(values))

@@ -1,46 +1,57 @@
 """Verb `generate`: completions of the newest checkpoint, to be read."""
 
+import dataclasses
+
 import jax
 
 from srft_jax.config import RunConfig, UsageError
-from srft_jax.data.encoding import encode
+from srft_jax.data.encoding import EncodedExample, encode
 from srft_jax.data.examples import Example
-from srft_jax.experience.verdicts import completion_text
+from srft_jax.experience.scoring import answer_text
+from srft_jax.models.tokenizer import Tokenizer
 from srft_jax.rollout import Request, Truncation, sample
 from srft_jax.setup.prepare import prepare
 from srft_jax.training.loading import load_policy
 
 
 def generate(config: RunConfig) -> int:
-    """Prints each prompt and its completions."""
+    """Print each prompt and its completions."""
     setup = prepare(config)
-    wanted = config.generate
-    examples = setup.sets.evaluation.get("held_out", ())[: wanted.num_prompts]
-    if wanted.prompt is not None:
-        examples = (Example(wanted.prompt, answer=""),)
-    if not examples:
-        raise UsageError("there is no held-out set to take prompts from; set generate.prompt")
+    problems = _problems(config, setup.data.evaluation.get("held_out", ()), setup.tokenizer)
     if jax.process_index() != 0:
-        examples = ()  # the others decode along
-    params = load_policy(config.run_dir, config.model, setup.model_config, setup.mesh, config.seed)
-    sampling = setup.sampling(
-        temperature=wanted.temperature,
-        truncation=Truncation(wanted.top_k, wanted.top_p, wanted.min_p),
+        problems = ()  # other processes decode along
+    section = config.generate
+    sampling = dataclasses.replace(
+        setup.sampling,
+        temperature=section.temperature,
+        truncation=Truncation(section.top_k, section.top_p, section.min_p),
         max_new_tokens=config.evaluation.max_new_tokens,
         slots=config.evaluation.slots,
     )
-    tokenizer = setup.tokenizer
     requests = [
-        Request(one.prompt, wanted.completions, stop_ids=tokenizer.stop_ids)
-        for one in encode(examples, tokenizer, system_prompt=config.data.system_prompt)
+        Request(problem.prompt, section.completions, stop_ids=setup.tokenizer.stop_ids)
+        for problem in problems
     ]
     key = jax.random.key(config.seed)
+    params = load_policy(config.run_dir, config.model, setup.model_config, setup.mesh, config.seed)
     with jax.set_mesh(setup.mesh):
         groups = sample(params, setup.model_config, requests, key, sampling)
-    for example, group in zip(examples, groups, strict=True):
-        print(example.prompt)
-        for completion in group:
-            text = completion_text(tokenizer, completion.tokens.tolist())
-            cut = "" if completion.finished else " [cut]"
+    for problem, group in zip(problems, groups, strict=True):
+        print(problem.example.prompt)
+        for trajectory in group:
+            text = answer_text(setup.tokenizer, trajectory.tokens.tolist())
+            cut = "" if trajectory.finished else " [cut]"
             print("    " + text.replace("\n", "\n    ") + cut)
     return 0
+
+
+def _problems(
+    config: RunConfig, held_out: tuple[EncodedExample, ...], tokenizer: Tokenizer
+) -> tuple[EncodedExample, ...]:
+    """The prompt that the configuration names, or the first ones of the held-out set."""
+    if config.generate.prompt is not None:
+        example = Example(config.generate.prompt, answer="")
+        return encode([example], tokenizer, system_prompt=config.data.system_prompt)
+    if not held_out:
+        raise UsageError("there is no held-out set to take prompts from; set generate.prompt")
+    return held_out[: config.generate.num_prompts]

@@ -15,10 +15,11 @@ from textwrap import shorten
 import jax
 import numpy as np
 
+from srft_jax.batch import Role
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.data.encoding import EncodedExample, conversation
 from srft_jax.data.examples import Example, place
-from srft_jax.experience.batches import demonstration_sequence
+from srft_jax.experience.demonstrations import given_trajectory
 from srft_jax.models import lora
 from srft_jax.models.decoder import init_params
 from srft_jax.models.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ _PERCENTILES = (50, 90, 99)
 def inspect(config: RunConfig) -> int:
     """Prints batch arithmetic, sets, lengths, the prompt's form and the first rows of a set."""
     setup, _ = with_rows(prepare(config))
-    names = ["train", *setup.sets.evaluation]
+    names = ["train", *setup.data.evaluation]
     if config.inspect.set not in names:
         raise UsageError(f"inspect.set = {config.inspect.set} is none of {', '.join(names)}")
     architecture = setup.model_config
@@ -53,25 +54,24 @@ def inspect(config: RunConfig) -> int:
     return 0
 
 
-def _of_set(setup: Setup, name: str) -> tuple[Sequence[Example], Sequence[EncodedExample]]:
-    if name == "train":
-        return setup.sets.train, setup.encoded.train
-    return setup.evaluation_sets[name]
+def _problems(setup: Setup, name: str) -> Sequence[EncodedExample]:
+    """The problems of a set."""
+    return setup.data.train if name == "train" else setup.data.evaluation[name]
 
 
 def _sets(setup: Setup) -> str:
     """How many rows there are, and how many were too long."""
     rows = []
-    for name, dropped in setup.dropped.items():
-        examples, _ = _of_set(setup, name)
-        demonstrations = [len(example.demonstrations) for example in examples]
-        counts = [len(examples), np.count_nonzero(demonstrations), sum(demonstrations)]
+    for name, dropped in setup.data.dropped.items():
+        problems = _problems(setup, name)
+        demonstrations = [len(problem.demonstrations) for problem in problems]
+        counts = [len(problems), np.count_nonzero(demonstrations), sum(demonstrations)]
         rows.append([name, *counts, dropped.prompts, dropped.demonstrations, dropped.bare])
-    of_sources = Counter(example.source for example in setup.sets.train)
-    if len(of_sources) > 1:
+    sources = Counter(problem.example.source for problem in setup.data.train)
+    if len(sources) > 1:
         rows[1:1] = [
             [f"  data.mixture[{number}]", count, "", "", "", "", ""]
-            for number, count in sorted(of_sources.items())
+            for number, count in sorted(sources.items())
         ]
     kept = ["rows", "demonstrated", "demonstrations"]
     return table(["set", *kept, "prompts too long", "demonstrations too long", "left bare"], rows)
@@ -81,10 +81,10 @@ def _lengths(setup: Setup) -> str:
     """In tokens, EOS included, of what is kept."""
     limits = setup.config.data.max_prompt_tokens, setup.config.rollout.max_new_tokens
     rows = []
-    for name in setup.dropped:
-        _, encoded = _of_set(setup, name)
-        prompts = [len(one.prompt) for one in encoded]
-        demonstrations = [len(tokens) for one in encoded for tokens in one.demonstrations]
+    for name in setup.data.dropped:
+        problems = _problems(setup, name)
+        prompts = [len(problem.prompt) for problem in problems]
+        demonstrations = [len(tokens) for one in problems for tokens in one.demonstrations]
         kinds = [("prompts", prompts, limits[0]), ("demonstrations", demonstrations, limits[1])]
         rows += [
             [f"{name}, {kind}", *np.percentile(sizes, _PERCENTILES).round(), max(sizes), limit]
@@ -97,7 +97,7 @@ def _lengths(setup: Setup) -> str:
 
 def _packing(setup: Setup) -> Iterator[str]:
     """How full the rows are of all demonstrations together, one of each example."""
-    sequences = _demonstrations(setup, len(setup.sets.train))
+    sequences = _demonstrations(setup, len(setup.data.train))
     if sequences:
         sizes = [sequence.num_inputs for _, sequence in sequences]
         row_length = setup.config.training.row_length
@@ -121,9 +121,16 @@ def _template(setup: Setup) -> str:
 
 def _demonstrations(setup: Setup, most: int) -> list[tuple[int, TrainingSequence]]:
     """Index and first demonstration of the first `most` training examples that have any."""
-    demonstrated = (i for i, one in enumerate(setup.encoded.train) if one.demonstrations)
+    problems = setup.data.train
+    demonstrated = (index for index, one in enumerate(problems) if one.demonstrations)
     return [
-        (i, demonstration_sequence(setup, (i, 0))) for i in itertools.islice(demonstrated, most)
+        (
+            index,
+            TrainingSequence(
+                problems[index].prompt, given_trajectory(problems[index], 0), Role.DEMONSTRATION
+            ),
+        )
+        for index in itertools.islice(demonstrated, most)
     ]
 
 
@@ -134,12 +141,11 @@ def _rows(setup: Setup, *, colours: bool) -> Iterator[str]:
     if wanted.set == "train" and sequences and setup.objective.uses_demonstrations:
         yield from _packed_rows(setup, sequences, colours=colours)
         return
-    examples, encoded = _of_set(setup, wanted.set)
-    for number, example in enumerate(encoded[: wanted.rows]):
-        title = _title(wanted.set, number, examples[number])
-        head = f"{title}: a prompt of {len(example.prompt)} tokens, to be completed"
-        untrained = np.zeros(len(example.prompt), bool)
-        yield head + "\n" + _shown(setup, example.prompt, untrained, colours=colours)
+    for number, problem in enumerate(_problems(setup, wanted.set)[: wanted.rows]):
+        title = _title(wanted.set, number, problem.example)
+        head = f"{title}: a prompt of {len(problem.prompt)} tokens, to be completed"
+        untrained = np.zeros(len(problem.prompt), bool)
+        yield head + "\n" + _shown(setup, problem.prompt, untrained, colours=colours)
 
 
 def _packed_rows(
@@ -172,8 +178,9 @@ def _packed_rows(
             tokens = np.append(rows.tokens[own], rows.targets[own][-1])
             mask = np.append(False, rows.loss_mask[own])
             head = (
-                f"{_title('train', index, setup.sets.train[index])}: a prompt of "
-                f"{len(sequence.prompt)} tokens, a demonstration of {len(sequence.completion)}"
+                f"{_title('train', index, setup.data.train[index].example)}: a prompt of "
+                f"{len(sequence.prompt)} tokens, a demonstration of "
+                f"{len(sequence.trajectory.tokens)}"
             )
             yield head + "\n" + _shown(setup, tokens, mask, colours=colours)
 

@@ -10,20 +10,29 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from srft_jax.batch import TrainState
-from srft_jax.config import RunConfig, to_yaml
+from srft_jax.config import RunConfig, TrainingConfig, to_yaml
+from srft_jax.data.encoding import EncodedExample
 from srft_jax.evaluation.scores import evaluate
-from srft_jax.experience import rollouts
-from srft_jax.experience.batches import Update, make_updates
+from srft_jax.experience.batches import BatchPlan, Update, make_updates
+from srft_jax.experience.collect import GroupPlan, Sources, collect
+from srft_jax.experience.demonstrations import (
+    all_demonstrations,
+    describe_demonstrations,
+    verified,
+)
 from srft_jax.experience.metrics import mix_metric, rollout_metrics, sample_rows
-from srft_jax.experience.streams import Streams
+from srft_jax.experience.scoring import Scorer
+from srft_jax.experience.streams import Streams, check_same_everywhere, digests
 from srft_jax.host.compilations import Compilations, compilation_lines
 from srft_jax.host.profiler import Profiler
 from srft_jax.host.stop_requests import stop_requests
+from srft_jax.mesh import gathered
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params
-from srft_jax.objectives.stages import Stage
+from srft_jax.objectives.stages import Stage, Stages
 from srft_jax.planning.microbatch_size import with_rows
 from srft_jax.report import summary
 from srft_jax.report.page import write_report
@@ -32,6 +41,7 @@ from srft_jax.report.terminal import ProgressLine
 from srft_jax.report.verdict_watch import VerdictWatch
 from srft_jax.report.writers import RunWriter
 from srft_jax.rewards import RewardPool
+from srft_jax.rollout import Sampler
 from srft_jax.setup.prepare import Setup, prepare, reward_pool
 from srft_jax.tasks.export import keep_model_files, write_export
 from srft_jax.tasks.resume import check_same_run, fresh_or_resumed, open_run_dir
@@ -42,34 +52,51 @@ from srft_jax.training.optimizer import make_optimizers
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
-    """What all steps of a run have in common.
+class _Rollouts:
+    """Where the experience of every step comes from."""
+
+    sampler: Sampler
+    scorer: Scorer
+    sources: Sources
+    plan: GroupPlan
+
+
+@dataclasses.dataclass(frozen=True)
+class _Updates:
+    """How every step trains on its experience.
 
     Attributes:
-        setup: Configuration, data, architecture, mesh.
-        start: Step that the run goes on from; 0 for a new one.
+        stages: Objectives of the run.
+        functions: Compiled functions of each stage.
+        learning_rates: Schedule of each optimizer.
+        plan: How sequences become batches.
         frozen: With LoRA, all parameters but the adapters, which the state holds.
-        functions: Compiled functions, by stage.
-        learning_rates: Schedule of each optimizer, by name.
-        streams: Where prompts and demonstrations come from, as far as they are used up.
-        demonstrations: Verdicts on them.
-        pool: Verifiers.
-        writer: Of metrics and samples.
-        progress: The terminal.
-        recorder: Of steps; uses the two above.
-        watch: Warns of verdicts.
-        profiler: Traces chosen steps.
-        compilations: Counts them.
+        mesh: Devices.
     """
 
-    setup: Setup
-    start: int
-    frozen: Params
+    stages: Stages
     functions: dict[Stage, updates.StageFunctions]
     learning_rates: Mapping[str, optax.Schedule]
-    streams: Streams
-    demonstrations: rollouts.ScoredDemonstrations
-    pool: RewardPool
+    plan: BatchPlan
+    frozen: Params
+    mesh: Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluations:
+    """What the policy is scored on, and how: see `evaluation.scores.evaluate`."""
+
+    sets: Mapping[str, Sequence[EncodedExample]]
+    scorer: Scorer
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+    slots: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Records:
+    """What a run leaves behind, and where it shows how far it is."""
+
     writer: RunWriter
     progress: ProgressLine
     recorder: Recorder
@@ -77,67 +104,75 @@ class _Run:
     profiler: Profiler
     compilations: Compilations
 
-    def policy(self, state: TrainState) -> Params:
-        return lora.whole(self.frozen, state.params)
-
 
 def train(config: RunConfig) -> int:
-    """Trains to `training.num_steps`, from the newest checkpoint of the run directory if any.
+    """Train to `training.num_steps`, from the newest checkpoint of the run directory if any.
 
     Returns:
         Exit code: 0, or 130 where a signal stopped the run, which has then saved.
     """
-    setup, chosen = with_rows(prepare(config))
+    setup, rows_line = with_rows(prepare(config))
     config, training = setup.config, setup.config.training
     check_same_run(config)
     with contextlib.ExitStack() as stack:
         stop_requested = stack.enter_context(stop_requests())
         checkpoints = stack.enter_context(Checkpoints(config.run_dir, training.keep_checkpoints))
-        run, state = _begin(setup, chosen, checkpoints, stack)
-        if run.start == 0:
-            run.progress.message("evaluating before the first step; the sampler compiles first")
-            _evaluate(run, 0, state)
-        for step in range(run.start + 1, training.num_steps + 1):
-            state, record = _step(run, step, state)
+        rollouts, updating, evaluations, records, state, start = _begin(
+            setup, rows_line, checkpoints, stack
+        )
+        streams = rollouts.sources.streams
+        if start == 0:
+            records.progress.message("evaluating before the first step; the sampler compiles first")
+            _evaluate(rollouts.sampler, evaluations, records, 0)
+        for step in range(start + 1, training.num_steps + 1):
+            state, record = _step(rollouts, updating, records, step, start, state, training)
             try:
-                run.recorder.add(record)
+                records.recorder.add(record)
             except Diverged:  # the state is the last sound one
-                checkpoints.save(step, state, run.streams.state())
+                checkpoints.save(step, state, streams.state())
                 checkpoints.wait()
                 raise
 
             last, stopping = step == training.num_steps, stop_requested()
             if last or _due(step, config.evaluation.every):
-                run.recorder.flush()
-                _evaluate(run, step, state)
+                records.recorder.flush()
+                _evaluate(rollouts.sampler, evaluations, records, step)
             if last or stopping or _due(step, training.checkpoint_every):
-                run.recorder.flush()  # resume cuts metrics back to the checkpoint: they come first
-                checkpoints.save(step, state, run.streams.state())
+                # Resume cuts metrics back to the checkpoint's step, so they are written first.
+                records.recorder.flush()
+                checkpoints.save(step, state, streams.state())
             if stopping and not last:
                 checkpoints.wait()
-                run.progress.message(
+                records.progress.message(
                     f"stopped after step {step} and saved; continue with\n"
                     f"  python run.py --config {config.run_dir}/config.yaml"
                 )
                 return 130
-    _finish(setup, run.policy(state))
+    _finish(config, lora.whole(updating.frozen, state.params))
     return 0
 
 
 def _begin(
-    setup: Setup, chosen: str, checkpoints: Checkpoints, stack: contextlib.ExitStack
-) -> tuple[_Run, TrainState]:
-    """Enters what is open through the run into `stack`; makes or restores the state; says what the
-    run starts from, `chosen` (see `with_rows`) included; verifies demonstrations."""
-    config, num_steps = setup.config, setup.config.training.num_steps
+    setup: Setup, rows_line: str, checkpoints: Checkpoints, stack: contextlib.ExitStack
+) -> tuple[_Rollouts, _Updates, _Evaluations, _Records, TrainState, int]:
+    """Open what stays open, make or restore the state, and say what the run starts from.
+
+    Args:
+        setup: The run.
+        rows_line: How `training.rows_per_microbatch` was found, see `with_rows`.
+        checkpoints: Of the run directory.
+        stack: What is opened is entered here.
+
+    Returns:
+        What steps are made with, the state, and the step that the run goes on from, 0 if it is new.
+    """
+    config, mesh = setup.config, setup.mesh
     pool = stack.enter_context(reward_pool(setup))
-    stack.enter_context(jax.set_mesh(setup.mesh))
+    stack.enter_context(jax.set_mesh(mesh))
     compilations = stack.enter_context(Compilations())
-    profiler = stack.enter_context(
-        Profiler(f"{config.run_dir}/profile", config.training.profile_steps)
-    )
     keep_model_files(setup)
-    streams = Streams(setup)
+    check_same_everywhere(gathered(digests(setup.data.texts)))
+    streams = _streams(setup)
     optimizers = make_optimizers(
         config.training,
         setup.stages,
@@ -146,26 +181,23 @@ def _begin(
     )
     state, start = fresh_or_resumed(setup, optimizers.transformations, checkpoints, streams)
     # With LoRA; no checkpoint holds it.
-    frozen = load_frozen(config.model, setup.model_config, setup.mesh, config.seed)
+    frozen = load_frozen(config.model, setup.model_config, mesh, config.seed)
     open_run_dir(config, start)
-    writer = stack.enter_context(RunWriter(config.run_dir))
-    progress = stack.enter_context(ProgressLine(num_steps))
+    records = _open_records(config, compilations, stack)
+    progress = records.progress
     progress.message(to_yaml(config))
-    if chosen:
-        progress.message(chosen)
+    if rows_line:
+        progress.message(rows_line)
     progress.message(batch_arithmetic(setup, frozen, state.params))
-    if start == num_steps:
+    if start == config.training.num_steps:
         progress.message(f"already at step {start} of {start}: nothing to train")
     elif start:
-        progress.message(f"continues after step {start} of {num_steps}")
-    demonstrations = rollouts.verify_demonstrations(setup, pool)
-    for line in rollouts.describe_demonstrations(setup, demonstrations):
-        progress.message(line)
-    reference = load_reference(config.model, setup.objective, frozen, setup.mesh)
-    run = _Run(
-        setup=setup,
-        start=start,
-        frozen=frozen,
+        progress.message(f"continues after step {start} of {config.training.num_steps}")
+    rollouts = _open_rollouts(setup, pool, streams, progress)
+    rollouts.sampler.update(lora.whole(frozen, state.params), int(state.step))
+    reference = load_reference(config.model, setup.objective, frozen, mesh)
+    updating = _Updates(
+        stages=setup.stages,
         functions={
             stage: updates.make_stage_functions(
                 stage,
@@ -180,30 +212,30 @@ def _begin(
             for stage in setup.stages.all
         },
         learning_rates=optimizers.learning_rates,
-        streams=streams,
-        demonstrations=demonstrations,
-        pool=pool,
-        writer=writer,
-        progress=progress,
-        recorder=Recorder(
-            writer,
-            progress,
-            run_dir=config.run_dir,
-            max_skipped=config.training.max_skipped,
-            report=config.report,
+        plan=BatchPlan(
+            config.training,
+            longest_sequence=setup.longest_sequence,
+            length_cap=config.rollout.max_new_tokens,
+            threshold=config.rewards.correct_threshold,
         ),
-        watch=VerdictWatch(),
-        profiler=profiler,
-        compilations=compilations,
+        frozen=frozen,
+        mesh=mesh,
     )
-    return run, state
+    evaluations = _Evaluations(
+        setup.data.evaluation,
+        dataclasses.replace(rollouts.scorer, shaping=()),
+        stop_ids=setup.tokenizer.stop_ids,
+        max_new_tokens=config.evaluation.max_new_tokens,
+        slots=config.evaluation.slots,
+    )
+    return rollouts, updating, evaluations, records, state, start
 
 
 def batch_arithmetic(setup: Setup, frozen: Params, trained: Params) -> str:
     """Return the table of what a step is made of, for the parameters or their shapes."""
     config = setup.config
     return summary.arithmetic_table(
-        summary.data_rows(setup.sets, setup.dropped),
+        summary.data_rows(setup.data),
         summary.policy_rows(frozen, trained, setup.tokenizer),
         [["objective", config.objective.preset]],
         summary.rollout_rows(
@@ -216,53 +248,132 @@ def batch_arithmetic(setup: Setup, frozen: Params, trained: Params) -> str:
     )
 
 
-def _step(run: _Run, step: int, state: TrainState) -> tuple[TrainState, StepRecord]:
+def _streams(setup: Setup) -> Streams:
+    data = setup.config.data
+    return Streams(
+        setup.data.texts["train"],
+        setup.objective,
+        prompts_per_step=data.prompts_per_step,
+        weights=[source.weight for source in data.mixture] or [1.0],
+        seed=setup.config.seed,
+    )
+
+
+def _open_rollouts(
+    setup: Setup, pool: RewardPool, streams: Streams, progress: ProgressLine
+) -> _Rollouts:
+    """The sampler, and demonstrations with their verdicts where rewards are used."""
+    config, train = setup.config, setup.data.train
+    scorer = Scorer(pool, setup.tokenizer, config.rewards.shaping, config.rewards.correct_threshold)
+    demonstrations = all_demonstrations(train)
+    if setup.objective.uses_rollouts and setup.objective.uses_demonstrations:
+        demonstrations = verified(demonstrations, train, scorer)
+        for line in describe_demonstrations(demonstrations, train, scorer):
+            progress.message(line)
+    return _Rollouts(
+        Sampler(setup.model_config, setup.sampling, setup.mesh, tokenizer=setup.tokenizer),
+        scorer,
+        Sources(train, demonstrations, streams),
+        GroupPlan(
+            config.data.prompts_per_step,
+            config.rollout.completions_per_prompt,
+            stop_ids=setup.tokenizer.stop_ids,
+            seed=config.seed,
+        ),
+    )
+
+
+def _open_records(
+    config: RunConfig, compilations: Compilations, stack: contextlib.ExitStack
+) -> _Records:
+    writer = stack.enter_context(RunWriter(config.run_dir))
+    progress = stack.enter_context(ProgressLine(config.training.num_steps))
+    profiler = Profiler(f"{config.run_dir}/profile", config.training.profile_steps)
+    return _Records(
+        writer=writer,
+        progress=progress,
+        recorder=Recorder(
+            writer,
+            progress,
+            run_dir=config.run_dir,
+            max_skipped=config.training.max_skipped,
+            report=config.report,
+        ),
+        watch=VerdictWatch(),
+        profiler=stack.enter_context(profiler),
+        compilations=compilations,
+    )
+
+
+def _step(
+    rollouts: _Rollouts,
+    updating: _Updates,
+    records: _Records,
+    step: int,
+    start: int,
+    state: TrainState,
+    training: TrainingConfig,
+) -> tuple[TrainState, StepRecord]:
     """Rollouts, then updates on them; `state` is donated."""
-    setup, training = run.setup, run.setup.config.training
-    run.profiler.begin(step)
-    began, stage = time.monotonic(), setup.stages.at(step)
+    records.profiler.begin(step)
+    began, stage = time.monotonic(), updating.stages.at(step)
     what = f"step {step}/{training.num_steps}, rollout"
-    experience = rollouts.collect(
-        setup,
+    experience = collect(
+        rollouts.sampler,
+        rollouts.scorer,
+        rollouts.sources,
+        rollouts.plan,
         stage,
         step,
-        run.policy(state),
-        run.streams,
-        run.pool,
-        run.demonstrations,
-        summary.rollout_observer(run.progress, what),
+        summary.rollout_observer(records.progress, what),
     )
+    rollouts.sampler.release()  # its memory is free for the updates, which donate the parameters
     rolled_out = time.monotonic()
-    completions = [one for group in experience.sampled for one in group.scored]
-    for warning in run.watch.warnings(step, completions):
-        run.progress.message(warning)
-    of_step = make_updates(setup, stage, step, experience.groups, run.streams)
-    host = rollout_metrics(setup, stage, experience) | mix_metric(stage, step)
-    host |= updates.update_metrics(of_step, state, run.learning_rates)
+    for warning in records.watch.warnings(step, experience.sampled):
+        records.progress.message(warning)
+    step_updates = make_updates(
+        experience.groups,
+        rollouts.sources,
+        updating.plan,
+        updating.stages,
+        step,
+        version=int(state.step),
+    )
+    values = rollout_metrics(
+        experience,
+        stage.objective,
+        length_cap=updating.plan.length_cap,
+        threshold=updating.plan.threshold,
+    )
+    values |= mix_metric(stage, step)
+    values |= updates.update_metrics(step_updates, state, updating.learning_rates)
     state, metrics = updates.apply(
-        run.functions,
+        updating.functions,
         state,
-        of_step,
-        setup.mesh,
+        step_updates,
+        updating.mesh,
         measure_norms=_due(step, training.gradient_norms_every),
     )
-    run.recorder.flush()  # the previous step's records, while the device computes this one
+    records.recorder.flush()  # the previous step's records, while the device computes this one
     jax.block_until_ready(state)
-    run.profiler.end()
-    host |= _timing(began, rolled_out, of_step)
-    host |= _compiled(run, f"step {step}", expected=step == run.start + 1)
-    samples, batches = sample_rows(experience.groups), [update.batch for update in of_step]
-    return state, StepRecord(step, metrics, host, samples, batches)
+    rollouts.sampler.update(lora.whole(updating.frozen, state.params), int(state.step))
+    records.profiler.end()
+    values |= _timing(began, rolled_out, step_updates)
+    values |= _compiled(records, f"step {step}", expected=step == start + 1)
+    samples, batches = sample_rows(experience.groups), [update.batch for update in step_updates]
+    return state, StepRecord(step, metrics, values, samples, batches)
 
 
-def _compiled(run: _Run, where: str, *, expected: bool) -> dict[str, float]:
-    """Prints what has compiled since the last call, a line for each program where `expected`, else
-    all in one; returns the metrics."""
-    metrics, programs = run.compilations.since_last()
+def _compiled(records: _Records, where: str, *, expected: bool) -> dict[str, float]:
+    """Print what has compiled since the last call; return the metrics.
+
+    Programs have a line each where they are expected, at first use, and one line together later.
+    """
+    metrics, programs = records.compilations.since_last()
     if programs and expected:
-        run.progress.message("\n".join(compilation_lines(programs)))
+        records.progress.message("\n".join(compilation_lines(programs)))
     elif programs:
-        run.progress.message(f"{where} compiled {', '.join(map(str, programs))}")
+        records.progress.message(f"{where} compiled {', '.join(map(str, programs))}")
     return metrics
 
 
@@ -270,9 +381,9 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _timing(began: float, rolled_out: float, of_step: Sequence[Update]) -> dict[str, float]:
+def _timing(began: float, rolled_out: float, step_updates: Sequence[Update]) -> dict[str, float]:
     now = time.monotonic()
-    num_tokens = sum(int((update.batch.rows.segment_ids > 0).sum()) for update in of_step)
+    num_tokens = sum(int((update.batch.rows.segment_ids > 0).sum()) for update in step_updates)
     return {
         "time/step": now - began,
         "time/rollout": rolled_out - began,
@@ -281,34 +392,33 @@ def _timing(began: float, rolled_out: float, of_step: Sequence[Update]) -> dict[
     }
 
 
-def _evaluate(run: _Run, step: int, state: TrainState) -> None:
-    """Scores the policy on the evaluation sets; the verdicts go among the samples."""
-    setup, began = run.setup, time.monotonic()
+def _evaluate(sampler: Sampler, evaluations: _Evaluations, records: _Records, step: int) -> None:
+    """Score the policy on the evaluation sets; the verdicts go among the samples."""
+    began = time.monotonic()
     values, rows = evaluate(
-        run.policy(state),
-        setup.model_config,
-        setup.evaluation_sets,
-        setup.tokenizer,
-        run.pool,
-        setup.evaluation_sampling,
-        threshold=setup.config.rewards.correct_threshold,
-        observer=summary.rollout_observer(run.progress, f"step {step}, evaluation"),
+        sampler,
+        evaluations.sets,
+        evaluations.scorer,
+        stop_ids=evaluations.stop_ids,
+        max_new_tokens=evaluations.max_new_tokens,
+        slots=evaluations.slots,
+        observer=summary.rollout_observer(records.progress, f"step {step}, evaluation"),
     )
-    _compiled(run, f"step {step}, evaluation,", expected=step == 0)  # or the next step counts them
-    run.writer.metrics(step, values | {"time/evaluation": time.monotonic() - began})
-    run.writer.samples([{"step": step} | row for row in rows])
+    # Or the next step would count what the evaluation compiles.
+    _compiled(records, f"step {step}, evaluation,", expected=step == 0)
+    records.writer.metrics(step, values | {"time/evaluation": time.monotonic() - began})
+    records.writer.samples([{"step": step} | row for row in rows])
     scores = [
         f"{key.split('/')[1]} {value:.1%}" for key, value in values.items() if "pass@1" in key
     ]
-    run.progress.message(f"step {step}: pass@1 " + ", ".join(scores))
+    records.progress.message(f"step {step}: pass@1 " + ", ".join(scores))
 
 
-def _finish(setup: Setup, params: Params) -> None:
-    """Exports, writes the report, and says where everything is."""
-    run_dir = setup.config.run_dir
-    export = write_export(setup.config, params)
+def _finish(config: RunConfig, params: Params) -> None:
+    """Export, write the report, and say where everything is."""
+    export = write_export(config, params)
     if jax.process_index() != 0:
         return
-    report = write_report(run_dir)
-    print(summary.before_after(run_dir))
-    print(f"model    {export}\nreport   {report}\nmetrics  {run_dir}/metrics.jsonl")
+    report = write_report(config.run_dir)
+    print(summary.before_after(config.run_dir))
+    print(f"model    {export}\nreport   {report}\nmetrics  {config.run_dir}/metrics.jsonl")

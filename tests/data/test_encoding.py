@@ -69,12 +69,12 @@ def test_a_system_prompt_goes_first_where_there_is_none():
 
 
 def test_what_just_fits_is_accepted():
-    texts, encoded, dropped = encode_sets(SETS, Bytes(), limits(6, 3))
-    assert texts == SETS
+    encoded = encode_sets(SETS, Bytes(), limits(6, 3))
+    assert encoded.texts == {"train": SETS.train, **SETS.evaluation}
     assert plain(encoded.train) == plain(encode(SETS.train, Bytes()))
     for name, examples in SETS.evaluation.items():
         assert plain(encoded.evaluation[name]) == plain(encode(examples, Bytes()))
-    assert dropped == dict.fromkeys(("train", "held_out", "ood"), Dropped())
+    assert encoded.dropped == dict.fromkeys(("train", "held_out", "ood"), Dropped())
 
 
 FIX = "; raise it, or set data.too_long to drop."
@@ -133,15 +133,16 @@ def test_what_does_not_fit_may_be_dropped():
         Example("ef", "4"),
     )
     sets = ExampleSets(train, {"ood": (Example("abcdef", "1"), Example("g", "1", ("long",)))})
-    texts, encoded, dropped = encode_sets(sets, Bytes(), limits(4, 2, "drop"))
-    assert [one.answer for one in texts.train] == ["1", "3", "4"]
-    assert [one.demonstrations for one in texts.train] == [("s",), (), ()]
-    assert texts.train[0].behavior_logprobs == ((-1.0,),)
-    assert plain(encoded.train) == plain(encode(texts.train, Bytes()))
+    encoded = encode_sets(sets, Bytes(), limits(4, 2, "drop"))
+    train = encoded.texts["train"]
+    assert [one.answer for one in train] == ["1", "3", "4"]
+    assert [one.demonstrations for one in train] == [("s",), (), ()]
+    assert train[0].behavior_logprobs == ((-1.0,),)
+    assert plain(encoded.train) == plain(encode(train, Bytes()))
     np.testing.assert_array_equal(encoded.train[0].behavior_logprobs[0], [-1, 0])
-    assert texts.evaluation["ood"] == sets.evaluation["ood"][1:]  # not trained on: may be long
+    assert encoded.texts["ood"] == sets.evaluation["ood"][1:]  # not trained on: may be long
     assert len(encoded.evaluation["ood"]) == 1
-    assert dropped == {"train": Dropped(1, 3, 1), "ood": Dropped(1, 0, 0)}
+    assert encoded.dropped == {"train": Dropped(1, 3, 1), "ood": Dropped(1, 0, 0)}
 
 
 def test_a_set_of_which_nothing_is_left():
@@ -154,7 +155,7 @@ def test_a_set_of_which_nothing_is_left():
 )
 def test_behavior_logprobs_with_or_without_that_of_eos(given, stored):
     example = Example("ab", "1", ("x", "yz"), behavior_logprobs=((), given))
-    _, encoded, _ = encode_sets(ExampleSets((example,), {}), Bytes(), limits(9, 9))
+    encoded = encode_sets(ExampleSets((example,), {}), Bytes(), limits(9, 9))
     unknown, known = encoded.train[0].behavior_logprobs
     assert unknown is None and known.dtype == np.float32
     np.testing.assert_array_equal(known, stored)

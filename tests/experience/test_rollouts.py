@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from dry_run import dry_generate, traced_run
 from made_groups import made_completion, made_progress, setup_of
+from srft_jax.experience.verdicts import Scored
 from tiny_runs import ROOT, tiny_config
 
 from srft_jax.experience import rollouts, verified
 from srft_jax.experience.metrics import rollout_metrics
 from srft_jax.experience.streams import Streams
-from srft_jax.experience.verdicts import Scored
 from srft_jax.report import terminal
 from srft_jax.rewards import RewardResult
 

@@ -6,6 +6,9 @@ from unittest import mock
 import numpy as np
 import pytest
 from made_groups import made_group, made_progress, setup_of
+from srft_jax.experience.rollouts import _is_dropped
+from srft_jax.experience.verdicts import Scored, ShapingTerm, verify
+from srft_jax.experience.verified import Rollout
 from tiny_runs import tiny_config
 
 from srft_jax.config import ShapingConfig, UsageError
@@ -14,10 +17,7 @@ from srft_jax.data.verifier_requests import probes
 from srft_jax.experience import rollouts
 from srft_jax.experience.batches import gate, group_sequences
 from srft_jax.experience.metrics import rollout_metrics
-from srft_jax.experience.rollouts import _is_dropped
 from srft_jax.experience.streams import Streams
-from srft_jax.experience.verdicts import Scored, ShapingTerm, verify
-from srft_jax.experience.verified import Rollout
 from srft_jax.rewards import RewardResult
 from srft_jax.setup.prepare import prepare
 

@@ -3,10 +3,10 @@
 import json
 import re
 
-from tiny_runs import NO_PROBLEMS, tiny_config
-
 from srft_jax.experience.rollouts import describe_demonstrations
 from srft_jax.experience.verdicts import Scored
+from tiny_runs import NO_PROBLEMS, tiny_config
+
 from srft_jax.report.summary import data_rows
 from srft_jax.setup.prepare import prepare
 

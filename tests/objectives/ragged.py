@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 from hypothesis import strategies as st
+from made_sequences import made_sequence
 from oracle import L_MAX, Answer, Group
 
 from srft_jax.batch import Batch, Role
@@ -89,7 +90,7 @@ def group_sequences(
     sequences = []
     for one in group:
         sequences.append(
-            TrainingSequence(
+            made_sequence(
                 prompt=[0] * prompt_length,
                 completion=range(first, first + len(one.logp)),
                 role=roles(one, objective),

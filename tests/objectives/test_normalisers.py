@@ -3,11 +3,12 @@
 import dataclasses
 
 import pytest
+from made_sequences import made_sequence
 
 from srft_jax.batch import Role
 from srft_jax.config import Objective
 from srft_jax.objectives.methods import PRESETS
-from srft_jax.objectives.rows import TrainingSequence, normalisers
+from srft_jax.objectives.rows import normalisers
 
 NONE, SELF, DEMO, HINT, PREFIX = Role
 
@@ -21,7 +22,7 @@ COUNTED = [
 
 def counted(**coefficients):
     sequences = [
-        TrainingSequence([1, 2], range(length), role, 0.5 - n, correct=n % 2 == 0)
+        made_sequence([1, 2], range(length), role, 0.5 - n, correct=n % 2 == 0)
         for n, (length, role) in enumerate(COUNTED)
     ]
     return normalisers(sequences, Objective(**coefficients), length_cap=8)
@@ -86,4 +87,4 @@ def test_nothing_counts_as_zero():
     found = normalisers([], PRESETS["srft"], length_cap=8)
     assert dataclasses.astuple(found) == (0, 0, 0, 0, 0, 0, 0)
     capped = Objective(self_form="likelihood", policy_aggregation="length_cap")
-    assert normalisers([TrainingSequence([1], [2, 3], DEMO)], capped, length_cap=8).policy == 0
+    assert normalisers([made_sequence([1], [2, 3], DEMO)], capped, length_cap=8).policy == 0

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_sequences import made_sequence
 
 from srft_jax.batch import Role
 from srft_jax.config import ObjectiveConfig, TrainingConfig
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.rows import (
-    TrainingSequence,
     make_batch,
     max_microbatches,
     pack,
@@ -36,7 +36,7 @@ def sequence(prompt_length, completion_length, role=SELF, number=0):
     tokens[-1] = EOS
     completion = tokens[prompt_length:].tolist()
     old = [-float(token) for token in completion] if role == SELF else None
-    return TrainingSequence(
+    return made_sequence(
         tokens[:prompt_length].tolist(), completion, role, 0.5 - number, number % 2 == 0, old
     )
 
@@ -53,8 +53,8 @@ def ragged(draw):
 
 def test_the_worked_example():
     """Prompt 1 2 3 4, completion 5 EOS, as in the docstring of `Rows`; after it a demonstration."""
-    first = TrainingSequence([1, 2, 3, 4], [5, EOS], SELF, 0.5, True, [-0.1, -0.2], 0.3)
-    second = TrainingSequence([6], [7, EOS], DEMO, -0.5, False)
+    first = made_sequence([1, 2, 3, 4], [5, EOS], SELF, 0.5, True, [-0.1, -0.2], 0.3)
+    second = made_sequence([6], [7, EOS], DEMO, -0.5, False)
     batch = batch_of([first, second], num_microbatches=1)
     rows = {f.name: getattr(batch.rows, f.name)[0, 0] for f in dataclasses.fields(batch.rows)}
     expected = dict(
@@ -101,9 +101,11 @@ def test_every_sequence_stands_in_the_rows_once(sequences):
         assert m < batch.num_microbatches
         tokens, targets = rows.tokens[m, row, slots], rows.targets[m, row, slots]
         original = originals.pop(tokens[0])
-        assert [*tokens, EOS] == [*original.prompt, *original.completion]
+        assert [*tokens, EOS] == [*original.prompt, *original.trajectory.tokens]
         assert [*tokens[1:], EOS] == targets.tolist()
-        assert targets[rows.loss_mask[m, row, slots]].tolist() == original.completion
+        assert (
+            targets[rows.loss_mask[m, row, slots]].tolist() == original.trajectory.tokens.tolist()
+        )
         assert len(set(rows.segment_ids[m, row, slots])) == 1
         assert set(rows.role[m, row, slots][rows.loss_mask[m, row, slots]]) == {original.role}
     assert not originals
@@ -132,8 +134,8 @@ def test_old_logprobs_lie_on_their_tokens(sequences):
 
 def test_a_completion_with_a_forced_start():
     """Two prefix tokens, one of them not trained, then two of its own; and one with a hint."""
-    first = TrainingSequence([1], [2, 3, 4, EOS], [NONE, PREFIX, SELF, SELF], 1.0, True, [-4] * 4)
-    second = TrainingSequence([1], [2, 3, 4, EOS], [HINT, HINT, HINT, SELF], 1.0, True, [-4] * 4)
+    first = made_sequence([1], [2, 3, 4, EOS], [NONE, PREFIX, SELF, SELF], 1.0, True, [-4] * 4)
+    second = made_sequence([1], [2, 3, 4, EOS], [HINT, HINT, HINT, SELF], 1.0, True, [-4] * 4)
     rows = batch_of([first, second], num_microbatches=1).rows
     np.testing.assert_array_equal(rows.role[0, 0, :8], [0, 4, 1, 1, 3, 3, 3, 1])
     np.testing.assert_array_equal(rows.loss_mask[0, 0, :8], [0, 1, 1, 1, 1, 1, 1, 1])
@@ -143,15 +145,17 @@ def test_a_completion_with_a_forced_start():
 
 
 def test_logprobs_of_who_wrote_a_demonstration_are_not_the_samplers():
-    known = TrainingSequence([1], [2, EOS], DEMO, 1.0, True, [-1.0, -2.0])
+    known = made_sequence([1], [2, EOS], DEMO, 1.0, True, [-1.0, -2.0])
     rows = batch_of([known], num_microbatches=1).rows
     np.testing.assert_array_equal(rows.old_logprobs[0, 0, :2], [-1, -2])
     assert not np.any(rows.sampler_logprobs)
 
 
 def test_old_logprobs_of_another_length_are_an_error():
-    wrong = dataclasses.replace(sequence(2, 3), old_logprobs=[-0.1, -0.2])
-    with pytest.raises(ValueError, match="2 input values to the 3"):
+    right = sequence(2, 3)
+    trajectory = dataclasses.replace(right.trajectory, logprobs=np.float32([-0.1, -0.2]))
+    wrong = dataclasses.replace(right, trajectory=trajectory)
+    with pytest.raises(ValueError, match="could not broadcast"):
         batch_of([wrong])
 
 

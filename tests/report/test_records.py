@@ -7,11 +7,12 @@ import math
 
 import numpy as np
 import pytest
+from made_sequences import made_sequence
 
 from srft_jax.batch import Role
 from srft_jax.config import ReportConfig, TrainingConfig
 from srft_jax.objectives.methods import PRESETS
-from srft_jax.objectives.rows import TrainingSequence, make_batch
+from srft_jax.objectives.rows import make_batch
 from srft_jax.report.records import Diverged, Recorder, StepRecord, offender, over_updates
 from srft_jax.report.terminal import ProgressLine
 from srft_jax.report.writers import RunWriter, read_metrics
@@ -34,7 +35,7 @@ def recorder(tmp_path):
 
 
 def small_batch(token):
-    sequence = TrainingSequence([token], [1, 2], Role.SELF, 0.5, True, [-0.25, -0.5])
+    sequence = made_sequence([token], [1, 2], Role.SELF, 0.5, True, [-0.25, -0.5])
     training = TrainingConfig(row_length=4, rows_per_microbatch=1)
     return make_batch([sequence], PRESETS["srft"], training, num_microbatches=2, length_cap=2)
 

@@ -10,12 +10,12 @@ from tiny_runs import tiny_arguments
 
 import run
 from srft_jax.config import UsageError, parse
-from srft_jax.experience import rollouts
 from srft_jax.mesh import AXES
 from srft_jax.models.hf_config import to_hf_config
 from srft_jax.models.hf_json import write_json
 from srft_jax.setup import prepare as setup
 from srft_jax.setup.prepare import prepare
+from srft_jax.tasks import train
 
 NO_EVALUATION = "--data.held_out=null", "--data.ood=null"
 JSONL = (
@@ -394,7 +394,7 @@ def test_a_bug_is_not_taken_for_a_mistake(directory, monkeypatch):
     def broken(*_):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(rollouts, "verify_demonstrations", broken)
+    monkeypatch.setattr(train, "all_demonstrations", broken)
     with pytest.raises(ValueError, match="a bug") as caught:
         run.main(command_line(directory, "train", []))
     assert not isinstance(caught.value, UsageError)

@@ -15,8 +15,8 @@ import run
 from srft_jax.batch import TrainState
 from srft_jax.config import parse, to_yaml
 from srft_jax.data.sources import load_sets
-from srft_jax.experience import rollouts
 from srft_jax.report.writers import RunWriter, cut_back, read_metrics
+from srft_jax.tasks import train
 from srft_jax.training.checkpoint import Checkpoints
 
 
@@ -32,17 +32,17 @@ def test_a_run_on_a_bucket_stops_continues_and_exports(
     bucket, tmp_path, monkeypatch, uninterrupted
 ):
     monkeypatch.chdir(tmp_path)
-    collect = rollouts.collect
+    collect = train.collect
 
-    def stopped(setup, stage, step, *args):
+    def stopped(sampler, scorer, sources, plan, stage, step, *args):
         if step == 4:
             raise KeyboardInterrupt
-        return collect(setup, stage, step, *args)
+        return collect(sampler, scorer, sources, plan, stage, step, *args)
 
-    monkeypatch.setattr(rollouts, "collect", stopped)
+    monkeypatch.setattr(train, "collect", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_in_process(f"{bucket}/run", "--training.profile_steps=[2]")
-    monkeypatch.setattr(rollouts, "collect", collect)
+    monkeypatch.setattr(train, "collect", collect)
     assert run.main(["train", f"--config={bucket}/run/config.yaml"]) == 0
     assert run.main(["evaluate", f"--config={bucket}/run/config.yaml"]) == 0
 

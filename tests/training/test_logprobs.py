@@ -56,9 +56,9 @@ def test_they_are_the_samplers():
     with jax.default_matmul_precision("highest"):
         groups = sample(initial_state().params, MODEL, requests, jax.random.key(5), sampling)
     sequences = [
-        TrainingSequence(request.prompt, one.tokens, Role.SELF, 1.0, True, one.logprobs)
+        TrainingSequence(request.prompt, trajectory, Role.SELF, 1.0, True)
         for request, group in zip(requests, groups, strict=True)
-        for one in group
+        for trajectory in group
     ]
     batch = batch_of(sequences, OBJECTIVES["all else"], 4, SHAPE)
     found = recomputed(batch).rows

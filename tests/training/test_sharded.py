@@ -34,7 +34,7 @@ OTHERS = [f"{case}:1x2x2x2" for case in ("elementwise", "lora", "passes")]
 
 
 def run(*cases, script=SCRIPT):
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, str(script), *cases],
         env=os.environ | ENVIRONMENT | {"PYTHONPATH": paths},

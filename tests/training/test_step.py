@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from made_sequences import made_sequence
 from tiny_training import (
     MODEL,
     OBJECTIVES,
@@ -23,7 +24,7 @@ from tiny_training import (
 
 from srft_jax.batch import Role
 from srft_jax.config import TrainingConfig
-from srft_jax.objectives.rows import TrainingSequence, make_batch
+from srft_jax.objectives.rows import make_batch
 from srft_jax.training.metrics import present
 from srft_jax.training.step import make_train_step
 
@@ -90,7 +91,7 @@ def test_long_rows_of_rollouts_and_demonstrations_equal_one_sequence_a_row(name)
         tokens = random.integers(1, MODEL.vocab_size, 12 + size).tolist()
         old = None if number == 3 else random.uniform(-4.5, -2.5, size).tolist()
         advantage = [0.75, -0.25, 0.0, -0.5][number % 3]
-        made.append(TrainingSequence(tokens[:12], tokens[12:], role, advantage, advantage > 0, old))
+        made.append(made_sequence(tokens[:12], tokens[12:], role, advantage, advantage > 0, old))
     training = TrainingConfig(row_length=256, rows_per_microbatch=16)
     make = functools.partial(
         make_batch, made, OBJECTIVES[name], training, num_microbatches=1, length_cap=200

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from made_sequences import made_sequence
 
 from srft_jax.batch import Batch, Metrics, Role, Rows, TrainState
 from srft_jax.config import ModelConfig, Objective, ObjectiveConfig, TrainingConfig
@@ -69,7 +70,7 @@ def sequences(seed: int = 0) -> list[TrainingSequence]:
         weight = [1.0, 0.7, 1.3][number % 3]
         roles = _FORCED.get(number, [])[:size] + [role] * (size - len(_FORCED.get(number, [])))
         made.append(
-            TrainingSequence(tokens[:3], tokens[3:], roles, advantage, advantage > 0, old, weight)
+            made_sequence(tokens[:3], tokens[3:], roles, advantage, advantage > 0, old, weight)
         )
     return made
 

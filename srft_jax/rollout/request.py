@@ -1,4 +1,4 @@
-"""What goes into the sampler and what comes out."""
+"""What the sampler is asked, and how it samples."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from srft_jax.rollout.truncation import Truncation
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How requests are completed.
+    """What a sampler is made for: precision, memory, and what requests do not say themselves.
 
     Attributes:
-        temperature: Divides the logits; 0 is greedy.
+        temperature: Divides the logits of requests that name no temperature; 0 is greedy.
         truncation: Which tokens may be drawn at all.
-        max_new_tokens: Longest completion, where the request does not say.
+        max_new_tokens: Longest completion of requests that name no limit.
         slots: Most completions decoded side by side, by all devices together, rounded up.
         segment: Most decode steps between two looks at what has finished. Where completions wait
-            for a slot, it ends as soon as an eighth of the slots is free.
+            for a slot, a segment ends as soon as an eighth of the slots is free.
         cache_mib: Memory of the KV cache on each device, which may allow fewer than `slots`; None
             takes what the device has left.
         dtype: Of activations and cache.
@@ -40,8 +40,7 @@ class SamplingConfig:
     tensor: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:  # nor a NaN
-            raise UsageError(f"temperature {self.temperature} is not 0 or more")
+        _check_temperature(self.temperature)
         for name in ("max_new_tokens", "slots", "segment"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)} is below 1")
@@ -53,13 +52,16 @@ class Request:
 
     Attributes:
         prompt: Token ids, at least one.
-        group_size: Completions wanted.
+        group_size: Completions to be made.
         forced: Token ids that every completion starts with.
-        max_new_tokens: Longest completion, forced tokens included; None takes the sampling
-            config's.
+        max_new_tokens: Longest completion, forced tokens included; None takes the config's.
         stop_ids: Token ids that end a completion; the token is kept.
-        stop_strings: Texts that end a completion; needs a tokenizer.
-        number: What its completions draw by; None is its index.
+        stop_strings: Texts that end a completion; the sampler then needs a tokenizer.
+        temperature: Divides the logits, 0 is greedy; None takes the config's.
+        group: Number of the group that the completions belong to; None is the request's index.
+            Completion m of group g draws from fold_in(fold_in(key, g), m).
+        first_member: Number of the first completion within the group. A group may come in several
+            requests: seven plain completions, and an eighth that starts with forced tokens.
     """
 
     prompt: Sequence[int] | np.ndarray
@@ -68,17 +70,36 @@ class Request:
     max_new_tokens: int | None = None
     stop_ids: Sequence[int] = ()
     stop_strings: Sequence[str] = ()
-    number: int | None = None
+    temperature: float | None = None
+    group: int | None = None
+    first_member: int = 0
 
 
-def limit_of(request: Request, config: SamplingConfig) -> int:
-    return config.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
+def resolved(index: int, request: Request, config: SamplingConfig) -> Request:
+    """Fill in what request number `index` leaves to the sampler."""
+    limit, temperature, group = request.max_new_tokens, request.temperature, request.group
+    return dataclasses.replace(
+        request,
+        max_new_tokens=config.max_new_tokens if limit is None else limit,
+        temperature=config.temperature if temperature is None else temperature,
+        group=index if group is None else group,
+    )
 
 
-def check_request(
-    name: str, request: Request, model_config: ModelConfig, config: SamplingConfig
+def validate_request(
+    name: str,
+    request: Request,
+    model_config: ModelConfig,
+    *,
+    has_tokenizer: bool,
 ) -> None:
-    """Raises UsageError, beginning with `name`, on what cannot be completed."""
+    """Validate a request that is filled in; errors start with `name`.
+
+    Raises:
+        UsageError: an empty prompt, an id outside the vocabulary, a limit below the forced tokens,
+            more tokens than the model has positions, a temperature below 0, an empty stop string,
+            stop strings without a tokenizer.
+    """
     if isinstance(request.prompt, str) or isinstance(request.stop_strings, str):
         raise UsageError(
             f"{name} has a text where a sequence belongs: prompt takes token ids, stop_strings a "
@@ -90,13 +111,16 @@ def check_request(
         raise UsageError(f"{name} asks for {request.group_size} completions")
     if "" in request.stop_strings:
         raise UsageError(f"{name} has an empty stop string, which ends every text")
+    if request.stop_strings and not has_tokenizer:
+        raise UsageError(f"{name} has stop strings, which need a tokenizer")
     ids = (*request.prompt, *request.forced)
     if min(ids) < 0 or max(ids) >= model_config.vocab_size:
         raise UsageError(
             f"{name} has token ids from {min(ids)} to {max(ids)}, but the vocabulary has "
             f"{model_config.vocab_size}"
         )
-    limit = limit_of(request, config)
+    limit = request.max_new_tokens
+    assert limit is not None and request.temperature is not None  # filled in by `resolved`
     if limit < max(1, len(request.forced)):
         raise UsageError(
             f"{name} may make {limit} tokens but has {len(request.forced)} forced ones"
@@ -106,54 +130,28 @@ def check_request(
             f"{name} has a prompt of {len(request.prompt)} tokens and may make {limit} more, but "
             f"the model has {model_config.max_positions} positions"
         )
+    _check_temperature(request.temperature, f"{name} has ")
+
+
+def _check_temperature(temperature: float, prefix: str = "") -> None:
+    if not temperature >= 0:  # a NaN is refused too
+        raise UsageError(f"{prefix}temperature {temperature} is not 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
-class Completion:
-    """One completion, EOS included.
-
-    Attributes:
-        tokens: Ids, int32 [n]; the first `num_forced` are the request's.
-        logprobs: Of those tokens under the whole tempered policy, which is what the trainer
-            computes, float32 [n].
-        entropies: Of the whole tempered policy at each token, float32 [n].
-        drawn_logprobs: Of those tokens under the truncated and renormalised distribution they were
-            drawn from, float32 [n]; equal to `logprobs` without truncation and on forced tokens.
-        finished: It ended by a stop id or string.
-        num_forced: How many tokens were given, not sampled.
-        request: Index of its request.
-        member: Its number within the group.
-    """
-
-    tokens: np.ndarray
-    logprobs: np.ndarray
-    entropies: np.ndarray
-    drawn_logprobs: np.ndarray
-    finished: bool
-    num_forced: int = 0
-    request: int = 0
-    member: int = 0
-
-    @property
-    def truncated(self) -> bool:
-        """It was cut at its limit."""
-        return not self.finished
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far a rollout is. Seconds are wall time of the calling thread.
+class RolloutProgress:
+    """How far a sampler's stream is. Seconds are wall time of the calling thread.
 
     Attributes:
         finished: Completions that have ended.
         total: Completions asked for.
-        tokens: Drawn so far.
+        tokens: Tokens drawn so far.
         steps: Decode steps so far.
         occupancy: Share of slots that drew a token, mean over the steps at which completions were
             waiting for a slot; 1 where none ever was.
         prefill_seconds: Running prompts.
         decode_seconds: Running decode steps, what the caller did meanwhile included.
-        host_seconds: The rest: choosing what comes next, taking completions apart.
+        host_seconds: Everything else: choosing what comes next, taking completions apart.
     """
 
     finished: int

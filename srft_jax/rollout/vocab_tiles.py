@@ -1,9 +1,9 @@
-"""Sums over the vocabulary, and the token at a point of the cumulative sum, block by block.
+"""Sums over the vocabulary, and the token at a point of the cumulative sum, tile by tile.
 
-The vocabulary is cut into G blocks of N tokens that lie G apart: [B, V] is seen as [B, N, G]. Sums
+The vocabulary is cut into G tiles of N tokens that lie G apart: [B, V] is seen as [B, N, G]. Sums
 over N are then additions of long rows, which every compiler vectorises (XLA's CPU backend does not
-vectorise a sum along the minor axis), and a cumulative sum is needed only over the blocks and
-inside the one that was drawn.
+vectorise a sum along the minor axis), and a cumulative sum is needed only over the tiles and inside
+the one that was drawn.
 """
 
 import functools
@@ -13,31 +13,32 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-_AT_ONCE = 4  # combined in one sweep; 2 and 8 are slower on a CPU
-_FEW = 8  # below so many in a row no more sweeps
+_AT_ONCE = 4  # slices combined in one sweep; 2 and 8 are slower on a CPU
+_FEW = 8  # a row shorter than this is added up without more sweeps
 
 
-def in_blocks(x: Float[Array, "B V"], fill: float) -> Float[Array, "B N G"]:
-    """Token t at [t // G, t % G], the last row completed with `fill`; N and G near sqrt(V)."""
+def in_tiles(x: Float[Array, "B V"], fill: float) -> Float[Array, "B N G"]:
+    """Put token t at [t // G, t % G], complete the last row with `fill`; N and G near sqrt(V)."""
     num_sweeps = max(1, round(math.log(x.shape[1], _AT_ONCE) / 2))
-    block_size = _AT_ONCE**num_sweeps
-    padding = -x.shape[1] % block_size
+    tile_size = _AT_ONCE**num_sweeps
+    padding = -x.shape[1] % tile_size
     if padding:
         x = jnp.pad(x, ((0, 0), (0, padding)), constant_values=fill)
-    return x.reshape(x.shape[0], block_size, -1)
+    return x.reshape(x.shape[0], tile_size, -1)
 
 
-def over_blocks(
+def over_tiles(
     combine: Callable[[Array, Array], Array],
-    of: Callable[..., Array],
+    transform: Callable[..., Array],
     *arrays: Float[Array, "B N G"],
 ) -> Float[Array, "B G"]:
-    """`combine` (an addition, a maximum) of `of(*arrays)` over the tokens of every block.
+    """Combine (add, take the maximum of) `transform(*arrays)` over the tokens of every tile.
 
-    `of` works entry by entry. It is applied to slices, so that XLA need not write its result out.
+    `transform` works entry by entry. It is applied to slices, so that XLA need not write its result
+    out.
     """
     slices = zip(*(jnp.split(x, _AT_ONCE, axis=1) for x in arrays), strict=True)
-    x = functools.reduce(combine, (of(*entries) for entries in slices))
+    x = functools.reduce(combine, (transform(*entries) for entries in slices))
     while x.shape[1] > 1:
         x = functools.reduce(combine, jnp.split(x, _AT_ONCE, axis=1))
     return x[:, 0]
@@ -46,20 +47,20 @@ def over_blocks(
 def over_row(
     combine: Callable[[Array, Array], Array], x: Float[Array, "B G"]
 ) -> Float[Array, " B"]:
-    """`combine` over each row, again in sweeps: what XLA does by itself along rows takes longer."""
+    """Combine each row, again in sweeps: what XLA does by itself along rows takes longer."""
     while (width := x.shape[1] // _AT_ONCE) >= _FEW:
         swept = functools.reduce(combine, jnp.split(x[:, : _AT_ONCE * width], _AT_ONCE, axis=1))
         x = jnp.concatenate([swept, x[:, _AT_ONCE * width :]], axis=1)
     return functools.reduce(combine, (x[:, column] for column in range(x.shape[1])))
 
 
-def total(of: Callable[..., Array], *arrays: Float[Array, "B N G"]) -> Float[Array, " B"]:
-    """The sum of `of(*arrays)` over the vocabulary."""
-    return over_row(jnp.add, over_blocks(jnp.add, of, *arrays))
+def total(transform: Callable[..., Array], *arrays: Float[Array, "B N G"]) -> Float[Array, " B"]:
+    """Add up `transform(*arrays)` over the vocabulary."""
+    return over_row(jnp.add, over_tiles(jnp.add, transform, *arrays))
 
 
 def at_least(threshold: Float[Array, " B"]) -> Callable[[Array], Array]:
-    """Maps entries below their row's threshold to 0 and the others to themselves."""
+    """Return a function that maps entries below their row's threshold to 0 and keeps the rest."""
     return lambda p: jnp.where(p >= threshold[:, None, None], p, 0.0)
 
 
@@ -67,22 +68,23 @@ def token_at(
     weights: Float[Array, "B N G"],
     sums: Float[Array, "B G"],
     uniform: Float[Array, " B"],
-    of: Callable[[Array], Array],
+    transform: Callable[[Array], Array],
 ) -> Int[Array, " B"]:
-    """The token where the cumulative sum of `of(weights)` passes `uniform` of the whole.
+    """Return the token where the cumulative sum of `transform(weights)` passes `uniform` of the
+    whole; never one of weight 0.
 
-    Never one of weight 0. In: weights [.2, 0, .5, .3] in one block, uniform .2.  Out: 2.
+    In: weights [.2, 0, .5, .3] in one tile, uniform .2.  Out: 2.
 
     Args:
-        weights: In blocks.
-        sums: Of the blocks of `of(weights)`, at least one of them positive.
+        weights: In tiles.
+        sums: Sums of `transform(weights)` over each tile, at least one of them positive.
         uniform: In [0, 1).
-        of: Works entry by entry; its results are not negative.
+        transform: Works entry by entry; its results are not negative.
     """
-    block, rest = _first_above(sums, uniform * jnp.sum(sums, axis=-1))
-    inside = of(jnp.take_along_axis(weights, block[:, None, None], axis=2))[:, :, 0]
+    tile, rest = _first_above(sums, uniform * jnp.sum(sums, axis=-1))
+    inside = transform(jnp.take_along_axis(weights, tile[:, None, None], axis=2))[:, :, 0]
     row, _ = _first_above(inside, rest)
-    return row * sums.shape[1] + block
+    return row * sums.shape[1] + tile
 
 
 def _first_above(
