@@ -63,7 +63,7 @@ class ChatTemplate:
             raise UsageError(
                 f"{self.name} is not valid Jinja: line {error.lineno}, {error.message}"
             ) from error
-        except (jinja2.TemplateError, TypeError) as error:  # also by the template's own exception
+        except (jinja2.TemplateError, TypeError) as error:  # a template's own is the first
             roles = ", ".join(dict.fromkeys(role for turns in conversations for role, _ in turns))
             raise UsageError(
                 f"{self.name} refuses a conversation with the roles {roles}: {error}; leave the "

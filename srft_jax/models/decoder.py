@@ -312,8 +312,7 @@ def _forward_cached(
 def _with_recent(
     cache: KVCache, layer: int, key: Float[Array, "R K 1 H"], value: Float[Array, "R K 1 H"]
 ) -> KVCache:
-    """The cache with the new tokens' keys and values in column `num_recent` of one layer's recent
-    part."""
+    """The cache with new tokens in column `num_recent` of one layer's recent part."""
     keys, values = list(cache.recent_keys), list(cache.recent_values)
     write, column = jax.lax.dynamic_update_slice_in_dim, cache.num_recent
     transposed = jnp.swapaxes(key, 2, 3).astype(keys[layer].dtype)

@@ -53,7 +53,11 @@ _OPTIONAL = {"linear": {}, "llama3": _ORIGINAL, "yarn": _ORIGINAL | {name: name 
 def read_rope(
     raw: dict[str, Any], spelling: Spelling, max_positions: int, file: Path
 ) -> dict[str, Any]:
-    """Read the fields rope_theta and rope_scaling, and rope_local_theta if the family has one."""
+    """Read the fields rope_theta and rope_scaling, and rope_local_theta if the family has one.
+
+    In: {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}}.
+    Out: rope_theta 5e5, rope_scaling RopeScaling("linear", 2.0).
+    """
     scaling = raw.get("rope_scaling") or {}
     nested = raw.get("rope_parameters") or {}
     if not spelling.has_local_rope:
@@ -180,7 +184,10 @@ def read_window(raw: dict[str, Any], spelling: Spelling, file: Path) -> dict[str
 
 
 def _default_types(raw: dict[str, Any], spelling: Spelling, window: int | None) -> list[str]:
-    """The layer_types that transformers derives from older keys."""
+    """The layer_types that transformers derives from older keys.
+
+    In: gemma3's sliding_window_pattern 3 and 4 layers.  Out: sliding, sliding, full, sliding.
+    """
 
     def slides(layer: int) -> bool:
         if spelling.windows == "layer_types":

@@ -124,7 +124,7 @@ class RewardPool:
         if not self._workers:
             raise RuntimeError("score needs an open pool: `with RewardPool(...) as pool`")
         self._preload({request.kind for request in requests} & PRELOADS.keys())
-        # Replaces workers that have died since the last call, and blames no request for it.
+        # Replace workers that have died since the last call; no request is blamed for it.
         self._collect(_ScoreCall([], deque(), {}), seconds=0.0)
         call = _ScoreCall(requests, deque(range(len(requests))), {})
         try:
