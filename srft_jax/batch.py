@@ -52,17 +52,18 @@ class RewardTerm:
 class Trajectory:
     """One answer to a prompt, drawn by the policy or given in the data.
 
-    It goes from the sampler to the loss.
-    The sampler fills in the first part, verification adds the second to the same record.
+    It goes from the sampler to the loss. The sampler fills in the fields up to `member`,
+    verification adds the rest to the same record.
 
     Attributes:
         key: Identity of its prompt, see `prompt_key`.
         tokens: Ids, int32 [n]: forced ones first, EOS included where the answer ended by itself.
         sampled: Which tokens the policy drew, bool [n]; forced and given ones are not.
-        logprobs: Of the tokens under whoever drew them at its temperature, float32 [n]: the whole
-            tempered policy for sampled and forced tokens, the author for a demonstration; None
-            where the author's are not known.
-        entropies: Of the whole tempered policy at each token, float32 [n]; None in a demonstration.
+        logprobs: Log-prob of each token, float32 [n]: under the whole tempered policy for sampled
+            and forced tokens, under its author for a demonstration; None where the author's are
+            not known.
+        entropies: Entropy of the whole tempered policy at each token, float32 [n]; None in a
+            demonstration.
         version: Number of the update whose parameters drew it, 0 before the first; GIVEN for a
             demonstration.
         finished: It ended by a stop id or a stop string, not by its length limit.
@@ -127,8 +128,8 @@ class Rows:
     # The verifier's reward of the whole sequence reached the threshold.
     correct: Bool[Array, "*lead"]
     weight: Float[Array, "*lead"]  # of likelihood and policy gradient, e.g. CHORD's mu
-    # Of the policy that the ratio is taken to. On demonstrations: of whoever wrote them, 0 (p = 1)
-    # where that is not known.
+    # Log-probs under the policy that the ratio is taken to. On demonstrations: under the policy
+    # that wrote them, or 0 (p = 1) where that is not known.
     old_logprobs: Float[Array, "*lead"]
     sampler_logprobs: Float[Array, "*lead"]  # as returned with the rollouts; 0 on demonstrations
     inverse_length: Float[Array, "*lead"]  # 1 / trained tokens of the sequence
@@ -144,12 +145,12 @@ def role_mask(rows: Rows, *roles: Role) -> Bool[Array, "*lead"]:
 class Normalisers:
     """Denominators of a whole step, over microbatches and devices; 0 where nothing is counted."""
 
-    demonstration: Float[Array, ""]  # of the NLL of demonstrations and hints
-    # Of the terms over completions, and of the policy gradient of demonstrations and prefixes.
+    demonstration: Float[Array, ""]  # divides the NLL of demonstrations and hints
+    # Divides the terms over completions, and the policy gradient of demonstrations and prefixes.
     policy: Float[Array, ""]
-    kl: Float[Array, ""]  # of the KL, over the tokens of its role
-    entropy: Float[Array, ""]  # of the entropy bonus, over SELF and DEMONSTRATION
-    # Trained tokens, for metrics.
+    kl: Float[Array, ""]  # divides the KL, over the tokens of its role
+    entropy: Float[Array, ""]  # divides the entropy bonus, over SELF and DEMONSTRATION
+    # The rest counts trained tokens, for metrics.
     self_tokens: Float[Array, ""]
     positive_tokens: Float[Array, ""]  # completions' tokens that `self_positive` weighs
     demonstration_tokens: Float[Array, ""]

@@ -1,4 +1,5 @@
-"""The general form of the loss: of a token's log-prob and entropy, and of data known beforehand.
+"""The general form of the loss, a function of each token's log-prob and entropy and of data that
+are known before the forward pass.
 
     L = sum over DEMONSTRATION tokens   a (-logp) / Z_demo - demo_policy rho A / Z_policy
       + sum over HINT tokens            hint_nll (-logp) / Z_demo
@@ -8,11 +9,12 @@
       - sum over SELF, DEMONSTRATION    entropy_bonus H / Z_entropy
 
 with a = demo_nll exp(+-H) {1, p, p(1-p)}, w = self_positive exp(+-H) for good completions and
-self_negative for the others, rho = r / (r + gamma) with r = p / p_behavior, and S the surrogate of
-objectives/surrogates.py, or for completions -logp (up) and +logp (down). `rows.weight` multiplies
-likelihoods and policy gradients, not the KL nor the bonus. Weights take no gradient.
+self_negative for all other ones, rho = r / (r + gamma) with r = p / p_behavior, and S the surrogate
+of objectives/surrogates.py, or for completions -logp (up) and +logp (down). `rows.weight`
+multiplies likelihoods and policy gradients, not the KL nor the bonus. Weights take no gradient.
 
-Elementwise, but for the two that need the whole sequence: entropy_scope = sequence and gspo.
+A token's loss needs that token alone, but for two settings that need its whole sequence:
+entropy_scope = sequence, and surrogate = gspo.
 """
 
 import dataclasses
@@ -36,7 +38,8 @@ class LossContext:
     """What the loss needs beside the tokens."""
 
     normalisers: Normalisers
-    entropy_self: Float[Array, ""]  # the previous step's token means, for entropy_scope = batch
+    # Mean entropy of the previous step's tokens of each role, for entropy_scope = batch.
+    entropy_self: Float[Array, ""]
     entropy_demonstration: Float[Array, ""]
     objective: Objective = dataclasses.field(metadata=dict(static=True))
     # `Batch.on_policy`: old log-probs are the step's own.
@@ -70,7 +73,7 @@ def _scoped_entropy(stats: Stats, rows: Rows, context: LossContext) -> Array:
 
 
 def sft_weight(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
-    """a of demonstrations = demo_nll exp(s H) {1, p, p(1-p)}, times `rows.weight`."""
+    """Return a = demo_nll exp(s H) {1, p, p(1-p)} of demonstrations, times `rows.weight`."""
     objective = context.objective
     entropy = _scoped_entropy(stats, rows, context)
     p = jnp.exp(jax.lax.stop_gradient(stats.logprob))
@@ -80,7 +83,7 @@ def sft_weight(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, "
 
 
 def rl_weight(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
-    """w of good completions = self_positive exp(s H), times `rows.weight`."""
+    """Return w = self_positive exp(s H) of good completions, times `rows.weight`."""
     objective = context.objective
     entropy = _scoped_entropy(stats, rows, context)
     weight = objective.self_positive * jnp.exp(objective.self_positive_entropy * entropy)
@@ -88,7 +91,7 @@ def rl_weight(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " 
 
 
 def is_positive(rows: Rows, objective: Objective) -> Bool[Array, " N"]:
-    """Good completions: correct ones for a likelihood, those of A > 0 for a policy gradient."""
+    """Return which completions are good: correct for a likelihood, A > 0 for a policy gradient."""
     return rows.correct if objective.self_form == "likelihood" else rows.advantage > 0
 
 
@@ -97,12 +100,12 @@ def _old_logprobs(stats: Stats, rows: Rows, context: LossContext) -> Array:
 
 
 def log_ratio(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
-    """log p - log p_old; on policy its value is 0 and its gradient that of log p."""
+    """Return log p - log p_old; on policy its value is 0 and its gradient is that of log p."""
     return stats.logprob - _old_logprobs(stats, rows, context)
 
 
 def ratio(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
-    """r = p / p_old that the surrogate clips, of SELF and PREFIX tokens.
+    """Return r = p / p_old of SELF and PREFIX tokens, which the surrogate clips.
 
     GSPO: s = exp(mean of log r over the sequence's SELF tokens), as s_t = sg(s) p_t / sg(p_t), so
     that every token has a gradient of its own.
@@ -116,10 +119,10 @@ def ratio(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
 
 
 def importance_weight(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
-    """min(p_old / p_sampler, importance_cap): what the sampler's other arithmetic is corrected by.
+    """Return min(p_old / p_sampler, importance_cap), which corrects for the sampler's arithmetic.
 
-    1 where old log-probs are the sampler's: with several updates the ratio itself then holds the
-    difference, with one it is left uncorrected.
+    1 where old log-probs are the sampler's: off policy the ratio itself then holds the difference,
+    on policy it is left uncorrected.
     """
     if context.objective.old_logprobs == "sampler":
         return jnp.ones_like(stats.logprob)
@@ -129,6 +132,7 @@ def importance_weight(stats: Stats, rows: Rows, context: LossContext) -> Float[A
 
 
 def _policy_gradient(stats: Stats, rows: Rows, context: LossContext) -> Array:
+    """S, times the importance weight."""
     loss = surrogate_loss(
         stats.logprob, ratio(stats, rows, context), rows.advantage, context.objective
     )
@@ -136,6 +140,7 @@ def _policy_gradient(stats: Stats, rows: Rows, context: LossContext) -> Array:
 
 
 def _self_loss(stats: Stats, rows: Rows, context: LossContext) -> Array:
+    """w S of completions, before the normaliser."""
     objective = context.objective
     positive = is_positive(rows, objective)
     negative_weight = objective.self_negative * rows.weight
@@ -158,12 +163,16 @@ def _kl(stats: Stats, objective: Objective) -> Array:
 
 
 def loss_terms(stats: Stats, rows: Rows, context: LossContext) -> dict[str, Float[Array, " N"]]:
-    """Per-token loss by term, weighted and normalised; a term whose weight is 0 is absent."""
+    """Return the loss of each token by term, weighted and normalised.
+
+    A term whose weight is 0 is absent. The formula stands at the top of this file.
+    """
     objective, z = context.objective, context.normalisers
+    # A mean over sequences of their means: each token counts 1 / trained tokens of its sequence.
     by_sequence = {"sequences": rows.inverse_length}
     nll_share = by_sequence.get(objective.demo_aggregation, 1.0)
     policy_share = by_sequence.get(objective.policy_aggregation, 1.0)
-    own, demo = role_mask(rows, Role.SELF), role_mask(rows, Role.DEMONSTRATION)
+    completion, demo = role_mask(rows, Role.SELF), role_mask(rows, Role.DEMONSTRATION)
 
     def nll(where: Array, loss: Array) -> Array:
         return _per_count(jnp.where(where, loss * nll_share, 0.0), z.demonstration)
@@ -186,16 +195,16 @@ def loss_terms(stats: Stats, rows: Rows, context: LossContext) -> dict[str, Floa
         prefix = role_mask(rows, Role.PREFIX)
         terms["prefix_policy"] = policy(prefix, weight * _policy_gradient(stats, rows, context))
     if objective.self_form != "none":
-        terms["self"] = policy(own, _self_loss(stats, rows, context))
+        terms["self"] = policy(completion, _self_loss(stats, rows, context))
     if objective.kl:
-        where = own if objective.kl_role == "self" else demo
+        where = completion if objective.kl_role == "self" else demo
         terms["kl"] = policy(where, objective.kl * _kl(stats, objective), z.kl)
     if objective.entropy_bonus:
         bonus = -objective.entropy_bonus * stats.entropy
-        terms["entropy_bonus"] = policy(own | demo, bonus, z.entropy)
+        terms["entropy_bonus"] = policy(completion | demo, bonus, z.entropy)
     return terms
 
 
 def token_objective(stats: Stats, rows: Rows, context: LossContext) -> Float[Array, " N"]:
-    """The per-token loss that ops/head.py sums."""
+    """Return the loss of each token, over all terms; ops/head.py sums it."""
     return sum(loss_terms(stats, rows, context).values(), start=jnp.zeros_like(stats.logprob))

@@ -28,7 +28,7 @@ _LUFFY_RL = dataclasses.replace(
 _TOKEN_GRPO = dataclasses.replace(_GRPO, policy_aggregation="tokens")
 
 PRESETS: dict[str, Objective] = {
-    # Our default form of SRFT: token-scoped entropy, clipped policy gradient, advantage R - mean.
+    # The default form of SRFT: token-scoped entropy, clipped policy gradient, advantage R - mean.
     "srft": _SRFT,
     # Equations 8 to 13 of the paper (arXiv 2506.19767) as printed.
     "srft_paper": dataclasses.replace(
@@ -49,7 +49,7 @@ PRESETS: dict[str, Objective] = {
         demo_aggregation="length_cap",
         policy_aggregation="length_cap",
     ),
-    # As re-implemented in TsinghuaC3I/Unify-Post-Training.
+    # The re-implementation in TsinghuaC3I/Unify-Post-Training.
     "srft_hpt": dataclasses.replace(
         _SRFT,
         self_form="likelihood",
@@ -122,7 +122,7 @@ PRESETS: dict[str, Objective] = {
         prefix_policy=1.0,
         prefix_top_entropy=0.2,
     ),
-    # Rejection sampling: only what is right and ended by itself is imitated.
+    # Rejection sampling: only completions that are right and ended by themselves are imitated.
     "on_policy_sft": Objective(self_form="likelihood", keep="correct"),
 }
 

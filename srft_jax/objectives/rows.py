@@ -21,7 +21,7 @@ class TrainingSequence:
         trajectory: The answer, sampled or given. Its log-probs are what ratios are taken to.
         role: Role of the answer, or of each of its tokens: a forced start has another role than
             what follows, or `Role.NONE` where it is not trained.
-        advantage: Within its group.
+        advantage: Advantage within the prompt's group.
         correct: The verifier's reward reached the threshold.
         weight: Factor of the likelihood and the policy gradient.
     """
@@ -40,12 +40,12 @@ class TrainingSequence:
 
     @property
     def num_inputs(self) -> int:
-        """The last token is a target only."""
+        """Tokens that the model reads: the last one is a target only."""
         return len(self.prompt) + len(self.trajectory.tokens) - 1
 
 
 def max_microbatches(num_sequences: int, longest: int, training: TrainingConfig) -> int:
-    """Microbatches that hold so many sequences of up to `longest` tokens, however they fall.
+    """Return how many microbatches hold any `num_sequences` of up to `longest` tokens each.
 
     In: 256 sequences of up to 60, rows of 128, 64 rows.  Out: 2, as a row holds at least two.
     """
@@ -54,10 +54,12 @@ def max_microbatches(num_sequences: int, longest: int, training: TrainingConfig)
 
 
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Best-fit decreasing: indices of the sequences of each row.
+    """Pack sequences into rows, best-fit decreasing; return the indices of each row's sequences.
 
-    The longest go first, each to the row that it fills the most. In: lengths [3, 6, 4, 2], rows of
-    8.  Out: [[1, 3], [2, 0]].
+    The longest go first, each to the row in which it leaves the least room. Where none has room, a
+    new row begins.
+
+    In: lengths [3, 6, 4, 2], rows of 8.  Out: [[1, 3], [2, 0]], of 6 + 2 and 4 + 3 tokens.
 
     Raises:
         ValueError: a sequence is longer than a row.
@@ -69,6 +71,7 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
             raise ValueError(
                 f"a sequence of {lengths[index]} tokens does not fit a row of {row_length}"
             )
+        # The first row whose room is at least the length; of equal rooms the oldest row.
         place = bisect.bisect_left(by_room, (lengths[index], 0))
         if place == len(by_room):
             by_room.append((row_length, len(rows)))
@@ -86,7 +89,7 @@ def _count(sequences: Sequence[TrainingSequence], roles: Sequence[Role]) -> tupl
 
 
 def _positive_tokens(sequences: Sequence[TrainingSequence], objective: Objective) -> int:
-    """Tokens that `loss.is_positive` says yes to."""
+    """Number of completions' tokens that `loss.is_positive` calls good."""
     if objective.self_form == "none":
         return 0
     by_answer = objective.self_form == "likelihood"
@@ -97,22 +100,33 @@ def _positive_tokens(sequences: Sequence[TrainingSequence], objective: Objective
 def normalisers(
     sequences: Sequence[TrainingSequence], objective: Objective, length_cap: int
 ) -> Normalisers:
-    """Denominators of one optimizer step, over all of its sequences.
+    """Return the denominators of one optimizer step, over all of its sequences.
 
-    A role counts in the likelihoods' or the policy terms' only where it has one. Aggregations:
-    `tokens`; `sequences`, for a mean of their means; `sequence_caps`, the length cap for each of
-    them; `length_cap`, that alone, as LUFFY's code has it.
+    A role's tokens count in a denominator only where the objective has a term for them. An
+    aggregation says what is counted:
+
+        tokens         the trained tokens
+        sequences      the sequences that have any, for a mean of their means
+        sequence_caps  the length cap times those sequences, as in Dr. GRPO
+        length_cap     the length cap alone, as in LUFFY's code
+
+    Args:
+        sequences: All sequences of the step.
+        objective: Aggregations, and which roles have which terms.
+        length_cap: L_max, tokens of the longest completion allowed.
     """
-    own, demo, hint = Role.SELF, Role.DEMONSTRATION, Role.HINT
+    completion, demo, hint = Role.SELF, Role.DEMONSTRATION, Role.HINT
+    # (role, coefficient of its term), by the denominator that they share.
     likelihood = [(demo, objective.demo_nll), (hint, objective.hint_nll)]
     policy = [
-        (own, objective.self_form != "none"),
+        (completion, objective.self_form != "none"),
         (demo, objective.demo_policy),
         (Role.PREFIX, objective.prefix_policy),
     ]
-    kl = [(own if objective.kl_role == "self" else demo, objective.kl)]
+    kl = [(completion if objective.kl_role == "self" else demo, objective.kl)]
 
     def z(aggregation: Aggregation, terms: Sequence[tuple[Role, float]]) -> Any:
+        """The denominator of these terms; 0 where they have no tokens."""
         tokens, number = _count(sequences, [role for role, coefficient in terms if coefficient])
         values = {
             "tokens": tokens,
@@ -127,15 +141,15 @@ def normalisers(
         demonstration=z(objective.demo_aggregation, likelihood),
         policy=z(objective.policy_aggregation, policy),
         kl=z(objective.policy_aggregation, kl),
-        entropy=z(objective.policy_aggregation, [(own, True), (demo, True)]),
-        self_tokens=z("tokens", [(own, True)]),
+        entropy=z(objective.policy_aggregation, [(completion, True), (demo, True)]),
+        self_tokens=z("tokens", [(completion, True)]),
         positive_tokens=positive,
         demonstration_tokens=z("tokens", [(demo, True)]),
     )
 
 
 def empty_rows(shape: tuple[int, ...]) -> Rows:
-    """Padding."""
+    """Return rows of padding of this shape."""
     zeros: Callable[[Any], Any] = functools.partial(np.zeros, shape)
     return Rows(
         tokens=zeros(np.int32),
@@ -155,7 +169,7 @@ def empty_rows(shape: tuple[int, ...]) -> Rows:
 
 
 def _inverse_lengths(roles: np.ndarray) -> np.ndarray:
-    """1 / tokens of the sequence in the same mean as this one; 0 for those in none.
+    """1 / number of the sequence's tokens in the same mean as this one, 0 for tokens in no mean.
 
     Hints are averaged among themselves, as their likelihood has a normaliser of its own.
     In: roles NONE, HINT, HINT, SELF.  Out: 0, 1/2, 1/2, 1.
@@ -168,9 +182,18 @@ def _inverse_lengths(roles: np.ndarray) -> np.ndarray:
 def _place(
     rows: Rows, where: tuple[int, int, slice], sequence: TrainingSequence, segment: int, number: int
 ) -> None:
-    """Writes one sequence to its slice of a row. See `Rows` for a worked example."""
+    """Write one sequence to its slice of a row. See `Rows` for a worked example.
+
+    Args:
+        rows: Arrays [M, B, T], written in place.
+        where: Microbatch, row, and slice of the row.
+        sequence: What is written.
+        segment: Number of the sequence in its row, from 1.
+        number: Number of the sequence in its microbatch, from 0.
+    """
     tokens = np.concatenate([sequence.prompt, sequence.trajectory.tokens]).astype(np.int32)
     roles = sequence.roles
+    # Positions whose target is a token of the answer: the last one of the prompt is the first.
     answered = np.arange(sequence.num_inputs) >= len(sequence.prompt) - 1
     rows.tokens[where] = tokens[:-1]
     rows.targets[where] = tokens[1:]
@@ -201,10 +224,10 @@ def make_batch(
     on_policy: bool = False,
     pack_rows: Callable[[Sequence[int], int], list[list[int]]] = pack,
 ) -> Batch:
-    """Packs the sequences of one optimizer step into [M, B, T].
+    """Pack the sequences of one optimizer step into [M, B, T].
 
     Args:
-        sequences: All of them, of all roles.
+        sequences: All sequences of the step, of all roles.
         objective: Aggregations, and which roles have which terms.
         training: Row length and rows per microbatch.
         num_microbatches: M, the static shape; see `max_microbatches`.
@@ -217,7 +240,7 @@ def make_batch(
         ValueError: the sequences need more than M microbatches.
     """
     packed = pack_rows([sequence.num_inputs for sequence in sequences], training.row_length)
-    used = -(-len(packed) // training.rows)
+    used = -(-len(packed) // training.rows)  # rounded up: the last one may be partly empty
     if used > num_microbatches:
         raise ValueError(
             f"{len(packed)} rows need {used} microbatches of {num_microbatches} there are"
@@ -230,7 +253,7 @@ def make_batch(
         for segment, index in enumerate(indices, start=1):
             end = start + sequences[index].num_inputs
             where = (microbatch, row, slice(start, end))
-            _place(rows, where, sequences[index], segment, sequences_in[microbatch])
+            _place(rows, where, sequences[index], segment=segment, number=sequences_in[microbatch])
             sequences_in[microbatch] += 1
             start = end
     num_used: Any = np.int32(used)

@@ -1,4 +1,4 @@
-"""What changes with the step, or is drawn for it: mixing weights, lengths of prefixes."""
+"""What goes by the step or is drawn for it: mixing weights, lengths of prefixes, their tokens."""
 
 import math
 from collections.abc import Sequence
@@ -9,17 +9,18 @@ from srft_jax.config import Objective
 
 
 def _cosine(start: float, end: float, num_steps: int, step: int) -> float:
-    """start at step 0, end from step num_steps on, half a cosine in between."""
+    """`start` at step 0, `end` from step num_steps on, half a cosine in between."""
     progress = min(step / num_steps, 1.0) if num_steps else 1.0
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def mix_weights(objective: Objective, step: int) -> tuple[float, float]:
-    """`TrainingSequence.weight` of demonstrations and of completions: mu and 1 - mu, or 1 and 1.
+    """Return `TrainingSequence.weight` of demonstrations and of completions: mu and 1 - mu, or 1
+    and 1 where the terms are summed.
 
     Args:
-        objective: With its mix_start, mix_end and mix_steps.
-        step: Counted from 0.
+        objective: Its mix_start, mix_end and mix_steps give mu.
+        step: Number of the step within its stage, from 0.
     """
     if objective.mix == "sum":
         return 1.0, 1.0
@@ -30,17 +31,18 @@ def mix_weights(objective: Objective, step: int) -> tuple[float, float]:
 def prefix_length(
     objective: Objective, step: int, num_tokens: int, rng: np.random.Generator
 ) -> int:
-    """Tokens of a demonstration that a completion starts with; at least one is left to generate.
+    """Return how many tokens of a demonstration a completion starts with; at least one is left to
+    generate.
 
     UFT: as many of `prefix_chunks` equal chunks as Binomial(chunks, share) says, where the share
     falls from prefix_start to prefix_end. Prefix-RFT (no chunks): a share drawn uniformly between
     that falling value and prefix_start, so that ever shorter prefixes join the long ones.
 
     Args:
-        objective: With the schedule.
-        step: Counted from 0; from prefix_until on the length is 0.
-        num_tokens: Of the whole demonstration, EOS included.
-        rng: To draw from.
+        objective: Its coefficients `prefix_*` are the schedule.
+        step: Number of the step within its stage, from 0; from prefix_until on the length is 0.
+        num_tokens: Tokens of the whole demonstration, EOS included.
+        rng: Generator to draw from.
     """
     if step >= objective.prefix_until:
         return 0
@@ -53,7 +55,7 @@ def prefix_length(
 
 
 def top_entropy(entropies: Sequence[float] | np.ndarray, share: float) -> np.ndarray:
-    """The tokens of highest entropy, bool: that share of them, rounded, but at least one.
+    """Return which tokens have the highest entropy, bool: this share of them, at least one.
 
     In: entropies [.1, 2., .5, .3, 0.], share .4.  Out: [False, True, True, False, False].
     """

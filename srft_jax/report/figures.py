@@ -67,7 +67,7 @@ class _Axis:
 
 
 def line_chart(title: str, series: Series, *, y_label: str = "", percent: bool = False) -> str:
-    """Lines over steps, one a series, labelled at their ends; "" if no series has a finite point.
+    """Draw lines over steps, one for each series, labelled at their ends.
 
     More than 40 points are drawn thin, with their centred mean over them. Pointing at a step shows
     its values.
@@ -79,7 +79,7 @@ def line_chart(title: str, series: Series, *, y_label: str = "", percent: bool =
         percent: Values are fractions, shown in percent.
 
     Returns:
-        One <svg> element, well-formed XML.
+        One <svg> element, well-formed XML; "" if no series has a finite point.
     """
     finite = {
         name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()
@@ -106,7 +106,10 @@ def line_chart(title: str, series: Series, *, y_label: str = "", percent: bool =
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten that enclose `low` < `high`."""
+    """Return multiples of 1, 2, 2.5 or 5 times a power of ten that enclose `low` < `high`.
+
+    In: 0.3, 4.2, about 4 steps.  Out: 0, 1, 2, 3, 4, 5.
+    """
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= 0.999 * rough)
@@ -115,7 +118,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:
 
 
 def smooth(points: Sequence[Point], half: int) -> list[Point]:
-    """Mean of each value with the `half` before and the `half` after it, fewer at the ends."""
+    """Return the mean of each value with `half` values before and after it, fewer at the ends."""
     sums = [0.0, *itertools.accumulate(y for _, y in points)]
     count = len(points)
     windows = [(max(0, i - half), min(count, i + half + 1)) for i in range(count)]
@@ -192,9 +195,11 @@ def _end_labels(series: Series, x_axis: _Axis, y_axis: _Axis) -> str:
     """The legend: each name beside the end of its line, moved apart where lines end together."""
     ends = sorted((y_axis.at(points[-1][1]), i) for i, points in enumerate(series.values()))
     names, parts, above = list(series), [], -math.inf
-    for place, (wanted, index) in enumerate(ends):
+    # From the top down: y grows downwards.
+    for place, (line_end, index) in enumerate(ends):
+        # Room must be left below for the labels that follow.
         lowest = y_axis.start - _LABEL_GAP * (len(ends) - 1 - place)
-        above = min(max(wanted, above + _LABEL_GAP), lowest)
+        above = min(max(line_end, above + _LABEL_GAP), lowest)
         x = x_axis.end + 6
         parts.append(
             f'<line class="line" {_stroke(index)} x1="{x:.1f}" x2="{x + 8:.1f}" '

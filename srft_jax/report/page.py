@@ -13,7 +13,7 @@ from markupsafe import Markup
 from srft_jax.config import UsageError, read_yaml
 from srft_jax.report import figures, template, writers
 
-Rows = list[dict[str, Any]]
+Lines = list[dict[str, Any]]
 
 _NUM_COMPARISONS = 8
 _SAMPLE_FIELDS = {"set", "prompt", "completion", "answer", "verdict"}
@@ -25,7 +25,15 @@ _TONES = {
 
 @dataclasses.dataclass(frozen=True)
 class _Chart:
-    """Metrics to draw together, name to label. `*` takes what no chart names in full."""
+    """Metrics that are drawn together.
+
+    Attributes:
+        title: Heading of the chart.
+        lines: Name of a metric -> label of its line. A `*` in a name stands for any text, in
+            metrics that no chart names in full; the same text is the label `*`.
+        y_label: Unit or quantity.
+        percent: Values are fractions, shown in percent.
+    """
 
     title: str
     lines: dict[str, str]
@@ -85,7 +93,7 @@ _SECTIONS: dict[str, tuple[_Chart, ...]] = {
 
 
 def write_report(run_dir: str) -> str:
-    """Writes report.html from metrics.jsonl, samples.jsonl and config.yaml, and returns its path.
+    """Write report.html from metrics.jsonl, samples.jsonl and config.yaml, and return its path.
 
     Raises:
         UsageError: the run has no metrics or no config.yaml, or one of the files is malformed.
@@ -115,7 +123,10 @@ def write_report(run_dir: str) -> str:
 
 
 def _facts(path: epath.Path, text: str) -> tuple[str, dict[str, object]]:
-    """The preset and what the title says. An old run need not load as today's `RunConfig`."""
+    """The preset, and the facts in the title: name -> value.
+
+    Read as plain YAML: the configuration of an old run need not load as today's `RunConfig`.
+    """
     try:
         config = read_yaml(text)
         model, architecture = config["model"], config["model"]["architecture"]
@@ -128,15 +139,15 @@ def _facts(path: epath.Path, text: str) -> tuple[str, dict[str, object]]:
         raise UsageError(f"{path} is not the resolved config of a run: {error!r}") from error
 
 
-def _curve(metrics: Rows, name: str) -> list[figures.Point]:
+def _curve(metrics: Lines, name: str) -> list[figures.Point]:
     return [(row["step"], row[name]) for row in metrics if name in row]
 
 
 def _matches(names: Iterable[str], pattern: str) -> dict[str, str]:
     """In: [eval/held_out/pass@1], eval/*/pass@1.  Out: {eval/held_out/pass@1: held_out}."""
     expression = re.compile(re.escape(pattern).replace(r"\*", "(.+)"))
-    found = ((name, expression.fullmatch(name)) for name in names)
-    return {name: match[1] for name, match in found if match}
+    matches = ((name, expression.fullmatch(name)) for name in names)
+    return {name: match[1] for name, match in matches if match}
 
 
 def _pattern_of(name: str) -> str | None:
@@ -150,7 +161,7 @@ def _pattern_of(name: str) -> str | None:
     )
 
 
-def _sections(metrics: Rows) -> dict[str, list[Markup]]:
+def _sections(metrics: Lines) -> dict[str, list[Markup]]:
     """Every chart that has data, by section."""
     named = {name for charts in _SECTIONS.values() for chart in charts for name in chart.lines}
     unnamed = sorted({name for row in metrics for name in row} - named)
@@ -161,18 +172,23 @@ def _sections(metrics: Rows) -> dict[str, list[Markup]]:
     return {heading: charts for heading, charts in sections.items() if charts}
 
 
-def _draw(chart: _Chart, metrics: Rows, unnamed: Sequence[str]) -> Markup:
+def _draw(chart: _Chart, metrics: Lines, unnamed: Sequence[str]) -> Markup:
+    """The chart as SVG, empty where it has no data; `unnamed` metrics are those for patterns."""
     labels: dict[str, str] = {}
     for name, label in chart.lines.items():
-        of_pattern = [one for one in unnamed if _pattern_of(one) == name]
-        labels |= _matches(of_pattern, name) if "*" in name else {name: label}
+        if "*" in name:
+            # A metric goes to its most particular pattern alone.
+            fitting = [metric for metric in unnamed if _pattern_of(metric) == name]
+            labels |= _matches(fitting, name)
+        else:
+            labels[name] = label
     series = {label: _curve(metrics, name) for name, label in labels.items()}
     drawn = figures.line_chart(chart.title, series, y_label=chart.y_label, percent=chart.percent)
     return Markup(drawn)  # line_chart escapes
 
 
-def _headlines(metrics: Rows) -> list[dict[str, Any]]:
-    """pass@1 of the first and of the last evaluation of each set, the set trained for first."""
+def _headlines(metrics: Lines) -> list[dict[str, Any]]:
+    """pass@1 of the first and of the last evaluation, a tile for each set, by name."""
     names = sorted({name for row in metrics for name in row})
     tiles = []
     for name, set_name in _matches(names, "eval/*/pass@1").items():
@@ -192,9 +208,9 @@ def _headlines(metrics: Rows) -> list[dict[str, Any]]:
     return tiles
 
 
-def _comparisons(path: epath.Path, samples: Rows) -> list[dict[str, Any]]:
+def _comparisons(path: epath.Path, samples: Lines) -> list[dict[str, Any]]:
     """The earliest and latest completion of the first prompts of each evaluation set, in turn."""
-    by_prompt: dict[str, dict[str, Rows]] = {}
+    by_prompt: dict[str, dict[str, Lines]] = {}
     for row in samples:
         if missing := _SAMPLE_FIELDS - row.keys():
             raise UsageError(f"{path}: a row of step {row['step']} lacks {sorted(missing)}")
@@ -207,7 +223,7 @@ def _comparisons(path: epath.Path, samples: Rows) -> list[dict[str, Any]]:
     return [_comparison(rows) for rows in chosen]
 
 
-def _comparison(rows: Rows) -> dict[str, Any]:
+def _comparison(rows: Lines) -> dict[str, Any]:
     first, last = (pick(rows, key=lambda row: row["step"]) for pick in (min, max))
     shown = [first] if first["step"] == last["step"] else [first, last]
     return {key: first[key] for key in ("set", "prompt", "answer")} | {

@@ -1,4 +1,4 @@
-"""What a step leaves behind: a line of metrics, a few samples, a line on the terminal.
+"""The records of a step: a line of metrics, a few samples, a line on the terminal.
 
 A step's records are written while the device computes the next step.
 """
@@ -17,11 +17,12 @@ from srft_jax.report.terminal import ProgressLine
 from srft_jax.report.writers import RunWriter
 from srft_jax.training.saved_batch import save_batch
 
-# Steps of one and the same mean reward after which a run is told to look at its prompts.
+# Steps with one and the same mean reward, after which a warning says to look at the prompts.
 CONSTANT_REWARD_STEPS = 10
 
-# Before the first update of a rollout the policy is the sampler's: later ones say nothing of it.
-_OF_FIRST_UPDATE = ("policy/sampler_kl", "policy/sampler_max_difference")
+# Only before the first update of a rollout is the policy the one that sampled it, so the metrics of
+# later updates say nothing about the sampler.
+_FIRST_UPDATE_ONLY = ("policy/sampler_kl", "policy/sampler_max_difference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +30,11 @@ class StepRecord:
     """What is known of a step once its updates are computed.
 
     Attributes:
-        step: From 1.
-        updates: Metrics of each optimizer step.
+        step: Number of the step, from 1.
+        updates: Metrics of each update.
         host: All other metrics.
         samples: Completions, as lines of samples.jsonl.
-        batches: Of each optimizer step.
+        batches: Batch of each update.
     """
 
     step: int
@@ -44,7 +45,7 @@ class StepRecord:
 
 
 class Diverged(RunError):
-    """Updates were skipped again and again; the state is still the last sound one."""
+    """Too many updates in a row were skipped; the state is still the last sound one."""
 
 
 class Recorder:
@@ -77,7 +78,7 @@ class Recorder:
         self._skipped_in_a_row = 0
 
     def add(self, record: StepRecord) -> None:
-        """Takes a step's record, and saves the batch of each skipped update.
+        """Take a step's record, and save the batch of each skipped update.
 
         Raises:
             Diverged: training.max_skipped updates in a row were skipped; all is written by then.
@@ -103,7 +104,7 @@ class Recorder:
         )
 
     def flush(self) -> None:
-        """Writes and shows what is held."""
+        """Write and show the record that is held, if there is one."""
         if self._pending is None:
             return
         record, self._pending = self._pending, None
@@ -122,7 +123,7 @@ class Recorder:
     def _warn_of_constant_reward(
         self, step: int, values: dict[str, float], sample: dict[str, Any]
     ) -> None:
-        """Of the verifier's own reward: shaping may vary without anybody being right."""
+        """Warn if the verifier's reward stays the same; shaping may vary without a right answer."""
         self._rewards.append(values.get("rewards/verifier", values["rollout/reward"]))
         if len(self._rewards) == CONSTANT_REWARD_STEPS and len(set(self._rewards)) == 1:
             self._progress.message(
@@ -135,7 +136,8 @@ class Recorder:
 
 
 def over_updates(updates: Sequence[Metrics]) -> dict[str, float]:
-    """A step's metrics from those of its updates: the mean, where the name does not say better."""
+    """Return a step's metrics, from those of its updates: the minimum, maximum or sum where a
+    metric's name says so, the first value where only that one counts, else the mean."""
     names = dict.fromkeys(name for update in updates for name in update)
     return {
         name: _reduced(name, [float(update[name]) for update in updates if name in update])
@@ -144,7 +146,7 @@ def over_updates(updates: Sequence[Metrics]) -> dict[str, float]:
 
 
 def _reduced(name: str, values: list[float]) -> float:
-    if name.endswith(_OF_FIRST_UPDATE):
+    if name.endswith(_FIRST_UPDATE_ONLY):
         return values[0]
     if name.endswith("loss/skipped"):
         return sum(values)
@@ -153,14 +155,14 @@ def _reduced(name: str, values: list[float]) -> float:
 
 
 def offender(update: Metrics) -> str:
-    """The first loss term that is not finite; the gradient where all are."""
-    others = ("total", "skipped", "gradient_norm")
-    terms = [name for name in update if "loss/" in name and not name.endswith(others)]
+    """Return the name of the first loss term that is not finite, "the gradient" where all are."""
+    no_terms = ("total", "skipped", "gradient_norm")
+    terms = [name for name in update if "loss/" in name and not name.endswith(no_terms)]
     return next((name for name in terms if not math.isfinite(update[name])), "the gradient")
 
 
 def describe_sample(sample: dict[str, Any]) -> str:
-    """A completion with its verdict, on lines of their own."""
+    """Return lines that show a completion, as in samples.jsonl, with its prompt and verdict."""
     completion = sample["completion"].replace("\n", "\n    ")
     return (
         f"  {sample['prompt']}  ({sample['answer']})\n    {completion}\n    -> {sample['verdict']}"

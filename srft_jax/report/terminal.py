@@ -21,21 +21,23 @@ _FIELDS = (
 )
 _GAP = "  "  # between the fields of the line
 _CLEAR = "\r\x1b[K"  # back to the first column, erase to the end of the line
-# Seconds that something within a step must last to be shown; in a log, also those between lines.
-_PATIENCE_IN_PLACE, _PATIENCE_IN_LOG = 2.0, 30.0
 Style = Literal["bold", "dim", "green"]
 _CODES: dict[Style, str] = {"bold": "1", "dim": "2", "green": "32"}
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?%?|-?|nan", re.IGNORECASE)
 
 
 class ProgressLine:
-    """A line about the latest step: rewritten in place on a terminal, elsewhere one line each.
+    """A line about the latest step: rewritten in place on a terminal, in a log a line a step.
 
     Args:
-        num_steps: Steps of the whole run, for `step i/n` and the time left; 0 for what has none.
-        stream: Where to; by default the standard output.
-        every: Off a terminal, print only steps that this divides, and the last.
-        clock: Seconds, monotonic.
+        num_steps: Steps of the whole run, for `step i/n` and the time left; 0 for a task without
+            steps.
+        stream: Where the line is written; by default the standard output.
+        every: In a log, print only steps that this divides, and the last.
+        clock: Returns seconds, monotonic.
+        patience_in_place: On a terminal, seconds that something within a step must have lasted
+            before `interim` shows it.
+        patience_in_log: The same in a log, where it is also the time between two such lines.
     """
 
     def __init__(
@@ -45,19 +47,23 @@ class ProgressLine:
         *,
         every: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        patience_in_place: float = 2.0,
+        patience_in_log: float = 30.0,
     ) -> None:
         self._num_steps = num_steps
         self._stream = sys.stdout if stream is None else stream
         self._in_place = self._stream.isatty()
         self._every = every
         self._clock = clock
+        self._patience_in_place = patience_in_place
+        self._patience_in_log = patience_in_log
         self._first: tuple[int, float] | None = None  # step and time of the first update
-        self._last_interim = -math.inf  # time of the last line in a log
-        self._line = ""
-        self._drawn = ""
+        self._last_interim = -math.inf  # time of the last interim line in a log
+        self._line = ""  # about the latest step
+        self._drawn = ""  # what stands on the terminal: that line, or an interim one
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows `step`, counted from 1, with those of its metrics that the line has a place for."""
+        """Show a step, counted from 1, with the metrics that the line has a place for."""
         line = self._format(step, values)
         if self._in_place:
             self._line = line
@@ -66,29 +72,30 @@ class ProgressLine:
             self._write(line + "\n")
 
     def interim(self, fields: Sequence[str], seconds: float) -> None:
-        """Shows how far something long is, until the next message or update.
+        """Show how far something within a step is, until the next message or update.
 
         Args:
-            fields: Of the line.
+            fields: Parts of the line.
             seconds: How long it has taken so far; what is over soon is never shown.
         """
         line = _GAP.join(fields)
         if self._in_place:
-            if seconds >= _PATIENCE_IN_PLACE:
+            if seconds >= self._patience_in_place:
                 self._draw(line)
-        elif min(seconds, self._clock() - self._last_interim) >= _PATIENCE_IN_LOG:
+        # In a log: it has lasted long enough, and so has the time since the last such line.
+        elif min(seconds, self._clock() - self._last_interim) >= self._patience_in_log:
             self._last_interim = self._clock()
             self._write(line + "\n")
 
     def message(self, text: str) -> None:
-        """Prints whole lines above the progress line."""
+        """Print whole lines above the progress line."""
         if not self._in_place:
             return self._write(text + "\n")
         self._write(_CLEAR + text + "\n")
         self._draw(self._line)
 
     def close(self) -> None:
-        """Leaves the last line standing."""
+        """Leave the last line standing."""
         if self._drawn:
             self._write("\n")
             self._line = self._drawn = ""
@@ -111,7 +118,8 @@ class ProgressLine:
         return _GAP.join(parts)
 
     def _seconds_left(self, step: int) -> float | None:
-        """At the mean pace since the first update: compilation and resumed steps do not count."""
+        """Seconds to the last step at the mean pace since the first `update`, None while there is
+        no pace. The first step, which compiles, and steps before a resume do not count."""
         now = self._clock()
         if self._first is None:
             self._first = (step, now)
@@ -137,12 +145,13 @@ class ProgressLine:
 
 
 def shows_colours(stream: TextIO) -> bool:
-    """A terminal whose user has not said no: see no-color.org."""
+    """Return whether the stream is a terminal whose user has not said no: see no-color.org."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def styled(text: str, *styles: Style) -> str:
-    """With the escape codes of these styles; line by line, as pagers forget them at a line's end.
+    """Return the text with the escape codes of these styles, on each line anew, as pagers forget
+    them at a line's end.
 
     In: "a\nb", "bold".  Out: ESC[1m a ESC[0m, a line end, ESC[1m b ESC[0m.
     """
@@ -151,7 +160,7 @@ def styled(text: str, *styles: Style) -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Aligned columns under their headers; a column of numbers stands right, any other left.
+    """Return aligned columns under their headers; numbers stand right, all other columns left.
 
     In: ["set", "pass@1"], [["held_out", "8.2%"], ["ood", "12.0%"]].  Out:
 

@@ -1,6 +1,6 @@
-"""Warnings of verifiers that say nothing: most answers unread, too slow, or crashing.
+"""Warnings of verifiers that do not judge: answers unread, too slow, or crashing.
 
-Wrong answers are normal early on; `Recorder` warns where every answer stays wrong.
+Wrong answers are normal early on; `Recorder` warns where the reward stays the same.
 """
 
 from collections import Counter, defaultdict
@@ -13,7 +13,7 @@ from srft_jax.experience.scoring import sample_row
 from srft_jax.report.records import describe_sample
 from srft_jax.rewards.verdicts import Verdict
 
-MAX_SHARE = 0.2  # of a step's completions of one kind
+MAX_SHARE = 0.2  # share of a step's completions of one kind, above which a verdict is warned of
 
 _HINTS: dict[Verdict, str] = {
     "unparsed": "it finds no answer in them. Do the chat template and the prompts ask for the form "
@@ -33,8 +33,8 @@ class VerdictWatch:
         """Yield a paragraph for each verdict that has passed MAX_SHARE for the first time.
 
         Args:
-            step: From 1.
-            groups: What the step has sampled.
+            step: Number of the step, from 1.
+            groups: Groups that the step has sampled.
         """
         for kind, answers in _by_kind(groups).items():
             counts = Counter(verdict for verdict, _, _ in answers)

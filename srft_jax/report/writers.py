@@ -26,8 +26,8 @@ METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 class RunWriter:
     """Appends to the files of one run directory, created if need be.
 
-    Every call is on disk when it returns, so a kill loses nothing. Of several processes, the first
-    one writes; what the others give is the same.
+    Every call is on disk when it returns, so a kill loses nothing. Only the first of several
+    processes writes; all of them give the same lines.
     """
 
     def __init__(self, run_dir: str) -> None:
@@ -42,7 +42,7 @@ class RunWriter:
         self._events = Writer(self._local.name if self._local else os.fspath(self._events_dir))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends the step and the values, as Python floats at full precision, keys sorted.
+        """Append the step and the values, as Python floats at full precision, keys sorted.
 
         A value that is not finite is null, as JSON has no word for it, and is no event.
         """
@@ -57,11 +57,12 @@ class RunWriter:
         self._copy_events()
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Appends one line a row; every row holds its integer `step`, which `cut_back` goes by."""
+        """Append a line for each row, which holds its integer `step` for `cut_back`."""
         if self._writes:
             _append(self._run_dir / SAMPLES, rows)
 
     def close(self) -> None:
+        """Complete TensorBoard's events."""
         if not self._writes:
             return
         self._events.close()
@@ -82,7 +83,7 @@ class RunWriter:
 
 
 def read_metrics(run_dir: str) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl in their order, none if there is no such file; without their nulls.
+    """Return the lines of metrics.jsonl in order, without their nulls; none without such a file.
 
     Raises:
         UsageError: a line is not a JSON object of numbers and nulls with an integer `step`.
@@ -97,7 +98,7 @@ def read_metrics(run_dir: str) -> list[dict[str, Any]]:
 
 
 def read_samples(run_dir: str) -> list[dict[str, Any]]:
-    """Lines of samples.jsonl in their order, none if there is no such file.
+    """Return the lines of samples.jsonl in order, none if there is no such file.
 
     Raises:
         UsageError: a line is not a JSON object with an integer `step`.
@@ -106,7 +107,7 @@ def read_samples(run_dir: str) -> list[dict[str, Any]]:
 
 
 def cut_back(run_dir: str, step: int) -> None:
-    """Drops lines after `step` from metrics.jsonl and samples.jsonl: a resumed run repeats none.
+    """Drop lines after `step` from metrics.jsonl and samples.jsonl: a resumed run repeats none.
 
     A file is replaced as a whole or not at all. A last line without its newline is what a kill in
     the middle of a write leaves; it is dropped too.

@@ -12,9 +12,14 @@ from srft_jax.models.decoder import Params
 
 
 class Checkpoints:
-    """The checkpoints of one run directory, by step; leaving the context waits for the last.
+    """The checkpoints of one run directory, by step; leaving the context waits for the last save.
 
-    All processes call every method. One that fails does not wait: the others may never come.
+    All processes call every method. A process that leaves by an error does not wait: the other ones
+    may never come.
+
+    Args:
+        run_dir: Directory of the run; its checkpoints/ is made if need be.
+        keep: How many of the newest checkpoints are kept when one is saved; None keeps all.
     """
 
     def __init__(self, run_dir: str, keep: int | None = None) -> None:
@@ -25,37 +30,38 @@ class Checkpoints:
             raise UsageError(f"{path} cannot be made: {error.strerror or error}") from error
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         # A kill in the middle of the first save leaves half a checkpoint, which is as good as none.
-        entries = path.iterdir() if path.exists() else ()  # an object store has no empty ones
-        found = sorted(one.name for one in entries if not ocp.utils.is_tmp_checkpoint(one))
+        entries = path.iterdir() if path.exists() else ()  # no empty directory on an object store
+        names = sorted(entry.name for entry in entries if not ocp.utils.is_tmp_checkpoint(entry))
         self._manager = ocp.CheckpointManager(path, options=options)
         self._path = path
-        if found and self._manager.latest_step() is None:
+        if names and self._manager.latest_step() is None:
             raise UsageError(
-                f"{path} holds no checkpoint, but {len(found)} other things ({found[0]}, ...)"
+                f"{path} holds no checkpoint, but {len(names)} other things ({names[0]}, ...)"
             )
 
     def newest(self) -> int | None:
-        """The latest step saved, None in a fresh run directory."""
+        """Return the latest step saved, None in a fresh run directory."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, data_state: dict[str, Any]) -> None:
-        """Copies the state off the devices and writes it in the background."""
+        """Copy the state off the devices, and write it and the data position in the background."""
         items = dict(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state))
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def steps(self) -> list[int]:
-        """Of all checkpoints, ascending."""
+        """Return the steps of all checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """State and data position of a step; `like` has its shapes and shardings."""
+        """Return the state and the data position of a step; `like` has the state's shapes and
+        shardings."""
         self._check_items(step)
         items = dict(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         return restored["state"], restored["data"]
 
     def restore_params(self, step: int, like: Params) -> Params:
-        """The parameters of a step alone: nothing else is read.
+        """Return the trained parameters of a step; nothing else is read.
 
         `like` has their shapes and shardings; the shardings need not be those of the run.
 
@@ -72,14 +78,14 @@ class Checkpoints:
     def _check_shapes(self, step: int, like: Params) -> None:
         directory = self._path / str(step) / "state"
         stored = ocp.PyTreeCheckpointHandler().metadata(directory).tree["params"]
-        found, wanted = (
+        stored_shapes, shapes = (
             {jax.tree_util.keystr(k): x.shape for k, x in jax.tree.leaves_with_path(tree)}
             for tree in (stored, like)
         )
         different = [
-            f"{name} {found.get(name)} instead of {wanted.get(name)}"
-            for name in sorted(found.keys() | wanted.keys())
-            if found.get(name) != wanted.get(name)
+            f"{name} {stored_shapes.get(name)} instead of {shapes.get(name)}"
+            for name in sorted(stored_shapes.keys() | shapes.keys())
+            if stored_shapes.get(name) != shapes.get(name)
         ]
         if different:
             raise UsageError(
@@ -94,7 +100,7 @@ class Checkpoints:
             raise UsageError(f"{self._path / str(step)} is no checkpoint: it lacks {missing}")
 
     def wait(self) -> None:
-        """Returns once the last save is complete."""
+        """Return once the last save is complete."""
         self._manager.wait_until_finished()
 
     def __enter__(self) -> Self:

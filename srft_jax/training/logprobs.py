@@ -22,18 +22,18 @@ def make_old_logprobs(
     runtime: Runtime = Runtime(),
     logits_mib: int = 64,
 ) -> Callable[[Params, Batch], Batch]:
-    """A compiled `(params, batch) -> batch` whose `old_logprobs` are those of `params`, on the
-    tokens of completions and prefixes; the others keep theirs.
+    """Return a compiled `(params, batch) -> batch` whose `old_logprobs` are those under `params`
+    on the tokens of completions and prefixes; all other tokens keep theirs.
 
     Args:
-        model_config: Architecture.
-        temperature: That the rollouts were sampled at.
-        runtime: Precision.
+        model_config: Architecture, with its adapters if any.
+        temperature: Temperature that the rollouts were sampled at.
+        runtime: Precision, rematerialisation and attention kernel.
         logits_mib: Memory for tiles of logits on each device.
     """
 
     def old_logprobs(params: Params, batch: Batch) -> Batch:
-        def of_microbatch(i: Array, found: Array) -> Array:
+        def fill_microbatch(i: Array, filled: Array) -> Array:
             rows = rows_of(batch, i)
             flat = jax.tree.map(lambda x: x.reshape(-1), rows)
             recomputed = role_mask(flat, Role.SELF, Role.PREFIX)
@@ -47,9 +47,12 @@ def make_old_logprobs(
                 logits_bytes=logits_mib * 2**20,
             ).logprob
             logprob = jnp.where(recomputed, logprob, flat.old_logprobs)
-            return found.at[i].set(in_batch_order(logprob, batch))
+            return filled.at[i].set(in_batch_order(logprob, batch))
 
-        found = jax.lax.fori_loop(0, batch.num_microbatches, of_microbatch, batch.rows.old_logprobs)
-        return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, old_logprobs=found))
+        # Microbatches that are not in use hold padding, which keeps its zeros.
+        filled = jax.lax.fori_loop(
+            0, batch.num_microbatches, fill_microbatch, batch.rows.old_logprobs
+        )
+        return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, old_logprobs=filled))
 
     return jax.jit(old_logprobs, compiler_options=ROUND_AS_WRITTEN)

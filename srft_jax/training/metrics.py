@@ -1,4 +1,4 @@
-"""What a step says about its tokens.
+"""The metrics of a step over its tokens.
 
 Each microbatch gives sums, minima and maxima; a mean is divided once, by the whole step's count. So
 no metric depends on how the step was split into microbatches, or over devices.
@@ -19,8 +19,8 @@ from srft_jax.ops.head import ReferencedStats
 
 
 class _Metric(NamedTuple):
-    quantity: str  # of `_quantities`; where the objective has none, there is no metric
-    tokens: str  # of `_masks` and `_counts`
+    quantity: str  # key of `_quantities`; where the objective has none, there is no metric
+    tokens: str  # key of `_masks` and `_counts`
     by: Literal["mean", "min", "max"] = "mean"
 
 
@@ -48,9 +48,9 @@ METRICS = {
 
 
 class _Reduction(NamedTuple):
-    within: Callable[..., Array]  # of a microbatch
-    between: Callable[[Array, Array], Array]
-    of_nothing: float
+    within: Callable[..., Array]  # values of a microbatch's tokens -> one value
+    between: Callable[[Array, Array], Array]  # values of two microbatches -> one value
+    neutral: float  # value of a microbatch without tokens, which changes nothing
 
 
 _REDUCTIONS = {
@@ -61,34 +61,40 @@ _REDUCTIONS = {
 
 
 def _masks(rows: Rows, objective: Objective) -> dict[str, Array]:
-    own, demonstration = role_mask(rows, Role.SELF), role_mask(rows, Role.DEMONSTRATION)
+    """Which tokens [N] a metric is taken over, by the name in `_Metric.tokens`."""
+    self_tokens = role_mask(rows, Role.SELF)
+    demonstration = role_mask(rows, Role.DEMONSTRATION)
     return {
-        "self": own,
-        "positive": own & losses.is_positive(rows, objective),
+        "self": self_tokens,
+        "positive": self_tokens & losses.is_positive(rows, objective),
         "demonstration": demonstration,
-        "sampled": role_mask(
-            rows, Role.SELF, Role.HINT, Role.PREFIX
-        ),  # the sampler scores forced tokens
-        "reference": own if objective.kl_role == "self" else demonstration,
+        # The sampler scores forced tokens too.
+        "sampled": role_mask(rows, Role.SELF, Role.HINT, Role.PREFIX),
+        "reference": self_tokens if objective.kl_role == "self" else demonstration,
     }
 
 
 def _counts(normalisers: Normalisers, objective: Objective) -> dict[str, Array]:
-    """Of each mask in the whole step; 0 where it is empty."""
-    of_demo = objective.kl_role == "demo"
+    """Number of each mask's tokens in the whole step.
+
+    "sampled" counts SELF tokens alone: its metrics are maxima, which no count divides.
+    """
+    is_self = objective.kl_role == "self"
     return {
         "self": normalisers.self_tokens,
         "positive": normalisers.positive_tokens,
         "demonstration": normalisers.demonstration_tokens,
         "sampled": normalisers.self_tokens,
-        "reference": normalisers.demonstration_tokens if of_demo else normalisers.self_tokens,
+        "reference": normalisers.self_tokens if is_self else normalisers.demonstration_tokens,
     }
 
 
 def _quantities(stats: losses.Stats, rows: Rows, context: losses.LossContext) -> dict[str, Array]:
+    """Values of each token [N], by the name in `_Metric.quantity`; what an objective does not
+    compute is absent."""
     objective = context.objective
     difference = stats.logprob - rows.sampler_logprobs
-    found = {
+    quantities = {
         "logprob": stats.logprob,
         "entropy": stats.entropy,
         "sampler_kl": jnp.expm1(difference) - difference,
@@ -100,60 +106,60 @@ def _quantities(stats: losses.Stats, rows: Rows, context: losses.LossContext) ->
         ratio = losses.ratio(stats, rows, context)
         low, high = is_clipped(ratio, rows.advantage, objective)
         clips = {"clipped": low | high, "clipped_low": low, "clipped_high": high}
-        found |= clips | {"ratio": ratio}
+        quantities |= clips | {"ratio": ratio}
     if objective.old_logprobs == "trainer":
-        found["importance"] = losses.importance_weight(stats, rows, context)
+        quantities["importance"] = losses.importance_weight(stats, rows, context)
     if isinstance(stats, ReferencedStats):
-        found["reference_kl"] = stats.kl
-    return found
+        quantities["reference_kl"] = stats.kl
+    return quantities
 
 
-def of_microbatch(stats: losses.Stats, rows: Rows, context: losses.LossContext) -> Metrics:
-    """What `combine` takes: sums over its tokens, minima and maxima, and its share of each loss
-    term."""
+def microbatch_metrics(stats: losses.Stats, rows: Rows, context: losses.LossContext) -> Metrics:
+    """Return what `combine` takes: sums over a microbatch's tokens, minima and maxima, and its
+    share of each loss term."""
     masks, quantities = _masks(rows, context.objective), _quantities(stats, rows, context)
-    found = {}
+    values = {}
     for name, metric in METRICS.items():
         if metric.quantity in quantities:
             reduction = _REDUCTIONS[metric.by]
-            values = jnp.where(
-                masks[metric.tokens], quantities[metric.quantity], reduction.of_nothing
-            )
-            found[name] = reduction.within(values)
+            tokens = jnp.where(masks[metric.tokens], quantities[metric.quantity], reduction.neutral)
+            values[name] = reduction.within(tokens)
     terms = losses.loss_terms(stats, rows, context)
-    return found | {f"loss/{name}": jnp.sum(term) for name, term in terms.items()}
+    return values | {f"loss/{name}": jnp.sum(term) for name, term in terms.items()}
 
 
 def _reduction(name: str) -> _Reduction:
+    """How a metric is reduced; loss terms, which the table does not name, are summed."""
     return _REDUCTIONS[METRICS[name].by if name in METRICS else "mean"]
 
 
-def of_nothing(names: Iterable[str]) -> Metrics:
-    """Before the first microbatch."""
-    return {name: jnp.float32(_reduction(name).of_nothing) for name in names}
+def initial_metrics(names: Iterable[str]) -> Metrics:
+    """Return the values before the first microbatch, which `combine` starts from."""
+    return {name: jnp.float32(_reduction(name).neutral) for name in names}
 
 
 def combine(total: Metrics, part: Metrics) -> Metrics:
-    """Of the microbatches so far and one more."""
+    """Return the values of the microbatches so far and one more."""
     return {name: _reduction(name).between(total[name], value) for name, value in part.items()}
 
 
-def of_step(total: Metrics, normalisers: Normalisers, objective: Objective) -> Metrics:
-    """Means, minima and maxima of all microbatches; 0 over no tokens, which `present` leaves out.
+def step_metrics(total: Metrics, normalisers: Normalisers, objective: Objective) -> Metrics:
+    """Return means, minima and maxima over all microbatches; 0 over no tokens, which `present`
+    leaves out.
 
-    Loss terms are divided already, by the normaliser of each.
+    Loss terms are divided already, each by its own normaliser.
     """
-    counts, found = _counts(normalisers, objective), dict(total)
+    counts, values = _counts(normalisers, objective), dict(total)
     for name, metric in METRICS.items():  # in one order, as every process must trace one program
         if name in total:
             count = counts[metric.tokens]
             divisor = jnp.maximum(count, 1.0) if metric.by == "mean" else 1.0
-            found[name] = jnp.where(count > 0, total[name] / divisor, 0.0)
-    return found
+            values[name] = jnp.where(count > 0, total[name] / divisor, 0.0)
+    return values
 
 
 def present(metrics: Metrics, normalisers: Normalisers, objective: Objective) -> Metrics:
-    """The metrics of tokens that the batch has."""
+    """Return the metrics without those over tokens that the batch has none of."""
     counts = _counts(normalisers, objective)
     return {
         name: value

@@ -24,56 +24,62 @@ class StepInputs(NamedTuple):
     """
 
     state: TrainState
-    frozen_params: Params  # what `state.params` lacks of the policy; empty without adapters
-    reference_params: Params | None  # without adapters
+    frozen_params: Params  # with adapters, all other parameters of the policy; otherwise empty
+    reference_params: Params | None  # never with adapters
     batch: Batch
 
 
 class Tokens(NamedTuple):
-    """Of a microbatch, flat and in the order of `rows_of`: what loss terms and metrics are made
-    of."""
+    """What loss terms and metrics are made of: the tokens of a microbatch, flat, in the order of
+    `rows_of`."""
 
     stats: losses.Stats
     rows: Rows
     context: losses.LossContext
 
 
-# (trained params, inputs, i, term) -> share of microbatch i in the step's loss, and its tokens. The
-# loss is that of all terms, or of the one of this number in the order of their names.
+# (trained params, inputs, i, term) -> share of microbatch i in the step's loss, and its tokens.
+# Without a `term` the loss is that of all terms; with one it is that of the term of this number, in
+# the order of their names.
 LossFn = Callable[[Params, StepInputs, Array, Array | None], tuple[Array, Tokens]]
 
 
 def rows_of(batch: Batch, i: int | Array) -> Rows:
-    """[M, B, T] -> [B, T], each row in as many parts as the mesh in context splits it into."""
+    """Return microbatch i of rows [M, B, T] as [B, T]; where the mesh in context splits each row
+    over n devices, as [n B, T / n], a row for each part."""
     parts = context_parts()
 
-    def of_field(x: Shaped[Array, "M B T"]) -> Shaped[Array, "nB Tn"]:
+    def microbatch(x: Shaped[Array, "M B T"]) -> Shaped[Array, "nB Tn"]:
         rows = jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
         return rows if parts == 1 else constrained(split_rows(rows, parts), ("rows", None))
 
-    return jax.tree.map(of_field, batch.rows)
+    return jax.tree.map(microbatch, batch.rows)
 
 
 def in_batch_order(tokens: Any, batch: Batch) -> Any:
-    """Flat arrays [N] of the tokens of `rows_of`, as they stand in the batch, [B, T]."""
+    """Return a tree of flat arrays [N], in the order of `rows_of`, as rows [B, T] of the batch."""
     parts = context_parts()
 
-    def of_field(x: Shaped[Array, " N"]) -> Shaped[Array, "B T"]:
+    def joined(x: Shaped[Array, " N"]) -> Shaped[Array, "B T"]:
         rows = x.reshape(-1, batch.rows.tokens.shape[2] // parts)
         return rows if parts == 1 else constrained(joined_rows(rows, parts), ("batch", None))
 
-    return jax.tree.map(of_field, tokens)
+    return jax.tree.map(joined, tokens)
 
 
 def hidden_and_head(
     params: Params, model_config: ModelConfig, rows: Rows, runtime: Runtime
 ) -> tuple[Float[Array, "N D"], Float[Array, "D V"]]:
-    """What the head needs for the tokens of a microbatch, as `rows_of` gives it, flat.
+    """Return the last hidden states of a microbatch, flat, and the head that goes with them.
 
     A tied head is the embedding as it is stored, [V, D]: call the head with `transposed`.
     """
     hidden = forward(
-        *(params, model_config, rows.tokens, rows.positions, rows.segment_ids),
+        params,
+        model_config,
+        tokens=rows.tokens,
+        positions=rows.positions,
+        segment_ids=rows.segment_ids,
         runtime=runtime,
         parts=context_parts(),
     ).hidden
@@ -82,6 +88,7 @@ def hidden_and_head(
 
 
 def _token_objective(context: losses.LossContext, term: Array | None) -> Callable[..., Array]:
+    """(stats, rows) -> loss of each token: of all terms, or of the term of this number alone."""
     if term is None:
         return lambda stats, rows: losses.token_objective(stats, rows, context)
 
@@ -105,7 +112,11 @@ def make_loss_fn(
     runtime: Runtime,
     logits_mib: int,
 ) -> LossFn:
-    """The loss of one microbatch; arguments as of `make_train_step`."""
+    """Return the loss function of one microbatch; arguments as of `make_train_step`.
+
+    Its value is the microbatch's share of the step's loss, as the normalisers are the whole step's:
+    the shares of all microbatches add up to it.
+    """
     reference_config = lora.base(model_config)
 
     def loss_fn(
@@ -113,7 +124,7 @@ def make_loss_fn(
     ) -> tuple[Array, Tokens]:
         state, frozen_params, reference_params, batch = inputs
         rows = rows_of(batch, i)
-        flat = jax.tree.map(lambda x: x.reshape(-1), rows)
+        flat = jax.tree.map(lambda x: x.reshape(-1), rows)  # [B, T] -> [N], as the head takes them
         context = losses.LossContext(
             normalisers=batch.normalisers,
             entropy_self=state.entropy_self,
@@ -148,6 +159,11 @@ def make_loss_fn(
 
 
 def used_reference(objective: Objective, reference_params: Params | None) -> Params | None:
+    """Return the parameters of the reference, None for an objective without a KL.
+
+    Raises:
+        ValueError: the objective has a KL, but there are no parameters.
+    """
     if objective.uses_reference and reference_params is None:
         raise ValueError(
             f"the objective's kl = {objective.kl} is taken to a reference policy, "

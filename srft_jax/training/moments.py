@@ -1,7 +1,7 @@
-"""The arrays that an optimizer keeps beside parameters: which parameter's, where, in what dtype.
+"""Moments, the arrays that an optimizer keeps for each parameter: where they lie, in what dtype.
 
-In a state they stand in trees shaped as the parameters, under the names of these: whatever else a
-state holds, counts above all, does not.
+In an optimizer's state they stand in trees that are shaped like the parameters and have their
+names. The rest of a state, counts above all, has no such names.
 """
 
 from typing import Any, NamedTuple
@@ -21,17 +21,17 @@ from srft_jax.ops.rounding import rounded_by_chance
 
 
 class _Stored(NamedTuple):
-    step: Array  # for the draws of the rounding
-    state: Any
+    step: Array  # updates made, a seed of the stochastic rounding
+    state: Any  # the transformation's own state
 
 
 def stored_as(
     dtype: str, transformation: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """The transformation, its moments held in `dtype` between updates and float32 within one.
+    """Return the transformation, its moments held in `dtype` between updates, float32 within one.
 
-    To bfloat16 they are rounded by chance: nearest rounding would stop a slow average for good, as
-    a hundredth of the last digit is never enough to move it.
+    bfloat16 moments use stochastic rounding: with nearest rounding a slow average would stop for
+    good, as a change of a hundredth of its last digit would always be rounded away.
     """
     if dtype == "float32":
         return transformation
@@ -45,6 +45,7 @@ def stored_as(
         state = _map_moments(lambda path, x: x.astype(jnp.float32), stored.state)
         updates, state = transformation.update(gradient, state, params)
         key = jax.random.fold_in(jax.random.key(0), stored.step)
+        # A number for each leaf, so that no two leaves draw the same random bits.
         numbers = {path: n for n, (path, _) in enumerate(jax.tree.leaves_with_path(state))}
 
         def rounded(path: tuple[Any, ...], x: Array) -> Array:
@@ -56,14 +57,17 @@ def stored_as(
 
 
 def _map_moments(function: Any, state: Any) -> Any:
-    """function(path, moment) in place of each moment; all else stays."""
+    """The state with function(path, moment) in place of each moment."""
     return jax.tree.map_with_path(
         lambda path, x: function(path, x) if _parameter_of(path) else x, state
     )
 
 
 def _parameter_of(path: tuple[Any, ...]) -> str:
-    """In: the path .inner_states['muon'].mu['layers']['query'].  Out: "layers/query"."""
+    """Path of the parameter that a leaf of a state belongs to, "" for a leaf without one.
+
+    In: the path .inner_states['muon'].mu['layers']['query'].  Out: "layers/query".
+    """
     names: list[str] = []
     for key in reversed(path):
         if not isinstance(key, DictKey):
@@ -73,37 +77,40 @@ def _parameter_of(path: tuple[Any, ...]) -> str:
 
 
 def moment_shardings(mesh: Mesh, config: ModelConfig, state: Any) -> Any:
-    """Where each leaf of an optimizer's state lies: a moment as its parameter, as far as it has its
-    axes; all else on every device.
+    """Return the sharding of each leaf of an optimizer's state: a moment lies as its parameter
+    does, along the axes that it shares with it; every other leaf is on every device.
 
     Args:
         mesh: Devices.
-        config: Architecture.
+        config: Architecture, with its adapters if any.
         state: Shapes of the state.
     """
-    rows = {row.path: row for row in families.parameters(config)}
+    parameters = {parameter.path: parameter for parameter in families.parameters(config)}
     counted = families.counting_heads(config)
 
-    def of_leaf(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        row = rows.get(_parameter_of(path))
-        if row is None:
+    def leaf_sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        parameter = parameters.get(_parameter_of(path))
+        if parameter is None:
             return NamedSharding(mesh, PartitionSpec())
-        left = _axes_left(families.stacked_shape(row, config), leaf.shape)
-        sizes = families.stacked_shape(row, counted)
-        return sharding(mesh, [row.stacked_axes[i] for i in left], [sizes[i] for i in left])
+        kept = _axes_kept(families.stacked_shape(parameter, config), leaf.shape)
+        sizes = families.stacked_shape(parameter, counted)
+        return sharding(
+            mesh, [parameter.stacked_axes[axis] for axis in kept], [sizes[axis] for axis in kept]
+        )
 
-    return jax.tree.map_with_path(of_leaf, state)
+    return jax.tree.map_with_path(leaf_sharding, state)
 
 
-def _axes_left(whole: tuple[int, ...], shape: tuple[int, ...]) -> list[int]:
-    """Which of its parameter's axes a moment of this shape has: all, all but the one that it is a
-    mean over, or none.
+def _axes_kept(whole: tuple[int, ...], shape: tuple[int, ...]) -> list[int]:
+    """Axes of a parameter of shape `whole` that a moment of `shape` has: all of them, all but the
+    axis that it is a mean over, or none.
 
     In: (28, 3584, 18944), (28, 3584).  Out: [0, 1].
     """
     axes = list(range(len(whole)))
-    without_one = [axes[:i] + axes[i + 1 :] for i in reversed(axes)]
-    for left in (axes, *without_one):
-        if tuple(whole[i] for i in left) == shape:
-            return left
+    # The last axis is left out first: which one it was is ambiguous in a square matrix.
+    means = [axes[:i] + axes[i + 1 :] for i in reversed(axes)]
+    for kept in (axes, *means):
+        if tuple(whole[axis] for axis in kept) == shape:
+            return kept
     return []

@@ -13,9 +13,9 @@ from srft_jax.batch import Batch, Normalisers, Rows
 
 
 def save_batch(run_dir: str, step: int, batch: Batch) -> str:
-    """Writes run_dir/replay/step_N.npz in place of an earlier one, and returns its path.
+    """Write run_dir/replay/step_N.npz in place of an earlier one, and return its path.
 
-    Of several processes, the first one writes.
+    Only the first of several processes writes.
     """
     path = _folder(run_dir) / f"step_{step}.npz"
     if jax.process_index() != 0:
@@ -34,7 +34,7 @@ def save_batch(run_dir: str, step: int, batch: Batch) -> str:
 
 
 def saved_batch(run_dir: str) -> tuple[int, Batch] | None:
-    """The step and the batch that `save_batch` wrote last."""
+    """Return the step and the batch that `save_batch` wrote last, None if it never did."""
     paths = {int(path.stem.removeprefix("step_")): path for path in _folder(run_dir).glob("*.npz")}
     if not paths:
         return None

@@ -23,11 +23,11 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 def _accumulate(
     loss_fn: LossFn, inputs: StepInputs, term: Array | None = None
 ) -> tuple[Array, Metrics, Params]:
-    """Loss, metrics and gradient (float32) over the microbatches in use."""
+    """Loss, metrics and gradient (float32), summed over the microbatches in use."""
 
     def share(params: Params, i: Array) -> tuple[Array, Metrics]:
         loss, tokens = loss_fn(params, inputs, i, term)
-        return loss, metrics.of_microbatch(*tokens)
+        return loss, metrics.microbatch_metrics(*tokens)
 
     params = inputs.state.params
     value_and_grad = jax.value_and_grad(share, has_aux=True)
@@ -43,9 +43,9 @@ def _accumulate(
             jax.tree.map(jnp.add, total_gradient, gradient),
         )
 
-    names = jax.eval_shape(share, params, 0)[1]
+    names = jax.eval_shape(share, params, 0)[1]  # the objective's metrics; nothing is computed
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-    start = (jnp.float32(0.0), metrics.of_nothing(names), zeros)
+    start = (jnp.float32(0.0), metrics.initial_metrics(names), zeros)
     return jax.lax.fori_loop(0, inputs.batch.num_microbatches, add_microbatch, start)
 
 
@@ -61,21 +61,22 @@ def make_train_step(
     reference_params: Params | None = None,
     logits_mib: int = 64,
 ) -> TrainStep:
-    """A compiled `train_step(state, batch) -> (state, metrics)`; the state is donated.
+    """Return a compiled `train_step(state, batch) -> (state, metrics)`; the state is donated.
 
-    An update whose loss or gradient is not finite is skipped: all but the state's step stays, and
+    An update whose loss or gradient is not finite is skipped: only the state's step changes, and
     the metric `loss/skipped` is 1.
 
     Args:
-        model_config: Architecture, of the reference too but for adapters.
+        model_config: Architecture, with its adapters if any; the reference has the same without.
         objective: Coefficients of the loss.
-        optimizer: Of the state's parameters.
-        temperature: That the rollouts were sampled at.
-        runtime: Precision and rematerialisation.
-        optimizer_name: Which of the state's optimizer states is this optimizer's.
-        frozen_params: With adapters, all other parameters, in any dtype; the state then has those
-            of adapters alone. They are neither changed nor donated.
-        reference_params: For an objective with a KL; may be the frozen ones.
+        optimizer: Optimizer of the state's parameters.
+        temperature: Temperature that the rollouts were sampled at.
+        runtime: Precision, rematerialisation and attention kernel.
+        optimizer_name: Name of the optimizer's state in `TrainState.optimizer_states`.
+        frozen_params: With adapters, all other parameters, in any dtype; the state then has the
+            adapters alone. They are neither changed nor donated.
+        reference_params: Parameters of the reference, for an objective with a KL; they may be the
+            frozen ones.
         logits_mib: Memory for tiles of logits on each device.
 
     Raises:
@@ -107,11 +108,12 @@ def make_train_step(
         inputs = StepInputs(state, frozen_params, reference_params, batch)
         loss, totals, gradient = _accumulate(loss_fn, inputs)
         norm = optax.tree.norm(gradient)
-        found = metrics.of_step(totals, batch.normalisers, objective)
-        new_state = _with_entropies(update(state, gradient), found, batch)
+        step_metrics = metrics.step_metrics(totals, batch.normalisers, objective)
+        new_state = _with_entropies(update(state, gradient), step_metrics, batch)
+        # One number that is not finite makes the norm so; then every leaf stays bit for bit.
         is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new_state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state)
-        return dataclasses.replace(new_state, step=state.step + 1), found | {
+        return dataclasses.replace(new_state, step=state.step + 1), step_metrics | {
             "loss/total": loss,
             "loss/gradient_norm": norm,
             "loss/skipped": 1.0 - is_finite,
@@ -121,17 +123,17 @@ def make_train_step(
     return functools.partial(compiled, frozen_params or {}, reference_params)
 
 
-def _with_entropies(state: TrainState, found: Metrics, batch: Batch) -> TrainState:
-    """A step without tokens of a role says nothing about their entropy."""
+def _with_entropies(state: TrainState, step_metrics: Metrics, batch: Batch) -> TrainState:
+    """The state with this step's mean entropies; a role without tokens keeps the one it had."""
     counts = batch.normalisers
     return dataclasses.replace(
         state,
         entropy_self=jnp.where(
-            counts.self_tokens > 0, found["policy/entropy_self"], state.entropy_self
+            counts.self_tokens > 0, step_metrics["policy/entropy_self"], state.entropy_self
         ),
         entropy_demonstration=jnp.where(
             counts.demonstration_tokens > 0,
-            found["policy/entropy_demo"],
+            step_metrics["policy/entropy_demo"],
             state.entropy_demonstration,
         ),
     )
@@ -147,10 +149,10 @@ def make_gradient_norms(
     reference_params: Params | None = None,
     logits_mib: int = 64,
 ) -> Callable[[TrainState, Batch], Metrics]:
-    """`(state, batch) -> {"loss/<term>_gradient_norm": norm of the gradient of that term alone}`.
+    """Return `(state, batch) -> {"loss/<term>_gradient_norm": norm of that term's gradient alone}`.
 
-    One program, run once for each term, that costs what a train step does. Arguments and errors are
-    those of `make_train_step`.
+    One compiled function runs once for each term, and costs as much as a train step each time.
+    Arguments and errors are those of `make_train_step`.
     """
     reference_params = used_reference(objective, reference_params)
     loss_fn = make_loss_fn(

@@ -1,5 +1,6 @@
 """What is sampled for a step: groups, refills, and completions that start with a demonstration."""
 
+import functools
 import json
 import re
 import shutil
@@ -15,8 +16,9 @@ from tiny_runs import ROOT, tiny_config
 from srft_jax.experience import rollouts, verified
 from srft_jax.experience.metrics import rollout_metrics
 from srft_jax.experience.streams import Streams
-from srft_jax.report import terminal
+from srft_jax.report.terminal import ProgressLine
 from srft_jax.rewards import RewardResult
+from srft_jax.tasks import train
 
 
 class Sampler:
@@ -141,7 +143,8 @@ def test_a_run_says_how_far_its_rollouts_are(tmp_path, monkeypatch):
     """Where they take long."""
     out = traced_run(tiny_config(tmp_path / "run", "--training.num_steps=2")).out
     assert "occupancy" not in out
-    monkeypatch.setattr(terminal, "_PATIENCE_IN_LOG", 0.0)
+    impatient = functools.partial(ProgressLine, patience_in_log=0.0)
+    monkeypatch.setattr(train, "ProgressLine", impatient)
     out = traced_run(tiny_config(tmp_path / "other", "--training.num_steps=2")).out
     for what in ("step 0, evaluation", "step 1/2, rollout", "step 2/2, rollout"):
         assert f"\n{what}  4/4 completions  4 tokens/s  occupancy 75%\n" in out

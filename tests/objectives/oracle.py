@@ -128,8 +128,10 @@ def formula_weight(formula: str, answer: Answer, t: int, method: Method, part: s
     entropies, p = answer.frozen.entropy, math.exp(answer.frozen.logp[t])
     h = entropies[t]
     if method.entropy_of_sequence:
-        own = [h for h, name in zip(entropies, parts(answer, method), strict=True) if name == part]
-        h = float(np.mean(own))
+        entropies_here = [
+            h for h, name in zip(entropies, parts(answer, method), strict=True) if name == part
+        ]
+        h = float(np.mean(entropies_here))
     return {
         "1": 1.0, "p": p, "p(1-p)": p * (1 - p), ".1 exp(H)": 0.1 * math.exp(h),
         ".5 exp(H)": 0.5 * math.exp(h), ".5 exp(-H)": 0.5 * math.exp(-h),

@@ -21,12 +21,12 @@ KINKS = np.log([0.8, 1.2, 1.28, 6.0, 1 - 3e-4, 1 + 4e-4])  # where a clip gives 
 
 
 def answer(demonstration, reward, logp, entropy, old=None, **others) -> Answer:
-    """With what it freezes; by default on policy, and its own reference."""
+    """With what it freezes; by default on policy, and its completions reference."""
     zeros = [0.0] * len(logp)
     old = old or list(zeros if demonstration else logp)
-    one = Answer(demonstration, reward, logp, entropy, old, list(logp), zeros, **others)
-    one.frozen = copy.deepcopy(one)
-    return one
+    made = Answer(demonstration, reward, logp, entropy, old, list(logp), zeros, **others)
+    made.frozen = copy.deepcopy(made)
+    return made
 
 
 @st.composite
@@ -41,7 +41,7 @@ def answers(draw: st.DrawFn, demonstration: bool, prefixed: bool, mixed: bool) -
     old = logp - log_ratio
     if demonstration and draw(st.booleans()):
         old = np.zeros(size)  # nobody knows
-    one = Answer(
+    drawn = Answer(
         demonstration,
         draw(st.sampled_from([0.0, 0.5, 1.0])),
         *(x.tolist() for x in (logp, entropy, old, logp - random.uniform(-1.0, 1.0, size))),
@@ -49,8 +49,8 @@ def answers(draw: st.DrawFn, demonstration: bool, prefixed: bool, mixed: bool) -
         given=draw(st.integers(0, size - 1)) if prefixed and not demonstration else 0,
         weight=draw(st.sampled_from([0.1, 0.9])) if mixed else 1.0,
     )
-    one.frozen = copy.deepcopy(one)
-    return one
+    drawn.frozen = copy.deepcopy(drawn)
+    return drawn
 
 
 def groups(objective: Objective, max_groups: int = 3) -> st.SearchStrategy[list[Group]]:
@@ -76,31 +76,33 @@ def roles(answer: Answer, objective: Objective) -> list[Role]:
 def group_sequences(
     group: Group, objective: Objective, first: int, prompt_length: int
 ) -> list[TrainingSequence]:
-    """Every token is a number of its own, counted from `first`."""
-    own = [a for a in group if not a.demonstration]
+    """Every token is a number of its completions, counted from `first`."""
+    completions = [a for a in group if not a.demonstration]
     demonstrations = [a for a in group if a.demonstration]
-    a_own, a_demo = group_advantages(
-        [a.reward for a in own],
+    a_self, a_demo = group_advantages(
+        [a.reward for a in completions],
         [a.reward for a in demonstrations],
         augmented=objective.advantage_group == "augmented",
         divide_by_std=objective.advantage_std,
-        baseline=[not a.given for a in own] if objective.prefix_policy else None,
+        baseline=[not a.given for a in completions] if objective.prefix_policy else None,
     )
-    by_answer = {id(a): x for a, x in zip(own + demonstrations, [*a_own, *a_demo], strict=True)}
+    by_answer = {
+        id(a): x for a, x in zip(completions + demonstrations, [*a_self, *a_demo], strict=True)
+    }
     sequences = []
-    for one in group:
+    for answer in group:
         sequences.append(
             made_sequence(
                 prompt=[0] * prompt_length,
-                completion=range(first, first + len(one.logp)),
-                role=roles(one, objective),
-                advantage=by_answer[id(one)],
-                correct=one.reward >= 1.0,
-                old_logprobs=one.old_logp,
-                weight=one.weight,
+                completion=range(first, first + len(answer.logp)),
+                role=roles(answer, objective),
+                advantage=by_answer[id(answer)],
+                correct=answer.reward >= 1.0,
+                old_logprobs=answer.old_logp,
+                weight=answer.weight,
             )
         )
-        first += len(one.logp)
+        first += len(answer.logp)
     return sequences
 
 

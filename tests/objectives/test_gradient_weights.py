@@ -136,7 +136,7 @@ def test_given_behavior_logprobs_divide_the_probability():
 
 @pytest.mark.parametrize("solved", range(8))
 def test_one_right_demonstration_and_seven_rollouts(solved):
-    """Of which `solved` are right: A = (7 - solved) / 8, so nothing once all of them are."""
+    """With `solved` right rollouts A = (7 - solved) / 8, so nothing once all of them are right."""
     rewards = [1.0] * solved + [0.0] * (7 - solved)
     _, (advantage,) = group_advantages(rewards, [1.0], augmented=True, divide_by_std=False)
     g = demonstration_gradient("luffy", np.array([0.1, 0.6]), advantage)

@@ -25,13 +25,13 @@ presets = pytest.mark.parametrize("preset", PRESETS)
 def compiled(objective, on_policy=False):
     """(stats, batch, previous entropies) -> (total, terms), gradient of the total by stats."""
 
-    def of_microbatch(stats, rows, normalisers, previous):
+    def microbatch_terms(stats, rows, normalisers, previous):
         stats, rows = jax.tree.map(lambda x: x.reshape(-1), (stats, rows))
         context = LossContext(normalisers, *previous, objective, on_policy)
         return {k: v.sum() for k, v in loss_terms(stats, rows, context).items()}
 
     def total(stats, batch, previous):
-        run = jax.vmap(of_microbatch, in_axes=(0, 0, None, None))
+        run = jax.vmap(microbatch_terms, in_axes=(0, 0, None, None))
         parts = run(stats, batch.rows, batch.normalisers, previous)
         terms = {name: values.sum() for name, values in parts.items()}
         return sum(terms.values()), terms
@@ -79,9 +79,9 @@ def test_gradients_equal_finite_differences_of_the_oracle(preset):
         for _ in range(3):
             directions = {n: random.uniform(-1, 1, size) for n in ("logp", "entropy", "kl")}
             along = [directions["logp"], directions["entropy"], np.zeros(size), directions["kl"]]
-            found = sum(np.sum(g * d[slots]) for g, d in zip(grads, along, strict=False))
+            actual = sum(np.sum(g * d[slots]) for g, d in zip(grads, along, strict=False))
             slope = oracle_slope(groups, preset, directions)
-            np.testing.assert_allclose(found, slope, rtol=1e-4, atol=2e-5)
+            np.testing.assert_allclose(actual, slope, rtol=1e-4, atol=2e-5)
 
     check()
 
@@ -92,11 +92,13 @@ def oracle_slope(groups, preset, directions, step=1e-5):
 
     def moved(sign):
         first = 1
-        for one in everything:
-            span = slice(first, first := first + len(one.logp))
+        for moved_answer in everything:
+            span = slice(first, first := first + len(moved_answer.logp))
             for name, direction in directions.items():
-                values = np.array(getattr(one.frozen, name)) + sign * step * direction[span]
-                setattr(one, name, values.tolist())
+                values = (
+                    np.array(getattr(moved_answer.frozen, name)) + sign * step * direction[span]
+                )
+                setattr(moved_answer, name, values.tolist())
         return oracle.loss(groups, preset)
 
     slope = (moved(1) - moved(-1)) / (2 * step)
@@ -115,12 +117,12 @@ MIXED = [
 def test_on_policy_equals_old_logprobs_that_are_our_own(preset):
     """On policy the given ones are not read; off policy they matter wherever there is a ratio."""
     objective = expand(ObjectiveConfig(preset=preset))
-    own = dataclasses.replace(MIXED[0], given=1 if objective.prefix != "none" else 0)
+    first = dataclasses.replace(MIXED[0], given=1 if objective.prefix != "none" else 0)
     shifted = [
         answer(False, a.reward, a.logp, a.entropy, [x - 0.1 for x in a.logp], given=a.given)
-        for a in (own, MIXED[1])
+        for a in (first, MIXED[1])
     ]
-    exact = evaluate([[own, *MIXED[1:]]], objective)
+    exact = evaluate([[first, *MIXED[1:]]], objective)
     off_policy = evaluate([[*shifted, MIXED[2]]], objective)
     on_policy = evaluate([[*shifted, MIXED[2]]], objective, on_policy=True)
     assert np.any(exact[2].logprob)
@@ -198,10 +200,10 @@ def test_extremes_stay_finite(variant):
         for d in (False, True)
         for reward in (0.0, 1.0)
     ]
-    for one in far:
-        one.ref_logp, one.kl = old[::-1], [0.0, 200.0, 200.0, 0.0]
+    for extreme in far:
+        extreme.ref_logp, extreme.kl = old[::-1], [0.0, 200.0, 200.0, 0.0]
     if objective.prefix == "none":
-        far = [dataclasses.replace(one, given=0) for one in far]
+        far = [dataclasses.replace(extreme, given=0) for extreme in far]
     for on_policy in (False, True):
         loss, _, grads, _ = evaluate([far], objective, on_policy=on_policy)
         assert np.isfinite(loss) and np.all(np.isfinite(np.stack(grads)))
@@ -213,9 +215,9 @@ def test_the_objective_of_a_token_is_the_sum_of_its_terms():
     context = LossContext(batch.normalisers, 0.0, 0.0, objective, False)
     terms = loss_terms(stats, batch.rows, context)
     assert terms.keys() == {"demo_nll", "demo_policy", "self", "entropy_bonus"}
-    found = token_objective(stats, batch.rows, context)
-    np.testing.assert_allclose(found, sum(terms.values()), rtol=1e-6)
-    assert np.array_equal(found != 0, batch.rows.loss_mask)
+    values = token_objective(stats, batch.rows, context)
+    np.testing.assert_allclose(values, sum(terms.values()), rtol=1e-6)
+    assert np.array_equal(values != 0, batch.rows.loss_mask)
 
 
 def test_a_kl_without_a_reference_is_an_error():
@@ -236,13 +238,13 @@ def test_a_kl_without_a_reference_is_an_error():
 )
 def test_every_role_is_drawn(preset, roles):
     """Else the tests above could not fail on it."""
-    objective, found = expand(ObjectiveConfig(preset=preset)), set()
+    objective, drawn = expand(ObjectiveConfig(preset=preset)), set()
 
     @ragged
     @given(groups(objective))
     def collect(groups):
         batch, _ = to_batch(groups, objective)
-        found.update(np.unique(batch.rows.role[batch.rows.loss_mask]))
+        drawn.update(np.unique(batch.rows.role[batch.rows.loss_mask]))
 
     collect()
-    assert found == roles
+    assert drawn == roles

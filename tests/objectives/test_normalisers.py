@@ -41,19 +41,23 @@ AGGREGATIONS = pytest.mark.parametrize(
 
 @AGGREGATIONS
 def test_a_role_counts_in_the_policy_terms_where_it_has_one(aggregation, of):
-    own, demo, prefix = dict(self_form="likelihood"), dict(demo_policy=1.0), dict(prefix_policy=1.0)
+    completion, demo, prefix = (
+        dict(self_form="likelihood"),
+        dict(demo_policy=1.0),
+        dict(prefix_policy=1.0),
+    )
     for coefficients, tokens, sequences in [
-        (own, 10, 4),
+        (completion, 10, 4),
         (demo, 5, 3),
-        (own | demo, 15, 7),
-        (own | prefix, 12, 4),
+        (completion | demo, 15, 7),
+        (completion | prefix, 12, 4),
         (prefix, 2, 1),
-        (own | demo | prefix, 17, 7),
+        (completion | demo | prefix, 17, 7),
     ]:
-        found = counted(**coefficients, policy_aggregation=aggregation)
-        assert found.policy == of(tokens, sequences)
-        assert found.entropy == of(15, 7)  # of completions and demonstrations, whatever is on
-        assert found.demonstration == found.kl == 0
+        counts = counted(**coefficients, policy_aggregation=aggregation)
+        assert counts.policy == of(tokens, sequences)
+        assert counts.entropy == of(15, 7)  # of completions and demonstrations, whatever is on
+        assert counts.demonstration == counts.kl == 0
 
 
 @AGGREGATIONS
@@ -63,28 +67,28 @@ def test_a_role_counts_in_the_likelihoods_where_it_has_one(aggregation, of):
         (dict(hint_nll=1.0), 2, 1),
         (dict(demo_nll=1.0, hint_nll=1.0), 7, 4),
     ]:
-        found = counted(**coefficients, demo_aggregation=aggregation)
-        assert found.demonstration == of(tokens, sequences)
-        assert found.policy == 0
+        counts = counted(**coefficients, demo_aggregation=aggregation)
+        assert counts.demonstration == of(tokens, sequences)
+        assert counts.policy == 0
 
 
 @AGGREGATIONS
 def test_the_kl_counts_its_own_role(aggregation, of):
     for role, tokens, sequences in [("self", 10, 4), ("demo", 5, 3)]:
-        found = counted(kl=0.1, kl_role=role, policy_aggregation=aggregation, demo_policy=1.0)
-        assert found.kl == of(tokens, sequences)
+        counts = counted(kl=0.1, kl_role=role, policy_aggregation=aggregation, demo_policy=1.0)
+        assert counts.kl == of(tokens, sequences)
 
 
 def test_counts_for_metrics():
     """Sequences of even number are correct; the advantage of the first alone is above 0."""
     for form, positive in [("none", 0), ("likelihood", 2 + 3), ("policy_gradient", 2)]:
-        found = counted(demo_nll=1.0, self_form=form)
-        assert (found.self_tokens, found.demonstration_tokens) == (10, 5)
-        assert found.positive_tokens == positive
+        counts = counted(demo_nll=1.0, self_form=form)
+        assert (counts.self_tokens, counts.demonstration_tokens) == (10, 5)
+        assert counts.positive_tokens == positive
 
 
 def test_nothing_counts_as_zero():
-    found = normalisers([], PRESETS["srft"], length_cap=8)
-    assert dataclasses.astuple(found) == (0, 0, 0, 0, 0, 0, 0)
+    counts = normalisers([], PRESETS["srft"], length_cap=8)
+    assert dataclasses.astuple(counts) == (0, 0, 0, 0, 0, 0, 0)
     capped = Objective(self_form="likelihood", policy_aggregation="length_cap")
     assert normalisers([made_sequence([1], [2, 3], DEMO)], capped, length_cap=8).policy == 0

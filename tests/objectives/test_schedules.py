@@ -32,11 +32,11 @@ def test_constant_mixing_and_none():
 @pytest.mark.parametrize(("step", "share"), [(0, 0.95), (150, 0.5), (299, 0.05)])
 def test_uft_draws_chunks(step, share):
     """Binomial(5, share) chunks of 20 tokens each."""
-    found = lengths(UFT, step, 100)
-    assert set(found) <= {0, 20, 40, 60, 80, 99}
-    np.testing.assert_allclose(np.minimum(found, 99).mean(), 100 * share, atol=2.0)
+    actual = lengths(UFT, step, 100)
+    assert set(actual) <= {0, 20, 40, 60, 80, 99}
+    np.testing.assert_allclose(np.minimum(actual, 99).mean(), 100 * share, atol=2.0)
     variance = 5 * share * (1 - share) * 20**2
-    np.testing.assert_allclose(found.var(), variance, rtol=0.2, atol=10)
+    np.testing.assert_allclose(actual.var(), variance, rtol=0.2, atol=10)
 
 
 def test_uft_ends_its_hints():
@@ -46,10 +46,10 @@ def test_uft_ends_its_hints():
 
 @pytest.mark.parametrize(("step", "low"), [(0, 0.95), (250, 0.5), (499, 0.05)])
 def test_prefix_rft_draws_uniformly_above_a_falling_bound(step, low):
-    found = lengths(PREFIX_RFT, step, 1000)
-    assert round(1000 * low) - 1 <= found.min() and found.max() <= 950
-    np.testing.assert_allclose(found.mean(), 500 * (low + 0.95), rtol=0.03)
-    np.testing.assert_allclose(found.std(), 1000 * (0.95 - low) / 12**0.5, rtol=0.05, atol=1)
+    actual = lengths(PREFIX_RFT, step, 1000)
+    assert round(1000 * low) - 1 <= actual.min() and actual.max() <= 950
+    np.testing.assert_allclose(actual.mean(), 500 * (low + 0.95), rtol=0.03)
+    np.testing.assert_allclose(actual.std(), 1000 * (0.95 - low) / 12**0.5, rtol=0.05, atol=1)
     assert not lengths(PREFIX_RFT, 500, 1000).any()
 
 
@@ -69,9 +69,9 @@ def test_the_same_generator_draws_the_same():
 
 
 def test_top_entropy_takes_a_share():
-    found = top_entropy([0.1, 2.0, 0.5, 0.3, 0.0], 0.4)
-    assert found.dtype == bool
-    assert found.tolist() == [False, True, True, False, False]
+    actual = top_entropy([0.1, 2.0, 0.5, 0.3, 0.0], 0.4)
+    assert actual.dtype == bool
+    assert actual.tolist() == [False, True, True, False, False]
     assert top_entropy([0.2, 0.1], 0.2).tolist() == [True, False]  # at least one
     assert top_entropy(np.ones(15), 0.2).sum() == 3
     assert top_entropy([3.0, 1.0], 1.0).all()

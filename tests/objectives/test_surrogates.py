@@ -89,8 +89,8 @@ def test_the_ratio_of_gspo_is_the_sequences():
         sampler_logprobs=-1.0 - log_r - log_weight,
     )
     logp, context = jnp.full(4, -1.0), make_context(objective)
-    found = ratio(TokenStats(logp, 0 * logp), rows, context)
-    np.testing.assert_allclose(found[jnp.array([0, 1, 3])], np.exp([0.1, 0.1, 0.05]), rtol=1e-5)
+    actual = ratio(TokenStats(logp, 0 * logp), rows, context)
+    np.testing.assert_allclose(actual[jnp.array([0, 1, 3])], np.exp([0.1, 0.1, 0.05]), rtol=1e-5)
     loss, by_logp, _ = values_and_gradients(objective, rows, logp, 0.0)
     np.testing.assert_allclose(-loss, [*np.exp([0.3, 0.1]), 0, np.exp(0.15)], rtol=1e-5)
     np.testing.assert_allclose(by_logp, loss, rtol=1e-6)
@@ -164,8 +164,8 @@ def test_gradients_of_the_estimates():
     exact = jax.grad(exact_kl)(LOGITS)
     assert np.abs(exact).max() > 0.1
     for estimator in ("k1", "k2", "full"):
-        found = jax.grad(expected_estimate)(LOGITS, estimator)
-        np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-6)
+        actual = jax.grad(expected_estimate)(LOGITS, estimator)
+        np.testing.assert_allclose(actual, exact, rtol=1e-4, atol=1e-6)
     p, ref = jax.nn.softmax(LOGITS), jax.nn.softmax(REFERENCE_LOGITS)
     np.testing.assert_allclose(jax.grad(expected_estimate)(LOGITS, "k3"), p - ref, rtol=1e-4)
     plain = jax.grad(lambda logits: jnp.sum(p * jax.nn.log_softmax(logits)))(LOGITS)

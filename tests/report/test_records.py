@@ -47,9 +47,9 @@ def add(recorder, step, *updates):
 def test_updates_are_averaged_unless_the_name_says_otherwise():
     first = {"loss/self": 1.0, "policy/ratio_min": 0.9, "policy/ratio_max": 1.5}
     second = {"loss/self": 2.0, "policy/ratio_min": 0.8, "policy/ratio_max": 1.2}
-    of_sampler = ("policy/sampler_kl", "policy/sampler_max_difference")
-    first |= {"loss/skipped": 1.0} | dict.fromkeys(of_sampler, 1e-6)
-    second |= {"loss/skipped": 1.0} | dict.fromkeys(of_sampler, 0.3)
+    sampler_metrics = ("policy/sampler_kl", "policy/sampler_max_difference")
+    first |= {"loss/skipped": 1.0} | dict.fromkeys(sampler_metrics, 1e-6)
+    second |= {"loss/skipped": 1.0} | dict.fromkeys(sampler_metrics, 0.3)
     assert over_updates([first, second | {"weights/sft": 0.4}]) == {
         "loss/self": 1.5,
         "policy/ratio_min": 0.8,
@@ -132,10 +132,10 @@ def test_a_batch_comes_back_as_it_was(tmp_path, on_policy):
     assert saved_batch(str(tmp_path)) is None
     batch = dataclasses.replace(small_batch(7), on_policy=on_policy)
     save_batch(str(tmp_path), 12, batch)
-    step, found = saved_batch(str(tmp_path))
-    assert step == 12 and found.num_microbatches == batch.num_microbatches
-    assert found.on_policy is on_policy
+    step, restored = saved_batch(str(tmp_path))
+    assert step == 12 and restored.num_microbatches == batch.num_microbatches
+    assert restored.on_policy is on_policy
     for name, array in (vars(batch.rows) | vars(batch.normalisers)).items():
-        other = (vars(found.rows) | vars(found.normalisers))[name]
+        other = (vars(restored.rows) | vars(restored.normalisers))[name]
         np.testing.assert_array_equal(other, array)
         assert other.dtype == np.asarray(array).dtype

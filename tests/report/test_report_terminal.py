@@ -92,7 +92,7 @@ def test_a_terminal_shows_what_is_long_until_there_is_more_to_say():
 
 
 def test_a_log_has_a_line_every_half_minute():
-    """Of a rollout of 100 seconds, and of the next."""
+    """Two rollouts of 100 seconds, one after the other."""
     stream, now = io.StringIO(), 0
     progress = ProgressLine(3, stream, clock=lambda: now)
     for what in ("first", "second"):

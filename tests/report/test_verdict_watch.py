@@ -1,13 +1,16 @@
-"""Warnings of verifiers that say nothing."""
+"""Warnings of verifiers that do not judge."""
+
+from srft_jax.experience.verdicts import Scored, ShapingTerm
 
 from srft_jax.data.examples import Example
-from srft_jax.experience.verdicts import Scored, ShapingTerm
 from srft_jax.report.verdict_watch import VerdictWatch
 
 
 def scored(verdicts, kind="math", shaping=()):
     example = Example("How many?", "7", kind=kind)
-    return [Scored(example, f"text {n}", 0.0, one, shaping) for n, one in enumerate(verdicts)]
+    return [
+        Scored(example, f"text {n}", 0.0, verdict, shaping) for n, verdict in enumerate(verdicts)
+    ]
 
 
 def test_more_than_a_fifth_is_warned_of_once_with_an_example():

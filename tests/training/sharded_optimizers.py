@@ -54,10 +54,10 @@ def main() -> None:
         def put(params: object, state: object, where: object = where) -> tuple:
             return jax.device_put((params, state), (where.params, where.optimizer_states["policy"]))
 
-        wanted = two_updates(optimizer, lambda *trees: trees)
+        whole = two_updates(optimizer, lambda *trees: trees)
         results[name] = {
-            "difference": largest_difference(two_updates(optimizer, put), wanted),
-            "moved": largest_difference(wanted[0], random_params(0)),
+            "difference": largest_difference(two_updates(optimizer, put), whole),
+            "moved": largest_difference(whole[0], random_params(0)),
         }
     print(json.dumps(results))
 

@@ -52,7 +52,7 @@ OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1.0, warmup_steps=0), M
 
 
 def mesh_of(shape: Shape) -> Mesh:
-    """Of the first devices."""
+    """A mesh of the first devices."""
     return make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
 
 
@@ -82,7 +82,7 @@ def two_steps(
     return state, [first, second]
 
 
-def of_batch(mesh: Mesh, batch: Batch) -> Batch:
+def batch_places(mesh: Mesh, batch: Batch) -> Batch:
     """Where each array of a batch lies."""
     return jax.tree.map(
         lambda x: sharding(mesh, (None, "batch", None) if x.ndim == 3 else (), x.shape), batch
@@ -97,7 +97,7 @@ def on_mesh(objective: Objective, shape: Shape, batch: Batch) -> tuple[TrainStat
     assert gate.shard_shape((2, 16, 32)) == (2, 16 // shape[1], 32 // shape[3])
     assert optax.tree.get(where.optimizer_states["policy"], "mu") == where.params
     inputs = jax.device_put(
-        (state, batch, reference_params()), (where, of_batch(mesh, batch), where.params)
+        (state, batch, reference_params()), (where, batch_places(mesh, batch), where.params)
     )
     with jax.set_mesh(mesh):
         state, metrics = two_steps(objective, *inputs)
@@ -132,14 +132,14 @@ def lora_differences(shape: Shape, batch: Batch) -> dict[str, float]:
         )  # fmt: skip
         return step(step(state, batch)[0], batch)
 
-    wanted, wanted_metrics = both_steps(None)
-    of_base = lora.frozen(param_shardings(mesh, model), model)
+    whole, whole_metrics = both_steps(None)
+    base_places = lora.frozen(param_shardings(mesh, model), model)
     with jax.set_mesh(mesh):
-        state, metrics = both_steps((where, of_batch(mesh, batch), of_base))
+        state, metrics = both_steps((where, batch_places(mesh, batch), base_places))
     return {
-        "moved": largest_difference(wanted.params, factors),
-        "metrics": largest_difference(metrics, wanted_metrics),
-        "params": largest_difference(state.params, wanted.params),
+        "moved": largest_difference(whole.params, factors),
+        "metrics": largest_difference(metrics, whole_metrics),
+        "params": largest_difference(state.params, whole.params),
     }
 
 
@@ -154,7 +154,7 @@ def largest_difference(got: object, expected: object) -> float:
 
 
 def head_flops(mesh: Mesh) -> float:
-    """Of one device, for the head alone over rows that are split over all devices."""
+    """Operations of one device, for the head alone over rows that are split over all devices."""
 
     def split(shape: tuple[int, ...], dtype: type) -> jax.ShapeDtypeStruct:
         axes = ("rows", None)[: len(shape)]
@@ -167,22 +167,22 @@ def head_flops(mesh: Mesh) -> float:
 
 
 def head_flops_share(shape: Shape) -> float:
-    """Of one device in those of all rows."""
+    """Share of one device in the operations of all rows."""
     return head_flops(mesh_of(shape)) / head_flops(mesh_of((1, 1, 1, 1)))
 
 
 def step_differences(objective: Objective, shape: Shape, batch: Batch) -> dict[str, float]:
-    wanted, wanted_metrics = on_one_device(objective, batch)
+    whole, whole_metrics = on_one_device(objective, batch)
     state, metrics = on_mesh(objective, shape, batch)
-    by_name, wanted_by_name = (
-        {name: [of_step[name] for of_step in steps] for name in steps[0]}
-        for steps in (metrics, wanted_metrics)
+    by_name, whole_by_name = (
+        {name: [one_step[name] for one_step in steps] for name in steps[0]}
+        for steps in (metrics, whole_metrics)
     )
     return {
-        **{name: largest_difference(by_name[name], wanted_by_name[name]) for name in by_name},
-        "moved": largest_difference(wanted.params, initial_state().params),
-        "params": largest_difference(state.params, wanted.params),
-        "optimizer": largest_difference(state.optimizer_states, wanted.optimizer_states),
+        **{name: largest_difference(by_name[name], whole_by_name[name]) for name in by_name},
+        "moved": largest_difference(whole.params, initial_state().params),
+        "params": largest_difference(state.params, whole.params),
+        "optimizer": largest_difference(state.optimizer_states, whole.optimizer_states),
     }
 
 
@@ -196,8 +196,8 @@ def on_one_device(objective: Objective, batch: Batch) -> tuple[TrainState, list]
 
 
 def pass_differences(shape: Shape, batch: Batch) -> dict[str, float]:
-    """Of what is computed beside steps: old log-probs, norms of the gradient of each term, and the
-    tokens that `replay` prints."""
+    """Differences of what is computed beside steps: old log-probs, norms of the gradient of each
+    term, and the tokens that `replay` prints."""
     state, reference = initial_state(), reference_params()
     inputs = (state, batch, reference)
 
@@ -211,9 +211,9 @@ def pass_differences(shape: Shape, batch: Batch) -> dict[str, float]:
 
     old, norms, _ = passes(*inputs)
     mesh = mesh_of(shape)
-    of_params = param_shardings(mesh, MODEL)
-    of_state = state_shardings(mesh, MODEL, {"policy": OPTIMIZER}, state.params)
-    inputs = jax.device_put(inputs, (of_state, of_batch(mesh, batch), of_params))
+    params_places = param_shardings(mesh, MODEL)
+    state_places = state_shardings(mesh, MODEL, {"policy": OPTIMIZER}, state.params)
+    inputs = jax.device_put(inputs, (state_places, batch_places(mesh, batch), params_places))
     with jax.set_mesh(mesh):
         got_old, got_norms, ordered = passes(*inputs)
     return {
@@ -250,8 +250,8 @@ def restore_differences(shape: Shape) -> dict[str, float]:
     pairs = [(restored, state), (params, state.params)]
     other = [
         np.asarray(a).tobytes() != np.asarray(b).tobytes()
-        for got, wanted in pairs
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+        for got, whole in pairs
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(whole), strict=True)
     ]
     gate, saved_gate = (x.params["layers"]["gate"].sharding for x in (restored, saved))
     moved = gate.shard_shape((2, 16, 32)) != saved_gate.shard_shape((2, 16, 32))
@@ -259,7 +259,7 @@ def restore_differences(shape: Shape) -> dict[str, float]:
 
 
 def flat_rows(batch: Batch) -> Rows:
-    """Of microbatch 1."""
+    """The tokens of microbatch 1, flat."""
     return jax.tree.map(lambda x: x.reshape(-1), rows_of(batch, 1))
 
 

@@ -46,7 +46,7 @@ def update_of(name):
 
 @functools.cache
 def first_update(name, scale_of_last_layer=1.0):
-    """Of random gradients."""
+    """Random gradients, and the update that they make."""
     params, gradient = random_params(0), random_params(1)
     layers = jax.tree.map(np.copy, gradient["layers"])
     for layer in layers.values():
@@ -69,9 +69,9 @@ def test_adafactor_divides_by_the_means_of_rows_and_columns():
     for name in ("query", "gate", "output"):
         for g, u in zip(gradient["layers"][name], update["layers"][name], strict=True):
             rows, columns = (g**2).mean(1), (g**2).mean(0)
-            wanted = g / np.sqrt(np.outer(rows, columns) / rows.mean())
-            wanted /= max(1.0, np.sqrt((wanted**2).mean()))
-            np.testing.assert_allclose(u, -RATE * wanted, rtol=1e-4, atol=1e-5)
+            expected = g / np.sqrt(np.outer(rows, columns) / rows.mean())
+            expected /= max(1.0, np.sqrt((expected**2).mean()))
+            np.testing.assert_allclose(u, -RATE * expected, rtol=1e-4, atol=1e-5)
     norm = gradient["layers"]["mlp_norm"]  # vectors are not factored
     np.testing.assert_allclose(update["layers"]["mlp_norm"], -RATE * np.sign(norm), rtol=1e-5)
 
@@ -130,15 +130,16 @@ def specs(name, model=WIDE, **settings):
     optimizers = {"policy": optimizer_of(name, model, **settings)}
     params = lora.trained(random_params(0, model), model)
     shapes = jax.eval_shape(lambda: new_state(params, optimizers))
-    found = state_shardings(MESH, model, optimizers, params)
-    assert jax.tree.structure(found) == jax.tree.structure(shapes)
-    leaves = zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(found), strict=True)
+    places = state_shardings(MESH, model, optimizers, params)
+    assert jax.tree.structure(places) == jax.tree.structure(shapes)
+    leaves = zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(places), strict=True)
     return {jax.tree_util.keystr(path): (leaf.shape, where.spec) for (path, leaf), where in leaves}
 
 
-def of(found, *parts):
-    (one,) = [value for key, value in found.items() if all(part in key for part in parts)]
-    return one
+def entry(specs, *parts):
+    """The one whose key has all of these parts."""
+    (value,) = [value for key, value in specs.items() if all(part in key for part in parts)]
+    return value
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -146,24 +147,24 @@ def test_moments_are_split_as_their_parameters(dtype):
     whole = PartitionSpec(None, "fsdp", "tensor")
     adamw = specs("adamw", state_dtype=dtype)
     for moment in (".mu", ".nu"):
-        assert of(adamw, moment, "['gate']") == ((2, 128, 192), whole)
+        assert entry(adamw, moment, "['gate']") == ((2, 128, 192), whole)
     muon = specs("muon", state_dtype=dtype)
-    assert of(muon, ".mu", "['gate']") == ((2, 128, 192), whole)
-    assert of(muon, ".nu", "['embedding']") == ((160, 128), PartitionSpec("tensor", "fsdp"))
+    assert entry(muon, ".mu", "['gate']") == ((2, 128, 192), whole)
+    assert entry(muon, ".nu", "['embedding']") == ((160, 128), PartitionSpec("tensor", "fsdp"))
     assert not [key for key in muon if ".nu" in key and "gate" in key]
     adafactor = specs("adafactor", state_dtype=dtype)
-    assert of(adafactor, ".v_row", "['gate']") == ((2, 128), PartitionSpec(None, "fsdp"))
-    assert of(adafactor, ".v_col", "['gate']") == ((2, 192), PartitionSpec(None, "tensor"))
-    assert of(adafactor, ".v_row", "['down']") == ((2, 128), PartitionSpec(None, "fsdp"))
-    assert of(adafactor, ".v_row", "['embedding']") == ((128,), PartitionSpec("fsdp"))
+    assert entry(adafactor, ".v_row", "['gate']") == ((2, 128), PartitionSpec(None, "fsdp"))
+    assert entry(adafactor, ".v_col", "['gate']") == ((2, 192), PartitionSpec(None, "tensor"))
+    assert entry(adafactor, ".v_row", "['down']") == ((2, 128), PartitionSpec(None, "fsdp"))
+    assert entry(adafactor, ".v_row", "['embedding']") == ((128,), PartitionSpec("fsdp"))
 
 
 def test_adapters_have_states_of_their_own():
     adapted = lora.adapted(WIDE, LoraConfig(rank=2, targets=("query",)))
     for name in NAMES:
-        of_layers = [key for key in specs(name, adapted) if "['layers']" in key]
-        assert any("query_lora_a" in key for key in of_layers)
-        assert all("query_lora" in key for key in of_layers if "optimizer_states" in key)
+        layer_keys = [key for key in specs(name, adapted) if "['layers']" in key]
+        assert any("query_lora_a" in key for key in layer_keys)
+        assert all("query_lora" in key for key in layer_keys if "optimizer_states" in key)
 
 
 @pytest.mark.slow

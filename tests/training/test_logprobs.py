@@ -11,9 +11,9 @@ from tiny_training import (
     batch_of,
     initial_state,
     naive_logprobs,
-    of_targets,
     split,
     step,
+    target_logprobs,
 )
 
 from srft_jax.batch import Role
@@ -32,18 +32,18 @@ def recomputed(batch):
 def test_only_tokens_with_a_ratio_are_recomputed():
     batch = split("all else")
     batch.rows.old_logprobs[:] = -0.5
-    found, rows = recomputed(batch), batch.rows
-    logprob = of_targets(naive_logprobs(batch, initial_state().params), batch)
-    wanted = rows.loss_mask[0] & np.isin(rows.role[0], [Role.SELF, Role.PREFIX])
-    expected = np.where(wanted, logprob, -0.5)
-    np.testing.assert_allclose(found.rows.old_logprobs[0], expected, rtol=1e-5)
-    assert (found.rows.old_logprobs[1:] == -0.5).all()
-    np.testing.assert_array_equal(found.rows.sampler_logprobs, rows.sampler_logprobs)
+    filled, rows = recomputed(batch), batch.rows
+    logprob = target_logprobs(naive_logprobs(batch, initial_state().params), batch)
+    recomputed_tokens = rows.loss_mask[0] & np.isin(rows.role[0], [Role.SELF, Role.PREFIX])
+    expected = np.where(recomputed_tokens, logprob, -0.5)
+    np.testing.assert_allclose(filled.rows.old_logprobs[0], expected, rtol=1e-5)
+    assert (filled.rows.old_logprobs[1:] == -0.5).all()
+    np.testing.assert_array_equal(filled.rows.sampler_logprobs, rows.sampler_logprobs)
 
 
 def test_every_microbatch_in_use_is_recomputed():
     whole, halves = (recomputed(split("all else", rows)).rows for rows in (8, 4))
-    totals = [np.where(one.role == Role.SELF, one.old_logprobs, 0.0) for one in (whole, halves)]
+    totals = [np.where(rows.role == Role.SELF, rows.old_logprobs, 0.0) for rows in (whole, halves)]
     np.testing.assert_allclose(totals[0][0].sum(), totals[1][:2].sum(), rtol=1e-5)
     assert totals[1][1].any()
 
@@ -61,9 +61,9 @@ def test_they_are_the_samplers():
         for trajectory in group
     ]
     batch = batch_of(sequences, OBJECTIVES["all else"], 4, SHAPE)
-    found = recomputed(batch).rows
-    assert (found.sampler_logprobs < -0.1).sum() > 16
-    np.testing.assert_allclose(found.old_logprobs, found.sampler_logprobs, atol=1e-5)
+    filled = recomputed(batch).rows
+    assert (filled.sampler_logprobs < -0.1).sum() > 16
+    np.testing.assert_allclose(filled.old_logprobs, filled.sampler_logprobs, atol=1e-5)
     metrics = step("all else", batch)[1]
     assert metrics["policy/sampler_max_difference"] < 1e-5
     assert 0 <= metrics["policy/sampler_kl"] < 1e-9

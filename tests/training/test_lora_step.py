@@ -71,20 +71,23 @@ def test_steps_change_adapters_alone():
 def products(step, state, batch):
     """Shapes, the smaller size first, of all products and scatters of a step, loops included."""
     text = str(step.func.trace(*step.args, state, batch).jaxpr)
-    found = re.findall(r":f32\[([\d,]+)\] = (?:dot_general|scatter-add)", text)
-    return {tuple(sorted(map(int, shape.split(",")))) for shape in found}
+    results = re.findall(r":f32\[([\d,]+)\] = (?:dot_general|scatter-add)", text)
+    return {tuple(sorted(map(int, shape.split(",")))) for shape in results}
 
 
 def shapes(config, is_adapter):
-    """Of all matrices of the table."""
-    rows = families.parameters(config)
-    matrices = [row for row in rows if len(row.axes) == 2 and row.is_adapter == is_adapter]
-    return {tuple(sorted(families.shape(row, config))) for row in matrices}
+    """Shapes of all matrices of the table, the smaller size first."""
+    matrices = [
+        parameter
+        for parameter in families.parameters(config)
+        if len(parameter.axes) == 2 and parameter.is_adapter == is_adapter
+    ]
+    return {tuple(sorted(families.shape(matrix, config))) for matrix in matrices}
 
 
 @pytest.mark.parametrize("name", ["srft", "gspo"])  # the head's gradient in one sweep, and in two
 def test_no_gradient_has_the_shape_of_a_frozen_matrix(name):
-    """That of the embedding and the head neither, which are one here."""
+    """Embedding and head, which are one matrix here, have no gradient either."""
     batch, optimizer = split(name), make_optimizer(OptimizerConfig(), SIZES, num_updates=9)
     whole = products(make_step(name, SIZES, optimizer), state_of(BASE, optimizer), batch)
     adapted = products(make_step(name, frozen_params=BASE), state_of(ADAPTERS, OPTIMIZER), batch)

@@ -44,7 +44,7 @@ def test_the_state_is_there_once(settings):
 
 
 def total(remat):
-    """Of random outputs, by its parameters."""
+    """A sum of random outputs, as a function of the parameters."""
     random = np.random.default_rng(0)
     shape = SHAPE[1], 16
     tokens = jnp.asarray(random.integers(0, MODEL.vocab_size, shape), jnp.int32)

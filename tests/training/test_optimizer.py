@@ -8,9 +8,11 @@ import optax
 import pytest
 from tiny_training import MODEL
 
-from srft_jax.config import OptimizerConfig
+from srft_jax.config import OptimizerConfig, TrainingConfig
 from srft_jax.models import init_params
-from srft_jax.training.optimizer import learning_rate, make_optimizer
+from srft_jax.objectives.methods import PRESETS
+from srft_jax.objectives.stages import make_stages
+from srft_jax.training.optimizer import learning_rate, make_optimizer, make_optimizers
 
 NOT_MATRICES = {
     "attention_norm", "mlp_norm", "final_norm", "query_bias", "key_bias", "value_bias",
@@ -23,13 +25,13 @@ def rates(steps, **settings):
 
 
 def test_warmup_is_linear_and_then_constant():
-    found = rates([0, 1, 4, 9, 10, 50], warmup_steps=10)
-    np.testing.assert_allclose(found, [0.2, 0.4, 1, 2, 2, 2], rtol=1e-6)
+    actual = rates([0, 1, 4, 9, 10, 50], warmup_steps=10)
+    np.testing.assert_allclose(actual, [0.2, 0.4, 1, 2, 2, 2], rtol=1e-6)
 
 
 def test_cosine_ends_at_its_fraction_with_the_last_update():
-    found = rates([0, 4, 10, 30, 50, 60], warmup_steps=10, schedule="cosine", final_fraction=0.1)
-    np.testing.assert_allclose(found, [0.2, 1, 2, (2 + 0.2) / 2, 0.2, 0.2], rtol=1e-6)
+    actual = rates([0, 4, 10, 30, 50, 60], warmup_steps=10, schedule="cosine", final_fraction=0.1)
+    np.testing.assert_allclose(actual, [0.2, 1, 2, (2 + 0.2) / 2, 0.2, 0.2], rtol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -38,8 +40,8 @@ def test_without_warmup_the_first_step_is_at_the_peak(schedule):
 
 
 def test_a_warmup_longer_than_the_run_is_no_error():
-    found = rates([0, 49], warmup_steps=100, schedule="cosine")
-    np.testing.assert_allclose(found, [0.02, 1.0], rtol=1e-6)
+    actual = rates([0, 49], warmup_steps=100, schedule="cosine")
+    np.testing.assert_allclose(actual, [0.02, 1.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -69,3 +71,30 @@ def test_gradients_are_clipped_by_their_global_norm(size, seen):
     _, state = jax.jit(optimizer.update)(gradient, optimizer.init(gradient), gradient)
     moment = optax.tree.get(state, "mu")
     np.testing.assert_allclose(optax.tree.norm(moment), 0.1 * seen, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "num_updates"),
+    [
+        ("grpo", {"policy": 20}),
+        ("sft_rl", {"policy": 14, "demonstration": 6}),
+        ("relift", {"policy": 20, "demonstration": 10 * 64 // 128}),
+    ],
+)
+def test_each_cosine_ends_with_its_optimizers_last_update(preset, num_updates):
+    """Ten steps of two updates and 64 prompts; the first stage has three of them."""
+    objective = PRESETS[preset]
+    if objective.sft_steps:
+        objective = dataclasses.replace(objective, sft_steps=3)
+    stages = make_stages(
+        objective, prompts_per_step=64, updates_per_rollout=2, completions_per_prompt=4
+    )
+    cosine = OptimizerConfig(warmup_steps=0, schedule="cosine", final_fraction=0.0)
+    training = TrainingConfig(
+        num_steps=10, updates_per_rollout=2, optimizer=cosine, demonstration_optimizer=cosine
+    )
+    optimizers = make_optimizers(training, stages, prompts_per_step=64, model_config=MODEL)
+    assert optimizers.transformations.keys() == num_updates.keys()
+    for name, last in num_updates.items():
+        rate = optimizers.learning_rates[name]
+        assert rate(last) < 1e-8 < rate(last - 1)

@@ -51,13 +51,13 @@ def results():
     return run(*MESHES, *OTHERS, HEAD)
 
 
-def check(found):
-    assert found.pop("moved") > 1e-2  # or equal parameters would mean nothing
-    assert max(found.values()) < 1e-5, found
+def check(differences):
+    assert differences.pop("moved") > 1e-2  # or equal parameters would mean nothing
+    assert max(differences.values()) < 1e-5, differences
 
 
 def test_a_checkpoint_is_restored_onto_another_mesh_bit_for_bit():
-    """Of fsdp=8 onto data=2, context=2, tensor=2."""
+    """From fsdp=8 onto data=2, context=2, tensor=2."""
     check(run("restore:2x1x2x2")["restore:2x1x2x2"])
 
 
@@ -76,6 +76,6 @@ def test_the_head_is_split_over_the_devices(results):
 
 
 def test_every_optimizer_makes_the_updates_of_a_single_device():
-    for name, found in run(script=SCRIPT.with_name("sharded_optimizers.py")).items():
-        assert found["moved"] > 1e-2
-        assert found["difference"] < 1e-5, name
+    for name, differences in run(script=SCRIPT.with_name("sharded_optimizers.py")).items():
+        assert differences["moved"] > 1e-2
+        assert differences["difference"] < 1e-5, name

@@ -11,15 +11,15 @@ from tiny_training import (
     MODEL,
     OBJECTIVES,
     PREVIOUS_ENTROPY,
+    ends_in_role,
     gradient_keeper,
     initial_state,
     largest,
     naive_logprobs,
-    of_role,
-    of_targets,
     sequences,
     split,
     step,
+    target_logprobs,
 )
 
 from srft_jax.batch import Role
@@ -106,7 +106,7 @@ def test_long_rows_of_rollouts_and_demonstrations_equal_one_sequence_a_row(name)
 @objectives
 @pytest.mark.parametrize("kept", [[], [Role.SELF], [Role.DEMONSTRATION]])
 def test_a_step_without_a_role_is_finite(name, kept):
-    batch = split(name, kept=[row for row in sequences() if of_role(row, *kept)])
+    batch = split(name, kept=[row for row in sequences() if ends_in_role(row, *kept)])
     state, metrics, gradient = step(name, batch)
     assert all(np.isfinite(x) for x in metrics.values())
     assert np.isfinite(largest(gradient))
@@ -141,15 +141,15 @@ def test_unused_microbatches_are_not_computed():
 def test_on_policy_equals_old_logprobs_that_are_our_own():
     batch = split("srft")
     off_policy, computed = step("srft", batch), step("srft", batch, on_policy=True)
-    logprob = of_targets(naive_logprobs(batch, initial_state().params), batch)
-    own = batch.rows.loss_mask[0] & (batch.rows.role[0] == Role.SELF)
-    batch.rows.old_logprobs[0] = np.where(own, logprob, 0.0)
-    given = step("srft", batch)
+    logprob = target_logprobs(naive_logprobs(batch, initial_state().params), batch)
+    self_tokens = batch.rows.loss_mask[0] & (batch.rows.role[0] == Role.SELF)
+    batch.rows.old_logprobs[0] = np.where(self_tokens, logprob, 0.0)
+    with_logprobs = step("srft", batch)
     # The same temperature on both sides, or the ratios would not be 1.
-    assert given[1]["policy/clip_fraction"] == 0 < off_policy[1]["policy/clip_fraction"]
+    assert with_logprobs[1]["policy/clip_fraction"] == 0 < off_policy[1]["policy/clip_fraction"]
     assert computed[1]["policy/ratio_min"] == computed[1]["policy/ratio_max"] == 1.0
-    assert_same(computed, given)
-    difference = jax.tree.map(lambda a, b: a - b, given[2], off_policy[2])
+    assert_same(computed, with_logprobs)
+    difference = jax.tree.map(lambda a, b: a - b, with_logprobs[2], off_policy[2])
     assert largest(difference) > 1e-3
 
 
@@ -161,11 +161,11 @@ def test_state_after_a_step():
     assert state.entropy_demonstration == metrics["policy/entropy_demo"]
     # Batch-scoped weights read the entropies that came with the state.
     expected = np.array([0.7, 1.3]) * 0.5 * np.exp(PREVIOUS_ENTROPY[1])
-    found = [metrics["weights/sft_min"], metrics["weights/sft_max"]]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    actual = [metrics["weights/sft_min"], metrics["weights/sft_max"]]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
     expected = np.array([0.7, 1.3]) * 0.1 * np.exp(-PREVIOUS_ENTROPY[0])
-    found = [metrics["weights/rl_min"], metrics["weights/rl_max"]]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    actual = [metrics["weights/rl_min"], metrics["weights/rl_max"]]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_each_optimizer_has_a_state_of_its_own():
@@ -181,8 +181,8 @@ def test_each_optimizer_has_a_state_of_its_own():
 
 def with_nan(batch, microbatch=1):
     """The completions of one microbatch have advantages that are not numbers."""
-    own = batch.rows.loss_mask[microbatch] & (batch.rows.role[microbatch] == Role.SELF)
-    batch.rows.advantage[microbatch][own] = np.nan
+    self_tokens = batch.rows.loss_mask[microbatch] & (batch.rows.role[microbatch] == Role.SELF)
+    batch.rows.advantage[microbatch][self_tokens] = np.nan
     return batch
 
 

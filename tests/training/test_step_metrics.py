@@ -13,10 +13,10 @@ from tiny_training import (
     gradient_keeper,
     initial_state,
     naive_logprobs,
-    of_targets,
     reference_params,
     split,
     step,
+    target_logprobs,
 )
 
 from srft_jax.batch import Role
@@ -43,23 +43,31 @@ def observed():
     everything = naive_logprobs(batch, initial_state().params)
     rows = jax.tree.map(lambda x: x[0], batch.rows)
     roles = np.where(rows.loss_mask, rows.role, Role.NONE)
-    return rows, roles, of_targets(everything, batch), -(np.exp(everything) * everything).sum(-1)
+    return (
+        rows,
+        roles,
+        target_logprobs(everything, batch),
+        -(np.exp(everything) * everything).sum(-1),
+    )
 
 
 def test_metrics_are_what_they_are_called(observed):
     rows, roles, logprob, entropy = observed
-    own, demo = roles == Role.SELF, roles == Role.DEMONSTRATION
-    positive = own & (rows.advantage > 0)
+    self_tokens, demo = roles == Role.SELF, roles == Role.DEMONSTRATION
+    positive = self_tokens & (rows.advantage > 0)
     log_ratio = (logprob - rows.sampler_logprobs)[np.isin(roles, [1, 3, 4])]
-    of_own, advantage = (logprob - rows.sampler_logprobs)[own], rows.advantage[own]
-    ratio = np.exp(of_own)
+    self_difference, advantage = (
+        (logprob - rows.sampler_logprobs)[self_tokens],
+        rows.advantage[self_tokens],
+    )
+    ratio = np.exp(self_difference)
     low, high = (advantage < 0) & (ratio < 0.8), (advantage > 0) & (ratio > 1.2)
     sft = rows.weight[demo] * 0.5 * np.exp(-entropy[demo])
     expected = {
-        "policy/entropy_self": entropy[own].mean(),
+        "policy/entropy_self": entropy[self_tokens].mean(),
         "policy/entropy_demo": entropy[demo].mean(),
         "policy/logprob_demo": logprob[demo].mean(),
-        "policy/sampler_kl": (ratio - 1 - of_own).mean(),
+        "policy/sampler_kl": (ratio - 1 - self_difference).mean(),
         "policy/sampler_max_difference": np.abs(log_ratio).max(),
         "policy/clip_fraction": (low | high).mean(),
         "policy/clip_fraction_low": low.mean(),
@@ -74,7 +82,10 @@ def test_metrics_are_what_they_are_called(observed):
     }
     _, metrics, gradient = step("srft", observed_batch())
     expected["loss/gradient_norm"] = np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(gradient)))
-    assert 0 < low.mean() != high.mean() > 0 and np.abs(log_ratio).max() > np.abs(of_own).max()
+    assert (
+        0 < low.mean() != high.mean() > 0
+        and np.abs(log_ratio).max() > np.abs(self_difference).max()
+    )
     for name, value in expected.items():
         np.testing.assert_allclose(metrics.pop(name), value, rtol=1e-4, err_msg=name)
     total = metrics.pop("loss/total")
@@ -86,10 +97,10 @@ def test_metrics_are_what_they_are_called(observed):
 def test_importance_weights(observed):
     """min(p_old / p_sampler, 2) with old log-probs of the trainer's own."""
     rows, roles, *_ = observed
-    own, batch = roles == Role.SELF, split("all else")
-    difference = np.random.default_rng(3).uniform(-1.0, 1.0, own.shape).astype(np.float32)
-    batch.rows.old_logprobs[0] += np.where(own, difference, 0.0)
-    expected = np.minimum(np.exp(difference[own]), 2.0).mean()
+    self_tokens, batch = roles == Role.SELF, split("all else")
+    difference = np.random.default_rng(3).uniform(-1.0, 1.0, self_tokens.shape).astype(np.float32)
+    batch.rows.old_logprobs[0] += np.where(self_tokens, difference, 0.0)
+    expected = np.minimum(np.exp(difference[self_tokens]), 2.0).mean()
     metrics = step("all else", batch)[1]
     np.testing.assert_allclose(metrics["weights/importance"], expected, rtol=1e-5)
 
@@ -100,8 +111,8 @@ def test_the_reference_kl_is_that_over_the_whole_vocabulary(name, role):
     batch = split(name)
     logp = naive_logprobs(batch, initial_state().params)
     difference = logp - naive_logprobs(batch, reference_params())
-    of_role = batch.rows.loss_mask[0] & (batch.rows.role[0] == role)
-    expected = (np.exp(logp) * difference).sum(-1)[of_role].mean()
+    role_tokens = batch.rows.loss_mask[0] & (batch.rows.role[0] == role)
+    expected = (np.exp(logp) * difference).sum(-1)[role_tokens].mean()
     assert expected > 1e-3
     metrics = step(name, batch)[1]
     np.testing.assert_allclose(metrics["policy/reference_kl"], expected, rtol=1e-4)

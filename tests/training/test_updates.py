@@ -41,14 +41,14 @@ def trained_logprobs(objective, on_policy, has_old_logprobs=True):
 def test_a_batch_that_is_not_on_policy_gets_the_trainers_logprobs(on_policy):
     """The batch decides it: one rollout may be of the current parameters, the next one stale."""
     objective = dataclasses.replace(PRESETS["grpo"], old_logprobs="trainer")
-    given, original = trained_logprobs(objective, on_policy)
+    trained, original = trained_logprobs(objective, on_policy)
     if on_policy:
-        np.testing.assert_array_equal(given, original)
+        np.testing.assert_array_equal(trained, original)
     else:
-        assert (given == FILLED_IN).all() and (original != FILLED_IN).all()
+        assert (trained == FILLED_IN).all() and (original != FILLED_IN).all()
 
 
 @pytest.mark.parametrize("on_policy", [False, True])
 def test_the_samplers_logprobs_stay_where_the_objective_takes_them(on_policy):
-    given, original = trained_logprobs(PRESETS["grpo"], on_policy, has_old_logprobs=False)
-    np.testing.assert_array_equal(given, original)
+    trained, original = trained_logprobs(PRESETS["grpo"], on_policy, has_old_logprobs=False)
+    np.testing.assert_array_equal(trained, original)

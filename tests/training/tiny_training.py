@@ -50,7 +50,7 @@ _SETTINGS["all else"] = dict(
     demo_aggregation="sequences",
     policy_aggregation="sequence_caps",
 )
-OBJECTIVES = {name: expand(ObjectiveConfig(**own)) for name, own in _SETTINGS.items()}
+OBJECTIVES = {name: expand(ObjectiveConfig(**settings)) for name, settings in _SETTINGS.items()}
 
 
 def sequences(seed: int = 0) -> list[TrainingSequence]:
@@ -78,7 +78,7 @@ def sequences(seed: int = 0) -> list[TrainingSequence]:
 _FORCED = {15: [Role.HINT, Role.HINT], 16: [Role.PREFIX, Role.NONE, Role.PREFIX]}
 
 
-def of_role(sequence: TrainingSequence, *roles: Role) -> bool:
+def ends_in_role(sequence: TrainingSequence, *roles: Role) -> bool:
     """Its last token is of one of these roles."""
     return sequence.roles[-1] in roles
 
@@ -185,6 +185,6 @@ def naive_logprobs(batch: Batch, params: Any, temperature: float = TEMPERATURE) 
         return np.asarray(_all_logprobs(params, rows, temperature))
 
 
-def of_targets(logprobs: np.ndarray, batch: Batch) -> np.ndarray:
+def target_logprobs(logprobs: np.ndarray, batch: Batch) -> np.ndarray:
     """[B, T] of the first microbatch."""
     return np.take_along_axis(logprobs, batch.rows.targets[0][..., None], axis=-1)[..., 0]
