@@ -87,11 +87,8 @@ def _suggestion(key: str) -> str:
     return f"; did you mean --{close[0]}?" if close else ""
 
 
-_SOURCES = ("data.train", "data.held_out", "data.ood")
-
-
 class _Files(jsonargparse.ActionConfigFile):
-    """Several --config: a later file's keys replace an earlier one's, its benchmarks join them.
+    """Several --config: a later file's keys replace an earlier one's, and evaluation sets join.
 
     A source that comes another way replaces the whole source: keys of a procedural one mean nothing
     to one of files.
@@ -101,20 +98,29 @@ class _Files(jsonargparse.ActionConfigFile):
     def apply_config(
         parser: jsonargparse.ArgumentParser, cfg: jsonargparse.Namespace, dest: str, value: str
     ) -> None:
-        before = cfg.get("data.benchmarks") or {}
-        ways = {key: _ways(cfg, key) for key in _SOURCES}
+        train, sets = cfg.get("data.train"), cfg.get("data.evaluation") or {}
+        train_ways, set_ways = _ways(train), {name: _ways(sets[name]) for name in sets}
         jsonargparse.ActionConfigFile.apply_config(parser, cfg, dest, value)
-        cfg["data.benchmarks"] = {**before, **(cfg.get("data.benchmarks") or {})}
+        # Sets that this file does not name are gone by now; those it names have its keys.
+        sets = {**sets, **(cfg.get("data.evaluation") or {})}
         alone = parser.parse_path(value, defaults=False, _skip_validation=True)
-        for key in _SOURCES:
-            if ways[key] and _ways(alone, key) not in ([], ways[key]):
-                cfg[key] = alone[key]
+        if _comes_another_way(train_ways, alone.get("data.train")):
+            cfg["data.train"] = alone["data.train"]
+        for name, source in (alone.get("data.evaluation") or {}).items():
+            if _comes_another_way(set_ways.get(name, []), source):
+                sets[name] = source
+        cfg["data.evaluation"] = sets
 
 
-def _ways(values: jsonargparse.Namespace, key: str) -> list[str]:
-    """Which of its keys say where a source's rows come from; one, where it is right."""
-    source = values.get(f"{key}.init_args")
-    return [way for way in WAYS if source is not None and source.get(way) is not None]
+def _ways(source: Any) -> list[str]:
+    """Return the keys that say where a source's rows come from: one, where it is right."""
+    values = {} if source is None else source.init_args
+    return [way for way in WAYS if values.get(way) is not None]
+
+
+def _comes_another_way(ways_before: list[str], source: Any) -> bool:
+    """In: ["procedural"], {files: a}.  Out: True.  In: ["procedural"], {limit: 5}.  Out: False."""
+    return bool(ways_before) and _ways(source) not in ([], ways_before)
 
 
 @functools.cache

@@ -109,9 +109,8 @@ class DataConfig:
     Args:
         train: Training rows, of one source; excludes `mixture`.
         mixture: Training rows of several sources, drawn by their weights.
-        held_out: Evaluated as `held_out`.
-        ood: Evaluated as `ood`.
-        benchmarks: Further evaluation sets by name.
+        evaluation: Evaluation sets by name, e.g. {held_out: {files: held_out.jsonl}}; the metrics
+            of a set are called eval/<name>/... A set that is null is left out.
         system_prompt: Put before every prompt that has no system turn of its own.
         overlap: What becomes of training rows whose prompt is evaluated: an error, or dropped, so
             that fewer rows of their source are used.
@@ -123,9 +122,7 @@ class DataConfig:
 
     train: SourceConfig | None = None
     mixture: list[SourceConfig] = dataclasses.field(default_factory=list)
-    held_out: SourceConfig | None = None
-    ood: SourceConfig | None = None
-    benchmarks: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    evaluation: dict[str, SourceConfig | None] = dataclasses.field(default_factory=dict)
     system_prompt: str | None = None
     overlap: Literal["error", "drop"] = "error"
     too_long: Literal["error", "drop"] = "error"

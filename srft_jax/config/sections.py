@@ -239,7 +239,7 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Greedy pass@1 on the held-out and out-of-distribution sets: before, during and after.
+    """Greedy pass@1 on the sets of data.evaluation: before, during and after.
 
     Args:
         every: Steps between evaluations; 0 evaluates only before and after.
@@ -270,8 +270,9 @@ class GenerateConfig:
     """The verb `generate`.
 
     Args:
-        prompt: Text of one user turn; by default the first prompts of the held-out set.
-        num_prompts: Held-out prompts completed when no prompt is given.
+        prompt: Text of one user turn; by default the first prompts of the first set of
+            data.evaluation.
+        num_prompts: Prompts of that set completed when no prompt is given.
         temperature: 0 is greedy.
         top_k: Only the likeliest so many tokens are drawn; 0 is off.
         top_p: Only the likeliest tokens are drawn that together hold this probability; 1 is off.

@@ -68,7 +68,7 @@ class ExampleSets:
 
     Args:
         train: Of all sources, one source after the other.
-        evaluation: By name: `held_out`, `ood`, or the benchmark's.
+        evaluation: Evaluation sets by name.
         rows: Of each source, in the order of the configuration.
     """
 

@@ -15,7 +15,7 @@ class NamedSource(NamedTuple):
 
     Attributes:
         key: As in data.mixture[1].
-        set_name: That its examples belong to: train, held_out, ood, or the benchmark's name.
+        set_name: Set that its examples belong to: train, or the name of an evaluation set.
         number: In the mixture.
         source: How it is read.
     """
@@ -27,11 +27,11 @@ class NamedSource(NamedTuple):
 
 
 def named_sources(config: DataConfig) -> list[NamedSource]:
-    """Every source that is configured: training, held_out, ood, benchmarks.
+    """Return every source that is configured: of training, then of evaluation sets.
 
     Raises:
-        UsageError: Both or neither of `train` and `mixture`, or a benchmark with a name that is
-            taken.
+        UsageError: Both or neither of `train` and `mixture`, or an evaluation set with a name that
+            it cannot have.
     """
     if (config.train is None) == (not config.mixture):
         given = "neither is" if config.train is None else "both are"
@@ -46,16 +46,13 @@ def named_sources(config: DataConfig) -> list[NamedSource]:
         NamedSource(key, TRAIN, number, source)
         for number, (key, source) in enumerate(zip(keys, training, strict=True))
     ]
-    own = {"held_out": config.held_out, "ood": config.ood}
-    sources += [
-        NamedSource(f"data.{name}", name, 0, source)
-        for name, source in own.items()
-        if source is not None
-    ]
-    for name, source in config.benchmarks.items():
-        if name in (TRAIN, *own) or "/" in name or not name.strip():
-            raise UsageError(f"data.benchmarks: {name!r} cannot name a benchmark; choose another.")
-        sources.append(NamedSource(f"data.benchmarks.{name}", name, 0, source))
+    for name, evaluated in config.evaluation.items():
+        if name == TRAIN or "/" in name or not name.strip():  # metrics are eval/<name>/...
+            raise UsageError(
+                f"data.evaluation: {name!r} cannot name an evaluation set; choose another."
+            )
+        if evaluated is not None:
+            sources.append(NamedSource(f"data.evaluation.{name}", name, 0, evaluated))
     return sources
 
 

@@ -20,7 +20,9 @@ def evaluate(config: RunConfig) -> int:
     setup = prepare(config)
     sets = setup.data.evaluation
     if not any(sets.values()):
-        raise UsageError("there is nothing to evaluate: the held-out and ood sets are both empty")
+        raise UsageError(
+            "there is nothing to evaluate: data.evaluation names no set that holds a problem"
+        )
     sampler = Sampler(setup.model_config, setup.sampling, setup.mesh, tokenizer=setup.tokenizer)
     sampler.update(
         load_policy(config.run_dir, config.model, setup.model_config, setup.mesh, config.seed)

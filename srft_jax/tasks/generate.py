@@ -17,7 +17,7 @@ from srft_jax.training.loading import load_policy
 def generate(config: RunConfig) -> int:
     """Print each prompt and its completions."""
     setup = prepare(config)
-    problems = _problems(config, setup.data.evaluation.get("held_out", ()), setup.tokenizer)
+    problems = _problems(config, next(iter(setup.data.evaluation.values()), ()), setup.tokenizer)
     if jax.process_index() != 0:
         problems = ()  # other processes decode along
     section = config.generate
@@ -46,12 +46,12 @@ def generate(config: RunConfig) -> int:
 
 
 def _problems(
-    config: RunConfig, held_out: tuple[EncodedExample, ...], tokenizer: Tokenizer
+    config: RunConfig, evaluated: tuple[EncodedExample, ...], tokenizer: Tokenizer
 ) -> tuple[EncodedExample, ...]:
-    """The prompt that the configuration names, or the first ones of the held-out set."""
+    """The prompt that the configuration names, or the first ones of the first evaluation set."""
     if config.generate.prompt is not None:
         example = Example(config.generate.prompt, answer="")
         return encode([example], tokenizer, system_prompt=config.data.system_prompt)
-    if not held_out:
-        raise UsageError("there is no held-out set to take prompts from; set generate.prompt")
-    return held_out[: config.generate.num_prompts]
+    if not evaluated:
+        raise UsageError("there is no evaluation set to take prompts from; set generate.prompt")
+    return evaluated[: config.generate.num_prompts]

@@ -58,8 +58,8 @@ def test_its_rows_load():
         (
             [
                 "--data.train.files=train.jsonl",
-                "--data.benchmarks.mine.files=own.jsonl",
-                "--data.benchmarks.mine.columns={prompt: problem, answer: meta.gold.0}",
+                "--data.evaluation.mine.files=own.jsonl",
+                "--data.evaluation.mine.columns={prompt: problem, answer: meta.gold.0}",
             ],
             2,
         ),

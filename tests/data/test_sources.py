@@ -20,8 +20,10 @@ PROBLEMS = ProceduralConfig(count=20, demonstrated=5)
 def shipped():
     return DataConfig(
         train=SourceConfig(files=str(ASSETS / "arithmetic.jsonl")),
-        held_out=SourceConfig(files=str(ASSETS / "arithmetic_held_out.jsonl")),
-        ood=SourceConfig(files=str(ASSETS / "arithmetic_ood.jsonl")),
+        evaluation={
+            "held_out": SourceConfig(files=str(ASSETS / "arithmetic_held_out.jsonl")),
+            "ood": SourceConfig(files=str(ASSETS / "arithmetic_ood.jsonl")),
+        },
     )
 
 
@@ -38,8 +40,11 @@ def test_every_set_has_its_source_and_its_rows_are_counted(tmp_path):
     sets = load_sets(
         DataConfig(
             train=SourceConfig(procedural=PROBLEMS),
-            held_out=write(tmp_path / "held_out.jsonl", "a"),
-            benchmarks={"aime24": write(tmp_path / "aime.jsonl", "b", "c")},
+            evaluation={
+                "held_out": write(tmp_path / "held_out.jsonl", "a"),
+                "off": None,
+                "aime24": write(tmp_path / "aime.jsonl", "b", "c"),
+            },
         )
     )
     assert sets.train == procedural.load(PROBLEMS, "train")
@@ -49,8 +54,8 @@ def test_every_set_has_its_source_and_its_rows_are_counted(tmp_path):
     }
     assert sets.rows == (
         SourceRows("data.train", 20, 20),
-        SourceRows("data.held_out", 1, 1),
-        SourceRows("data.benchmarks.aime24", 2, 2),
+        SourceRows("data.evaluation.held_out", 1, 1),
+        SourceRows("data.evaluation.aime24", 2, 2),
     )
 
 
@@ -85,14 +90,18 @@ def test_the_instruction_follows_the_prompt_and_hides_no_overlap(tmp_path):
     train = dataclasses.replace(write(tmp_path / "a.jsonl", "a"), instruction="Think.")
     assert prompts(load_sets(DataConfig(train=train)).train) == ["a\nThink."]
     with pytest.raises(UsageError, match="stands in both train .* and held_out"):
-        load_sets(DataConfig(train=train, held_out=write(tmp_path / "b.jsonl", "a")))
+        load_sets(
+            DataConfig(train=train, evaluation={"held_out": write(tmp_path / "b.jsonl", "a")})
+        )
 
 
 def test_an_overlap_names_the_prompt_and_both_places(tmp_path):
     config = DataConfig(
         train=write(tmp_path / "train.jsonl", "a", "b", "c", "b"),
-        held_out=write(tmp_path / "held_out.jsonl", "d", "e", " b"),
-        benchmarks={"aime24": write(tmp_path / "aime.jsonl", "d" * 99, "d", "c")},
+        evaluation={
+            "held_out": write(tmp_path / "held_out.jsonl", "d", "e", " b"),
+            "aime24": write(tmp_path / "aime.jsonl", "d" * 99, "d", "c"),
+        },
     )
     with pytest.raises(UsageError) as error:
         load_sets(config)
@@ -111,8 +120,10 @@ def test_training_rows_that_are_evaluated_can_be_dropped(tmp_path):
             write(tmp_path / "a.jsonl", "a", "b"),
             write(tmp_path / "c.jsonl", "c", " b", "d"),
         ],
-        held_out=write(tmp_path / "held_out.jsonl", "b"),
-        ood=write(tmp_path / "ood.jsonl", "d", "b"),
+        evaluation={
+            "held_out": write(tmp_path / "held_out.jsonl", "b"),
+            "ood": write(tmp_path / "ood.jsonl", "d", "b"),
+        },
     )
     with pytest.raises(UsageError, match="stands in both train .* and held_out"):
         load_sets(config)
@@ -127,21 +138,23 @@ def test_evaluation_sets_may_share_prompts(tmp_path):
     sums = ProceduralConfig(family="sums", min_size=2, max_size=2, count=500)
     config = DataConfig(
         train=SourceConfig(procedural=dataclasses.replace(sums, count=20)),
-        held_out=SourceConfig(procedural=sums),
-        ood=SourceConfig(procedural=dataclasses.replace(sums, seed=1)),
+        evaluation={
+            "held_out": SourceConfig(procedural=sums),
+            "ood": SourceConfig(procedural=dataclasses.replace(sums, seed=1)),
+        },
     )
     sets = load_sets(config).evaluation
     shared = set(prompts(sets["held_out"])) & set(prompts(sets["ood"]))
     assert 0 < len(shared) < 500
 
 
-def test_benchmarks_keep_their_whole_names(tmp_path):
+def test_evaluation_sets_keep_their_whole_names(tmp_path):
     """Two that end alike are two sets."""
     named = {
         "amc.2023": write(tmp_path / "a.jsonl", "a"),
         "aime.2023": write(tmp_path / "b.jsonl", "b"),
     }
-    sets = load_sets(DataConfig(train=write(tmp_path / "t.jsonl", "t"), benchmarks=named))
+    sets = load_sets(DataConfig(train=write(tmp_path / "t.jsonl", "t"), evaluation=named))
     assert {name: prompts(some) for name, some in sets.evaluation.items()} == {
         "amc.2023": ["a"],
         "aime.2023": ["b"],
@@ -166,7 +179,7 @@ def test_problems_of_all_sources_are_told_at_once(tmp_path):
         load_sets(
             DataConfig(
                 train=SourceConfig(files=str(tmp_path / "a.jsonl")),
-                held_out=SourceConfig(files=str(tmp_path / "b.jsonl")),
+                evaluation={"held_out": SourceConfig(files=str(tmp_path / "b.jsonl"))},
             )
         )
     assert str(error.value).split("\n") == [

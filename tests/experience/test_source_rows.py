@@ -15,12 +15,12 @@ def test_rows_of_a_source_are_counted(tmp_path):
     rows = [{"prompt": f"{n % 6}+1", "answer": "1", "demonstration": "1"} for n in range(20)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = (f"--data.train.files={tmp_path}/a.jsonl", "--data.train.distinct=true")
-    benchmark = f"--data.benchmarks.mine.files={tmp_path}/b.jsonl"
+    benchmark = f"--data.evaluation.mine.files={tmp_path}/b.jsonl"
     (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "9+9", "answer": "8"}))
     setup = prepare(tiny_config(tmp_path / "run", *NO_PROBLEMS, *files, benchmark))
     said = [" ".join(row) for row in data_rows(setup.sets, setup.dropped)]
     assert "data.train 20 rows read, 6 used" in said
-    assert "data.benchmarks.mine 1 rows read, 1 used" in said
+    assert "data.evaluation.mine 1 rows read, 1 used" in said
     assert setup.evaluation_sets.keys() == {"mine"}
 
 

@@ -98,7 +98,7 @@ def test_its_runs_parse(arguments, monkeypatch):
     verb, config = parse(arguments)
     assert pathlib.Path(config.model.path).name == "Qwen2.5-Math-7B"
     if verb == "train":
-        assert config.data.benchmarks and config.data.train
+        assert config.data.evaluation and config.data.train
         ways = config.mesh.data * config.mesh.fsdp
         assert config.training.rows_per_microbatch % ways == 0
 

@@ -17,7 +17,7 @@ from srft_jax.setup import prepare as setup
 from srft_jax.setup.prepare import prepare
 from srft_jax.tasks import train
 
-NO_EVALUATION = "--data.held_out=null", "--data.ood=null"
+NO_EVALUATION = ("--data.evaluation={}",)
 JSONL = (
     "--data.train.procedural=null",
     "--data.train.files={dir}/{name}.jsonl",
@@ -110,17 +110,20 @@ CASES = {
     ),
     "weight of the only source": (["--data.train.weight=2"], "data.train.weight = 2.0 weighs"),
     "demonstrations of an evaluation set": (
-        ["--data.ood.procedural.demonstrated=2"],
-        "data.ood.procedural.demonstrated = 2, but only training problems are demonstrated",
+        ["--data.evaluation.ood.procedural.demonstrated=2"],
+        "ood.procedural.demonstrated = 2, but only training problems are demonstrated",
     ),
-    "columns of problems": (["--data.ood.columns={prompt: a}"], "data.ood.columns is of files"),
+    "columns of problems": (
+        ["--data.evaluation.ood.columns={prompt: a}"],
+        "data.evaluation.ood.columns is of files",
+    ),
     "misspelt field of a mapping": (
         [*jsonl("kind"), "--data.train.columns={promt: question}"],
         "data.train.columns: 'promt' is not a field of a row; did you mean 'prompt'?",
     ),
     "benchmark called train": (
-        ["--data.benchmarks={train: {files: {dir}/kind.jsonl}}"],
-        "data.benchmarks: 'train' cannot name a benchmark",
+        ["--data.evaluation={train: {files: {dir}/kind.jsonl}}"],
+        "data.evaluation: 'train' cannot name an evaluation set",
     ),
     "rank above a matrix": (
         ["--model.lora.rank=9"],
@@ -129,8 +132,8 @@ CASES = {
     "no targets": (["--model.lora.targets=[]"], "model.lora.targets = [] must name matrices"),
     "adapters of nothing": (["--export.lora=adapter"], "adapter needs model.lora, which is not"),
     "hub without a name": (
-        ["--data.ood={hub: {name: ''}}", "--data.ood.procedural=null"],
-        "data.ood.hub.name is empty",
+        ["--data.evaluation.ood={hub: {name: ''}}", "--data.evaluation.ood.procedural=null"],
+        "data.evaluation.ood.hub.name is empty",
     ),
     "missing JSONL": (jsonl("none"), "{dir}/none.jsonl cannot be read"),
     "malformed row": (jsonl("malformed"), "{dir}/malformed.jsonl, row 2: not JSON"),
@@ -156,7 +159,7 @@ CASES = {
     "prompt too long": (jsonl("long_prompt"), "but data.max_prompt_tokens is 12"),
     "more prompts than there are": (["--data.prompts_per_step=41"], "exceeds the 40 prompts"),
     "more problems than there are": (
-        ["--data.held_out.procedural.count=9999"],
+        ["--data.evaluation.held_out.procedural.count=9999"],
         "9999 problems",
     ),
     "no demonstrations": (
@@ -294,7 +297,7 @@ OTHER_VERBS = {
     ),
     "no rows to inspect": (["inspect", "--inspect.rows=0"], "inspect.rows = 0 is not at least 1"),
     "nothing to generate": (
-        ["generate", "--data.held_out=null"],
+        ["generate", "--data.evaluation={}"],
         "set generate.prompt",
     ),
 }

@@ -230,8 +230,8 @@ MIXTURE = ("--data.train=null", "--data.mixture=[{files: {dir}/a.jsonl}]")
 OVERLAP = (
     "--data.train=null",
     "--data.mixture=[{files: {dir}/a.jsonl}, {procedural: {count: 40, demonstrated: 40}}]",
-    "--data.held_out=null",
-    "--data.held_out={files: {dir}/a.jsonl}",
+    "--data.evaluation.held_out=null",
+    "--data.evaluation.held_out={files: {dir}/a.jsonl}",
 )
 
 
@@ -379,9 +379,7 @@ TABLE = {
     "distributed.process_id": Change("1", met, TOGETHER),
     **source_rows("data.train"),
     "data.mixture": Change("[{files: {dir}/a.jsonl}, {files: {dir}/b.jsonl}]", base=MIXTURE),
-    **source_rows("data.held_out"),
-    **source_rows("data.ood"),
-    "data.benchmarks": Change("{one: {files: {dir}/b.jsonl}}"),
+    "data.evaluation": Change("{held_out: {files: {dir}/b.jsonl}}"),
     "data.system_prompt": Change("Be brief.", Refused("refuses a conversation with the roles sys")),
     "data.overlap": Change("drop", kept, base=OVERLAP),
     "data.too_long": Change("drop", kept, base=("--rollout.max_new_tokens=6",)),
@@ -512,6 +510,9 @@ TABLE = {
     "report.samples_per_step": Change("1"),
 }
 
+# Keys of an item of `data.evaluation`, which is one key of the configuration.
+SET_KEYS = source_rows("data.evaluation.held_out")
+
 # Three steps of two updates each, so that ratios, moments and schedules have room to show.
 BASE = ("--training.num_steps=3", "--training.updates_per_rollout=2")
 
@@ -586,10 +587,10 @@ def observe(directory, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", TABLE)
+@pytest.mark.parametrize("key", TABLE | SET_KEYS)
 def test_another_value_shows(key, observe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where `elsewhere` is
-    change = TABLE[key]
+    change = (TABLE | SET_KEYS)[key]
     base = BASE + change.base
     other = (*base, f"--{key}={change.value}")
     if isinstance(change.probe, Refused):

@@ -1,5 +1,6 @@
 """Every file in configs/ says what it is for, loads, and passes all checks that precede a run."""
 
+import dataclasses
 import re
 
 import pytest
@@ -57,28 +58,56 @@ def test_flags_override_the_file(tmp_path):
 def test_a_source_that_comes_another_way_replaces_the_earlier_files(tmp_path):
     """A data set goes on top of a run whose problems are procedural; an amendment stays one."""
     (tmp_path / "run.yaml").write_text(
-        "data:\n  train: {procedural: {count: 7}}\n  ood: {files: o, kind: math}\n"
+        "data:\n  train: {procedural: {count: 7}}\n"
+        "  evaluation: {a: {procedural: {count: 7}, weight: 2}, b: {files: o, kind: math}}\n"
     )
-    (tmp_path / "data.yaml").write_text("data:\n  train: {files: b, kind: exact}\n")
-    (tmp_path / "more.yaml").write_text("data:\n  train: {limit: 5}\n")
+    (tmp_path / "data.yaml").write_text(
+        "data:\n  train: {files: b, kind: exact}\n  evaluation: {a: {files: b, kind: exact}}\n"
+    )
+    (tmp_path / "more.yaml").write_text(
+        "data:\n  train: {limit: 5}\n  evaluation: {a: {limit: 5}, b: {limit: 6}}\n"
+    )
     names = ("run", "data", "more")
     data = parse([f"--config={tmp_path}/{name}.yaml" for name in names])[1].data
     assert data.train == SourceConfig(files="b", kind="exact", limit=5)
-    assert data.ood == SourceConfig(files="o", kind="math")
+    assert data.evaluation == {
+        "a": SourceConfig(files="b", kind="exact", limit=5),
+        "b": SourceConfig(files="o", kind="math", limit=6),
+    }
 
 
-def test_several_files_join_their_benchmarks(tmp_path):
+def test_several_files_join_their_evaluation_sets(tmp_path):
     """Of all other keys the last file's hold, and flags hold over files."""
     (tmp_path / "a.yaml").write_text(
-        "seed: 1\ndata:\n  train: {files: a, kind: math}\n  benchmarks: {one: {files: a}}\n"
+        "seed: 1\ndata:\n  train: {files: a, kind: math}\n  evaluation: {one: {files: a}}\n"
     )
     (tmp_path / "b.yaml").write_text(
-        "data:\n  train: {files: b}\n  benchmarks: {two: {files: b}}\n"
+        "data:\n  train: {files: b}\n  evaluation: {two: {files: b}}\n"
     )
     files = [f"--config={tmp_path}/{name}.yaml" for name in "ab"]
-    config = parse([*files, "--data.benchmarks.one.limit=3"])[1]
+    config = parse([*files, "--data.evaluation.one.limit=3"])[1]
     assert (config.seed, config.data.train.files, config.data.train.kind) == (1, "b", "math")
-    assert {name: (x.files, x.limit) for name, x in config.data.benchmarks.items()} == {
+    assert {name: (x.files, x.limit) for name, x in config.data.evaluation.items()} == {
         "one": ("a", 3),
         "two": ("b", None),
+    }
+
+
+def test_evaluation_sets_are_named_by_flags(tmp_path):
+    """Without a file; on top of one, where a set keeps its other keys; and all at once."""
+    own = parse(["--data.evaluation.mine.files", "m", "--data.evaluation.mine.limit=3"])[1].data
+    assert own.evaluation == {"mine": SourceConfig(files="m", limit=3)}
+    sets = tiny_config(tmp_path).data.evaluation
+    changed = dataclasses.replace(sets["ood"].procedural, count=7)
+    data = tiny_config(tmp_path, "--data.evaluation.ood.procedural.count=7").data
+    assert data.evaluation == sets | {"ood": SourceConfig(procedural=changed)}
+    off = tiny_config(tmp_path, "--data.evaluation.ood=null")
+    assert off.data.evaluation == sets | {"ood": None}
+    assert list(prepare(off).sets.evaluation) == ["held_out"]
+    files = ("--data.evaluation.ood.procedural=null", "--data.evaluation.ood.files=m")
+    other = tiny_config(tmp_path, *files).data.evaluation
+    assert other == sets | {"ood": SourceConfig(files="m")}
+    whole = "--data.evaluation={mine: {files: m, columns: {prompt: q}}}"
+    assert tiny_config(tmp_path, whole).data.evaluation == {
+        "mine": SourceConfig(files="m", columns={"prompt": "q"})
     }

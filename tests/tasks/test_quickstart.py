@@ -15,8 +15,8 @@ def test_the_reward_rises(tmp_path, command):
         f"--run_dir={run_dir}",
         "--training.num_steps=24",
         "--training.optimizer.learning_rate=3e-4",
-        "--data.held_out.procedural.count=64",
-        "--data.ood.procedural.count=32",
+        "--data.evaluation.held_out.procedural.count=64",
+        "--data.evaluation.ood.procedural.count=32",
     )
     assert (code, err) == (0, "")
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
