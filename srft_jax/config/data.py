@@ -118,6 +118,8 @@ class DataConfig:
             error, or dropped and counted.
         prompts_per_step: Distinct prompts of one rollout batch, P.
         max_prompt_tokens: Longest prompt.
+        max_demonstration_tokens: Longest demonstration of a training row; by default
+            rollout.max_new_tokens.
     """
 
     train: SourceConfig | None = None
@@ -128,3 +130,4 @@ class DataConfig:
     too_long: Literal["error", "drop"] = "error"
     prompts_per_step: int = 32
     max_prompt_tokens: int = 32
+    max_demonstration_tokens: int | None = None

@@ -101,7 +101,7 @@ class RolloutConfig:
             this and the next two: its ratios are to the whole distribution.
         top_p: Only the likeliest tokens are drawn that together hold this probability; 1 is off.
         min_p: Only tokens at least this share as likely as the likeliest; 0 is off.
-        max_new_tokens: Longest completion; also the longest demonstration.
+        max_new_tokens: Longest completion.
         slots: Most completions decoded side by side, by all devices together, rounded up.
         segment: Most decode steps between two looks at what has finished. Where completions wait
             for a slot, it ends as soon as an eighth of the slots is free.
@@ -333,7 +333,8 @@ class PlanConfig:
             v5p:4x4x4, cpu:8, or of GPUs h100:8, h200:8, a100:8. `--topology` for short.
         architecture: config.json or its directory, for a model.path that is not there to be read.
         mean_prompt: Tokens; by default data.max_prompt_tokens.
-        mean_completion: Tokens; by default rollout.max_new_tokens.
+        mean_completion: Tokens; by default rollout.max_new_tokens, or
+            data.max_demonstration_tokens where there are no rollouts.
         search: Find the fastest mesh, microbatch and remat that fit. `--search` for short.
         search_seconds: After so many no further candidate is compiled.
         scaling: Also plan for 8 to 256 chips of the kind, mesh.data taking what there is.
@@ -393,3 +394,15 @@ class RunConfig:
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
+
+    @property
+    def max_demonstration_tokens(self) -> int:
+        """Longest demonstration: `data.max_demonstration_tokens`, by default that of a rollout."""
+        limit = self.data.max_demonstration_tokens
+        return self.rollout.max_new_tokens if limit is None else limit
+
+    @property
+    def longest_sequence(self) -> int:
+        """Input tokens of the longest training sequence; its last token is a target only."""
+        longest_answer = max(self.rollout.max_new_tokens, self.max_demonstration_tokens)
+        return self.data.max_prompt_tokens + longest_answer - 1

@@ -93,19 +93,22 @@ class Dropped:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """In tokens, EOS included.
+    """Longest prompts and demonstrations, in tokens, EOS included.
 
     Attributes:
-        max_prompt_tokens: Of a prompt of any set.
-        max_new_tokens: Of a demonstration that is trained on: one of the training set. None for
-            the other sets.
-        too_long: What becomes of the others. `drop` takes a demonstration from its row, which then
+        max_prompt_tokens: Longest prompt of any set.
+        max_demonstration_tokens: Longest demonstration; None where all lengths are fine.
+        too_long: What becomes of longer ones. `drop` takes a demonstration from its row, which then
             is a prompt like those that never had one, and a prompt with its row.
     """
 
     max_prompt_tokens: int
-    max_new_tokens: int | None
+    max_demonstration_tokens: int | None
     too_long: Literal["error", "drop"] = "error"
+
+    def without_demonstrations(self) -> "Limits":
+        """Return the same limits with demonstrations of any length."""
+        return dataclasses.replace(self, max_demonstration_tokens=None)
 
 
 def encode_sets(
@@ -132,7 +135,8 @@ def encode_sets(
     problems: list[str] = []
     longest_prompt = longest_demonstration = 0
     for name, examples in {"train": sets.train, **sets.evaluation}.items():
-        of_set = limits if name == "train" else dataclasses.replace(limits, max_new_tokens=None)
+        # Demonstrations of evaluation sets are never trained on, so they may be of any length.
+        limits_here = limits if name == "train" else limits.without_demonstrations()
         encoded = encode(examples, tokenizer, system_prompt=system_prompt)
         problems += _logprob_problems(name, encoded)
         longest_prompt = max([longest_prompt, *(len(ids.prompt) for ids in encoded)])
@@ -140,8 +144,8 @@ def encode_sets(
             sizes = [len(one) for ids in encoded for one in ids.demonstrations]
             longest_demonstration = max(sizes, default=0)
         if limits.too_long == "error":
-            problems += _length_problems(name, encoded, of_set)
-        kept[name], dropped[name] = drop_too_long(encoded, of_set)
+            problems += _length_problems(name, encoded, limits_here)
+        kept[name], dropped[name] = drop_too_long(encoded, limits_here)
         if examples and not kept[name]:
             problems.append(f"{name}: no prompt fits, so nothing is left of the set.")
     raise_problems(problems, _room(longest_prompt, longest_demonstration, limits))
@@ -209,7 +213,7 @@ def drop_too_long(
 ) -> tuple[tuple[EncodedExample, ...], Dropped]:
     """Return what fits, and the count of what does not."""
     fitting = [one for one in encoded if len(one.prompt) <= limits.max_prompt_tokens]
-    numbers = [_fitting(one, limits.max_new_tokens) for one in fitting]
+    numbers = [_fitting(one, limits.max_demonstration_tokens) for one in fitting]
     lost = [len(one.demonstrations) - len(n) for one, n in zip(fitting, numbers, strict=True)]
     bare = sum(bool(gone) and not n for gone, n in zip(lost, numbers, strict=True))
     kept = tuple(
@@ -219,12 +223,12 @@ def drop_too_long(
     return kept, Dropped(len(encoded) - len(kept), sum(lost), bare)
 
 
-def _fitting(example: EncodedExample, max_new_tokens: int | None) -> list[int]:
+def _fitting(example: EncodedExample, max_tokens: int | None) -> list[int]:
     """Numbers of the demonstrations that fit."""
     return [
         number
         for number, tokens in enumerate(example.demonstrations)
-        if max_new_tokens is None or len(tokens) <= max_new_tokens
+        if max_tokens is None or len(tokens) <= max_tokens
     ]
 
 
@@ -245,14 +249,21 @@ def _with_only(encoded: EncodedExample, numbers: Sequence[int]) -> EncodedExampl
 
 
 def _room(prompt: int, demonstration: int, limits: Limits) -> str:
-    """What would hold all rows; nothing to say where they fit."""
-    assert limits.max_new_tokens is not None  # of the training set
-    if prompt <= limits.max_prompt_tokens and demonstration <= limits.max_new_tokens:
+    """Return limits that would hold all rows; nothing where they fit.
+
+    Args:
+        prompt: Tokens of the longest prompt of all sets.
+        demonstration: Tokens of the longest demonstration of the training set.
+        limits: Limits of the training set.
+    """
+    longest_allowed = limits.max_demonstration_tokens
+    assert longest_allowed is not None  # they are the training set's
+    if prompt <= limits.max_prompt_tokens and demonstration <= longest_allowed:
         return ""
     return (
         f"The longest prompt has {prompt} tokens, the longest demonstration {demonstration}: "
         f"--data.max_prompt_tokens {max(prompt, limits.max_prompt_tokens)} "
-        f"--rollout.max_new_tokens {max(demonstration, limits.max_new_tokens)} and a "
+        f"--data.max_demonstration_tokens {max(demonstration, longest_allowed)} and a "
         "training.row_length of their sum would hold all."
     )
 
@@ -266,12 +277,13 @@ def _length_problems(name: str, encoded: Sequence[EncodedExample], limits: Limit
                 f"{where}: the prompt has {len(ids.prompt)} tokens, "
                 f"but data.max_prompt_tokens is {limits.max_prompt_tokens}; {fix}."
             )
-        fitting = _fitting(ids, limits.max_new_tokens)
+        longest_allowed = limits.max_demonstration_tokens
+        fitting = _fitting(ids, longest_allowed)
         for number, tokens in enumerate(ids.demonstrations):
             if number not in fitting:
                 yield (
                     f"{where}: demonstration {number + 1} has {len(tokens)} tokens, "
-                    f"but rollout.max_new_tokens is {limits.max_new_tokens}; {fix}."
+                    f"but data.max_demonstration_tokens is {longest_allowed}; {fix}."
                 )
 
 

@@ -9,6 +9,7 @@ from srft_jax.config import ModelConfig, RunConfig, UsageError
 from srft_jax.mesh import make_mesh
 from srft_jax.models import lora
 from srft_jax.models.hf_config import read_config
+from srft_jax.planning.workload import longest_answer
 from srft_jax.setup.config_checks import check_config
 from srft_jax.setup.outline import Outline, check_sizes, expanded, overridden
 
@@ -22,7 +23,8 @@ def planned_run(config: RunConfig, devices: Sequence[Any]) -> Outline:
     config, objective = expanded(config)
     check_config(config)
     _check_length("mean_prompt", config.plan.mean_prompt, config.data.max_prompt_tokens)
-    _check_length("mean_completion", config.plan.mean_completion, config.rollout.max_new_tokens)
+    longest = longest_answer(config, objective)
+    _check_length("mean_completion", config.plan.mean_completion, longest)
     model = lora.adapted(_architecture(config), config.model.lora)
     run = Outline(config, objective, model, make_mesh(config.mesh, devices))
     check_sizes(run)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import statistics
 
+from srft_jax.config import Objective, RunConfig
 from srft_jax.mesh import split_axes
 from srft_jax.models import families
 from srft_jax.objectives.stages import Stage
@@ -56,13 +57,19 @@ class Workload:
         return self.updates * self.sequences * self.inputs
 
 
+def longest_answer(config: RunConfig, objective: Objective) -> int:
+    """Return the most tokens after a prompt: of a completion, without rollouts a demonstration."""
+    completion, demonstration = config.rollout.max_new_tokens, config.max_demonstration_tokens
+    return completion if objective.uses_rollouts else demonstration
+
+
 def workload_of(run: Outline) -> Workload:
     """Of the run's last stage."""
     config = run.config
     stage = run.stages.policy
     prompt, completion = config.plan.mean_prompt, config.plan.mean_completion
     prompt = config.data.max_prompt_tokens if prompt is None else prompt
-    completion = config.rollout.max_new_tokens if completion is None else completion
+    completion = longest_answer(config, run.objective) if completion is None else completion
     group = config.rollout.completions_per_prompt if run.objective.uses_rollouts else 0
     return Workload(
         prompt_length=prompt,

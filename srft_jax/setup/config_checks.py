@@ -32,8 +32,9 @@ def check_config(config: RunConfig) -> None:
             Truncation(section.top_k, section.top_p, section.min_p)
         except UsageError as error:
             raise UsageError(f"{name}.{error}") from None
-    if config.rollout.cache_mib is not None:
-        _at_least(config, 1, "rollout.cache_mib")
+    for key in ("rollout.cache_mib", "data.max_demonstration_tokens"):
+        if _value(config, key) is not None:
+            _at_least(config, 1, key)
     _check_shapes(config)
     _check_shaping(config)
     _check_objective(config)
@@ -122,12 +123,15 @@ def _check_shapes(config: RunConfig) -> None:
             f"data.prompts_per_step = {config.data.prompts_per_step} does not split into "
             f"training.updates_per_rollout = {training.updates_per_rollout} equal parts"
         )
-    longest = config.data.max_prompt_tokens + rollout.max_new_tokens - 1
+    longest, demonstration = config.longest_sequence, config.max_demonstration_tokens
+    answer = f"rollout.max_new_tokens = {rollout.max_new_tokens}"
+    if demonstration > rollout.max_new_tokens:
+        answer = f"data.max_demonstration_tokens = {demonstration}"
     if longest > training.row_length:
         raise UsageError(
             f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and "
-            f"rollout.max_new_tokens = {rollout.max_new_tokens} make sequences of "
-            f"up to {longest} tokens, which do not fit training.row_length = {training.row_length}"
+            f"{answer} make sequences of up to {longest} tokens, which do not fit "
+            f"training.row_length = {training.row_length}"
         )
 
 
@@ -154,6 +158,13 @@ def _check_objective(config: RunConfig) -> None:
         raise UsageError(
             f"objective.gate_solved = {objective.gate_solved} lets every group of "
             f"rollout.completions_per_prompt = {group_size} pass; it must be below"
+        )
+    longest, limit = config.max_demonstration_tokens, config.rollout.max_new_tokens
+    if objective.prefix != "none" and longest > limit:
+        raise UsageError(
+            f"objective.prefix = {objective.prefix} starts completions of up to "
+            f"rollout.max_new_tokens = {limit} with parts of demonstrations of up to "
+            f"data.max_demonstration_tokens = {longest}, which must not be longer"
         )
     if objective.prefix == "one" and group_size == 1:
         raise UsageError(

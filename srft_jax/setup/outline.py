@@ -74,7 +74,7 @@ class Outline:
     @property
     def longest_sequence(self) -> int:
         """Inputs of the longest prompt and completion; the last token is a target only."""
-        return self.config.data.max_prompt_tokens + self.config.rollout.max_new_tokens - 1
+        return self.config.longest_sequence
 
     @property
     def base_is_reference(self) -> bool:
@@ -126,7 +126,9 @@ def check_sizes(run: Outline) -> None:
     config, model = run.config, run.model_config
     run.attention()
     longest = config.data.max_prompt_tokens + max(
-        config.rollout.max_new_tokens, config.evaluation.max_new_tokens
+        config.rollout.max_new_tokens,
+        config.max_demonstration_tokens,
+        config.evaluation.max_new_tokens,
     )
     if longest > model.max_positions:
         raise UsageError(

@@ -47,7 +47,7 @@ def prepare(config: RunConfig) -> Setup:
     data = encode_sets(
         load_sets(section),
         tokenizer,
-        Limits(section.max_prompt_tokens, config.rollout.max_new_tokens, section.too_long),
+        Limits(section.max_prompt_tokens, config.max_demonstration_tokens, section.too_long),
         system_prompt=section.system_prompt,
     )
     architecture, mesh = _architecture(config), make_mesh(config.mesh)
@@ -158,8 +158,10 @@ def _check_reference(setup: Setup) -> None:
 
 def _lost_demonstrations(setup: Setup) -> str:
     lost = setup.data.dropped["train"].demonstrations
-    limit = setup.config.rollout.max_new_tokens
-    return f": {lost} were dropped, longer than rollout.max_new_tokens = {limit}" if lost else ""
+    if not lost:
+        return ""
+    limit = setup.config.max_demonstration_tokens
+    return f": {lost} were dropped, longer than data.max_demonstration_tokens = {limit}"
 
 
 def _check_data(setup: Setup) -> None:

@@ -79,7 +79,7 @@ def _sets(setup: Setup) -> str:
 
 def _lengths(setup: Setup) -> str:
     """In tokens, EOS included, of what is kept."""
-    limits = setup.config.data.max_prompt_tokens, setup.config.rollout.max_new_tokens
+    limits = setup.config.data.max_prompt_tokens, setup.config.max_demonstration_tokens
     rows = []
     for name in setup.data.dropped:
         problems = _problems(setup, name)

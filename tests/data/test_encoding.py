@@ -31,8 +31,8 @@ def plain(encoded):
     return [(one.prompt.tolist(), [ids.tolist() for ids in one.demonstrations]) for one in encoded]
 
 
-def limits(prompt, new, too_long="error"):
-    return Limits(prompt, new, too_long)
+def limits(prompt, demonstration, too_long="error"):
+    return Limits(prompt, demonstration, too_long)
 
 
 def test_prompts_and_demonstrations_are_encoded_in_order():
@@ -77,6 +77,7 @@ def test_what_just_fits_is_accepted():
     assert encoded.dropped == dict.fromkeys(("train", "held_out", "ood"), Dropped())
 
 
+DEMONSTRATION = ", but data.max_demonstration_tokens is"
 FIX = "; raise it, or set data.too_long to drop."
 
 
@@ -95,14 +96,14 @@ FIX = "; raise it, or set data.too_long to drop."
         (
             6,
             2,
-            ["train, row 1: demonstration 2 has 3 tokens, but rollout.max_new_tokens is 2" + FIX],
+            [f"train, row 1: demonstration 2 has 3 tokens{DEMONSTRATION} 2{FIX}"],
         ),
         (
             6,
             1,
             [
-                "train, row 1: demonstration 1 has 2 tokens, but rollout.max_new_tokens is 1" + FIX,
-                "train, row 1: demonstration 2 has 3 tokens, but rollout.max_new_tokens is 1" + FIX,
+                f"train, row 1: demonstration 1 has 2 tokens{DEMONSTRATION} 1{FIX}",
+                f"train, row 1: demonstration 2 has 3 tokens{DEMONSTRATION} 1{FIX}",
             ],
         ),
     ],
@@ -115,7 +116,7 @@ def test_what_does_not_fit_is_named(prompt, new, problems):
     assert len(told) == len(problems) + (len(problems) > 1)
     if len(problems) > 1:
         assert told[-1].startswith("The longest prompt has 6 tokens, the longest demonstration 3: ")
-        assert "--data.max_prompt_tokens 6 --rollout.max_new_tokens 3 and" in told[-1]
+        assert "--data.max_prompt_tokens 6 --data.max_demonstration_tokens 3 and" in told[-1]
 
 
 def test_rows_are_named_as_their_source_names_them():

@@ -17,6 +17,7 @@ from srft_jax.setup import prepare as setup
 from srft_jax.setup.prepare import prepare
 from srft_jax.tasks import train
 
+POSITIONS = "--model.max_positions=30"
 NO_EVALUATION = ("--data.evaluation={}",)
 JSONL = (
     "--data.train.procedural=null",
@@ -150,7 +151,7 @@ CASES = {
     ),
     "demonstration too long": (
         jsonl("long"),
-        "{dir}/long.jsonl, row 2: demonstration 1 has 17 tokens, but rollout.max_new_tokens is 16",
+        "row 2: demonstration 1 has 17 tokens, but data.max_demonstration_tokens is 16",
     ),
     "nothing left": (
         ["--data.max_prompt_tokens=8", "--data.too_long=drop"],
@@ -254,6 +255,18 @@ CASES = {
     "no logits": (["--training.logits_mib=0"], "training.logits_mib = 0 is not at least 1"),
     "never skipping": (["--training.max_skipped=0"], "training.max_skipped = 0 is not at least 1"),
     "rows too short": (["--training.row_length=26"], "27 tokens, which do not fit"),
+    "rows too short for demonstrations": (
+        ["--data.max_demonstration_tokens=24"],
+        "data.max_demonstration_tokens = 24 make sequences of up to 35 tokens, which do not fit",
+    ),
+    "demonstrations longer than the model's positions": (
+        ["--data.max_demonstration_tokens=24", "--training.row_length=64", POSITIONS],
+        "prompt and completion of up to 36 tokens exceed the model's 30",
+    ),
+    "prefixes longer than completions": (
+        ["--objective.preset=uft", "--data.max_demonstration_tokens=17"],
+        "objective.prefix = all starts completions of up to rollout.max_new_tokens = 16",
+    ),
     "uneven updates": (
         ["--training.updates_per_rollout=3"],
         "data.prompts_per_step = 4 does not split into training.updates_per_rollout = 3",
