@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from srft_jax.config import MeshConfig
+from srft_jax.config import MeshConfig, Truncation
 from srft_jax.mesh import decode_mesh, make_mesh
 from srft_jax.models.hf_config import read_config
 from srft_jax.planning.hlo.count import count_module
@@ -33,7 +33,7 @@ from srft_jax.planning.sampler_programs import (
 )
 from srft_jax.planning.topology import Topology, prepare_backend, topology_of
 from srft_jax.planning.train_program import abstract_params
-from srft_jax.rollout import SamplingConfig, Truncation
+from srft_jax.rollout import SamplingConfig
 from srft_jax.rollout.cache import CacheShape
 
 LARGE = 2**20  # a copy of fewer bytes is not counted

@@ -27,8 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from sizes import add_sizes, model_of
 
+from srft_jax.config import Truncation
 from srft_jax.models.decoder import Params, init_params
-from srft_jax.rollout import Request, RolloutProgress, SamplingConfig, Truncation, sample
+from srft_jax.rollout import Request, RolloutProgress, SamplingConfig, sample
 
 
 def sampling_of(args: argparse.Namespace) -> SamplingConfig:

@@ -12,6 +12,7 @@ from srft_jax.config.errors import RunError, UsageError, show_error
 from srft_jax.config.lora import LoraConfig
 from srft_jax.config.model import AdaptedModelConfig, ModelConfig, RopeScaling
 from srft_jax.config.objective import Aggregation, Objective, ObjectiveConfig
+from srft_jax.config.sampling import Truncation
 from srft_jax.config.sections import (
     DistributedConfig,
     EvaluationConfig,
@@ -59,6 +60,7 @@ __all__ = [
     "ShapingConfig",
     "SourceConfig",
     "TrainingConfig",
+    "Truncation",
     "UsageError",
     "Verb",
     "parse",

@@ -1,13 +1,14 @@
 """Every other knob of a run: frozen dataclasses, one section per room."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from srft_jax.config.data import DataConfig
 from srft_jax.config.errors import UsageError
 from srft_jax.config.lora import LoraConfig
 from srft_jax.config.model import ModelConfig, RopeScaling
 from srft_jax.config.objective import ObjectiveConfig
+from srft_jax.config.sampling import Truncation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,16 +92,12 @@ class DistributedConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RolloutConfig:
+class RolloutConfig(Truncation):
     """How completions are sampled during training.
 
     Args:
         completions_per_prompt: Group size G; the demonstration comes on top.
         temperature: Of sampling, and of the log-probs and entropies of the loss.
-        top_k: Only the likeliest so many tokens are drawn; 0 is off. The loss knows nothing of
-            this and the next two: its ratios are to the whole distribution.
-        top_p: Only the likeliest tokens are drawn that together hold this probability; 1 is off.
-        min_p: Only tokens at least this share as likely as the likeliest; 0 is off.
         max_new_tokens: Longest completion.
         slots: Most completions decoded side by side, by all devices together, rounded up.
         segment: Most decode steps between two looks at what has finished. Where completions wait
@@ -111,11 +108,10 @@ class RolloutConfig:
             `mesh.tensor`. The others each hold a copy, also where `mesh.fsdp` splits them.
     """
 
+    PREFIX: ClassVar[str] = "rollout."
+
     completions_per_prompt: int = 7
     temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
     max_new_tokens: int = 64
     slots: int = 256
     segment: int = 64
@@ -266,7 +262,7 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(Truncation):
     """The verb `generate`.
 
     Args:
@@ -274,18 +270,14 @@ class GenerateConfig:
             data.evaluation.
         num_prompts: Prompts of that set completed when no prompt is given.
         temperature: 0 is greedy.
-        top_k: Only the likeliest so many tokens are drawn; 0 is off.
-        top_p: Only the likeliest tokens are drawn that together hold this probability; 1 is off.
-        min_p: Only tokens at least this share as likely as the likeliest; 0 is off.
-        completions: Per prompt.
+        completions: Completions of each prompt.
     """
+
+    PREFIX: ClassVar[str] = "generate."
 
     prompt: str | None = None
     num_prompts: int = 4
     temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
     completions: int = 1
 
 

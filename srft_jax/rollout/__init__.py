@@ -2,7 +2,6 @@
 
 from srft_jax.rollout.request import Request, RolloutProgress, SamplingConfig
 from srft_jax.rollout.sampler import Detokenizer, Observer, Sampler, sample, sample_stream
-from srft_jax.rollout.truncation import Truncation
 
 __all__ = [
     "Detokenizer",
@@ -11,7 +10,6 @@ __all__ = [
     "RolloutProgress",
     "Sampler",
     "SamplingConfig",
-    "Truncation",
     "sample",
     "sample_stream",
 ]

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from srft_jax.rollout.truncation import Truncation, threshold
+from srft_jax.config import Truncation
+from srft_jax.rollout.truncation import threshold
 from srft_jax.rollout.vocab_tiles import at_least, in_tiles, over_row, over_tiles, token_at, total
 
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from srft_jax.batch import KVCache
-from srft_jax.config import ModelConfig
+from srft_jax.config import ModelConfig, Truncation
 from srft_jax.mesh import by_row_shard, constrained, split_axes
 from srft_jax.models.decoder import (
     Params,
@@ -31,7 +31,6 @@ from srft_jax.ops.layers import softcapped
 from srft_jax.ops.rounding import ROUND_AS_WRITTEN
 from srft_jax.rollout.cache import Places, on_shards, put_prompts, settle
 from srft_jax.rollout.draw import draw, is_any_greedy
-from srft_jax.rollout.truncation import Truncation
 
 
 @dataclasses.dataclass(frozen=True)

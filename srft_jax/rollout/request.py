@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from srft_jax.config import ModelConfig, UsageError
+from srft_jax.config import ModelConfig, Truncation, UsageError
 from srft_jax.ops.attention import Kernel
-from srft_jax.rollout.truncation import Truncation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Top-k, top-p and min-p as one threshold on the probability, found without sorting."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,27 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from srft_jax.config import UsageError
+from srft_jax.config import Truncation
 from srft_jax.rollout.vocab_tiles import at_least, total
 
 _SMALLEST = 2.0**-126  # of float32 at full precision; what is below may count as 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Truncation:
-    """Which tokens may be drawn. Applied in this order, each to what the one before has left."""
-
-    top_k: int = 0  # the likeliest so many, and those as likely as the last of them; 0: off
-    top_p: float = 1.0  # the likeliest, while those before hold less than this; 1: off
-    min_p: float = 0.0  # those at least this share as likely as the likeliest; 0: off
-
-    def __post_init__(self) -> None:
-        if self.top_k < 0:
-            raise UsageError(f"top_k must be 0 (off) or more, not {self.top_k}")
-        if not 0.0 < self.top_p <= 1.0:
-            raise UsageError(f"top_p must be above 0 and at most 1 (off), not {self.top_p}")
-        if not 0.0 <= self.min_p <= 1.0:
-            raise UsageError(f"min_p must be between 0 (off) and 1, not {self.min_p}")
 
 
 def threshold(p: Float[Array, "B N G"], truncation: Truncation) -> Float[Array, " B"]:

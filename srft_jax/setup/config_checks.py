@@ -6,7 +6,6 @@ from typing import Any
 
 from srft_jax.config import OptimizerConfig, RunConfig, UsageError
 from srft_jax.rewards.verifiers import check_options
-from srft_jax.rollout import Truncation
 
 
 def _value(config: RunConfig, key: str) -> Any:
@@ -27,11 +26,6 @@ def check_config(config: RunConfig) -> None:
         config: As asked for, the objective's preset expanded.
     """
     _check_numbers(config)
-    for name, section in (("rollout", config.rollout), ("generate", config.generate)):
-        try:
-            Truncation(section.top_k, section.top_p, section.min_p)
-        except UsageError as error:
-            raise UsageError(f"{name}.{error}") from None
     for key in ("rollout.cache_mib", "data.max_demonstration_tokens"):
         if _value(config, key) is not None:
             _at_least(config, 1, key)

@@ -21,7 +21,7 @@ from srft_jax.models.hf_config import check_architecture
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.stages import Stage, Stages, make_stages
 from srft_jax.ops.attention import Kernel
-from srft_jax.rollout import SamplingConfig, Truncation
+from srft_jax.rollout import SamplingConfig
 from srft_jax.setup.attention_kernel import resolve_attention
 
 
@@ -61,7 +61,7 @@ class Outline:
         rollout = self.config.rollout
         return SamplingConfig(
             temperature=rollout.temperature,
-            truncation=Truncation(rollout.top_k, rollout.top_p, rollout.min_p),
+            truncation=rollout.truncation,
             max_new_tokens=rollout.max_new_tokens,
             slots=rollout.slots,
             segment=rollout.segment,

@@ -9,7 +9,7 @@ from srft_jax.data.encoding import EncodedExample, encode
 from srft_jax.data.examples import Example
 from srft_jax.experience.scoring import answer_text
 from srft_jax.models.tokenizer import Tokenizer
-from srft_jax.rollout import Request, Truncation, sample
+from srft_jax.rollout import Request, sample
 from srft_jax.setup.prepare import prepare
 from srft_jax.training.loading import load_policy
 
@@ -24,7 +24,7 @@ def generate(config: RunConfig) -> int:
     sampling = dataclasses.replace(
         setup.sampling,
         temperature=section.temperature,
-        truncation=Truncation(section.top_k, section.top_p, section.min_p),
+        truncation=section.truncation,
         max_new_tokens=config.evaluation.max_new_tokens,
         slots=config.evaluation.slots,
     )

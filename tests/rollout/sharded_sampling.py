@@ -16,14 +16,14 @@ import jax
 import jax.monitoring
 import numpy as np
 from jax.sharding import Mesh
+from srft_jax.rollout.params import decode_params
 
 from srft_jax.batch import KVCache
-from srft_jax.config import MeshConfig, ModelConfig
+from srft_jax.config import MeshConfig, ModelConfig, Truncation
 from srft_jax.host.compilations import Compilations
 from srft_jax.mesh import decode_mesh, make_mesh
 from srft_jax.models import families, init_params
-from srft_jax.rollout import Completion, Request, SamplingConfig, Truncation, engine, sample
-from srft_jax.rollout.params import decode_params
+from srft_jax.rollout import Completion, Request, SamplingConfig, engine, sample
 
 CONFIG = ModelConfig(
     vocab_size=24,

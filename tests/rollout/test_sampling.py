@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-
-from srft_jax.rollout import sampling
 from srft_jax.rollout.blocks import in_blocks, over_blocks, token_at
-from srft_jax.rollout.truncation import Truncation
+
+from srft_jax.config import Truncation
+from srft_jax.rollout import sampling
 
 draw = jax.jit(sampling.draw, static_argnums=(2, 3))
 LOGITS = np.array([-np.inf, 1.0, 0.0, 2.0, -1.0, 2.0, 0.5, -np.inf, 1.5, -2.0, 0.0], np.float32)

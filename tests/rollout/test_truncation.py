@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from srft_jax.config import UsageError
 from srft_jax.rollout.blocks import in_blocks
-from srft_jax.rollout.truncation import Truncation, threshold
+
+from srft_jax.config import Truncation, UsageError
+from srft_jax.rollout.truncation import threshold
 
 cut = jax.jit(threshold, static_argnums=1)
 SPREADS = [1e-3, 0.3, 3.0, 10.0, 100.0]
