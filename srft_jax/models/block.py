@@ -37,7 +37,7 @@ class Block(nn.Module):
     """
 
     config: ModelConfig
-    joined: bool = False  # whether matrices are joined as by `families.joined`
+    joined: bool = False  # whether matrices are joined as by `families.join_matrices`
 
     def setup(self) -> None:
         for name, shape in families.block_shapes(self.config, self.joined).items():

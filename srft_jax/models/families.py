@@ -272,7 +272,7 @@ def joined_name(names: Sequence[str]) -> str:
     return "_".join(names)
 
 
-def joined(layer: dict[str, Any]) -> dict[str, Any]:
+def join_matrices(layer: dict[str, Any]) -> dict[str, Any]:
     """Join matrices of one layer that multiply the same vector, side by side.
 
     A decode step has few rows, and then one product is quicker than three. Columns that are split
@@ -290,7 +290,7 @@ def joined(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_joined(layer: dict[str, Any]) -> bool:
-    """Tell whether `joined` has made this layer's parameters."""
+    """Tell whether `join_matrices` has made this layer's parameters."""
     return joined_name(_JOINED[0]) in layer
 
 
@@ -300,7 +300,7 @@ def block_shapes(config: ModelConfig, as_joined: bool) -> dict[str, tuple[int, .
     if not as_joined:
         return shapes
     layer = {name: jax.ShapeDtypeStruct(size, "float32") for name, size in shapes.items()}
-    return {name: leaf.shape for name, leaf in jax.eval_shape(joined, layer).items()}
+    return {name: leaf.shape for name, leaf in jax.eval_shape(join_matrices, layer).items()}
 
 
 def by_path(values: dict[str, Any]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def verify_math(prediction: str, gold: str) -> RewardResult:
     return judged(_verify(_parse_gold(gold), parsed)) if parsed else UNPARSED
 
 
-def load() -> None:
+def load_math_verify() -> None:
     """Import Math-Verify and let it compile its patterns, which takes a second or two."""
     for prediction in ("\\boxed{\\frac{1}{2} + x}", "(1, 2]", "x = 3"):
         verify_math(prediction, "$\\sqrt{2} x$")

@@ -42,11 +42,11 @@ COLUMNS: Mapping[str, Sequence[str]] = {
 }
 
 # Slow imports of a kind, done once for all workers.
-PRELOADS = {"math": math.load}
+PRELOADS = {"math": math.load_math_verify}
 
 
 def check_kind(kind: str) -> None:
-    """Raise UsageError if there is no such kind; only `load` looks for a user's scorer."""
+    """Raise UsageError if there is no such kind; only `load_verifier` looks for a user's scorer."""
     if not is_user_kind(kind) and kind not in KINDS:
         known = ", ".join(KINDS)
         raise UsageError(
@@ -96,7 +96,7 @@ def row_problem(kind: str, gold: str, metadata: Mapping[str, Any]) -> str | None
     if is_user_kind(kind):
         return None
     try:
-        verifier, defaults = load(kind), OPTIONS.get(kind, {})
+        verifier, defaults = load_verifier(kind), OPTIONS.get(kind, {})
         for name in defaults:
             option(metadata, name, defaults)
         verifier("", gold, metadata)
@@ -107,7 +107,7 @@ def row_problem(kind: str, gold: str, metadata: Mapping[str, Any]) -> str | None
     return None
 
 
-def load(kind: str) -> Verifier:
+def load_verifier(kind: str) -> Verifier:
     """Return the verifier of a kind.
 
     Raises:

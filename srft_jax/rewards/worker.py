@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from srft_jax.config import UsageError
 from srft_jax.rewards.judging import Verifier
-from srft_jax.rewards.verifiers import load
+from srft_jax.rewards.verifiers import load_verifier
 
 MAX_MEMORY_BYTES = 4 << 30  # of address space
 MAX_ERROR = 200  # characters; keeps an answer within what a pipe writes in one piece
@@ -69,7 +69,7 @@ def _load(kinds: list[str], probes: list[dict[str, Any]]) -> dict[str, Verifier]
 
     Every worker probes, so that a scorer has loaded its data before the first timed request.
     """
-    verifiers = {kind: load(kind) for kind in kinds}
+    verifiers = {kind: load_verifier(kind) for kind in kinds}
     for probe in probes:
         where = probe.pop("where")
         *_, error = _answer(verifiers[probe["kind"]], **probe)

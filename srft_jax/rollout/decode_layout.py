@@ -43,7 +43,7 @@ def conversions(config: ModelConfig, dtype: str, mesh: Mesh | None) -> tuple[Any
     def convert_layer(layers: Params, number: jax.Array) -> Params:
         layer = jax.tree.map(lambda stacked: stacked[number], layers)
         layer = jax.tree.map(convert, layer, table["layers"])
-        return layer if _splits_columns(mesh) else families.joined(layer)
+        return layer if _splits_columns(mesh) else families.join_matrices(layer)
 
     def convert_rest(rest: Params) -> Params:
         return jax.tree.map(convert, rest, {name: table[name] for name in rest})

@@ -11,7 +11,7 @@ from srft_jax.config import UsageError
 from srft_jax.config.data import GymConfig
 from srft_jax.data import gym
 from srft_jax.data.held_out import is_held_out
-from srft_jax.rewards.verifiers import load as load_verifier
+from srft_jax.rewards.verifiers import load_verifier
 
 
 @dataclasses.dataclass

@@ -14,7 +14,7 @@ from srft_jax.config import UsageError
 from srft_jax.config.data import ProceduralConfig
 from srft_jax.data.procedural import load
 from srft_jax.data.procedural.sets import FAMILIES, LARGEST
-from srft_jax.rewards.verifiers import load as load_verifier
+from srft_jax.rewards.verifiers import load_verifier
 
 CHAIN = ProceduralConfig(count=300, demonstrated=40)
 each_family = pytest.mark.parametrize("family", FAMILIES)

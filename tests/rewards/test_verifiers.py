@@ -5,7 +5,7 @@ import time
 import pytest
 
 from srft_jax.config import UsageError
-from srft_jax.rewards.verifiers import exact, final_answer, load
+from srft_jax.rewards.verifiers import exact, final_answer, load_verifier
 
 
 def verdict(completion: str, gold: str = "42") -> str:
@@ -109,6 +109,6 @@ def test_exact_compares_the_whole_completion() -> None:
 
 
 def test_unknown_kind_names_the_known_ones() -> None:
-    assert load("final_answer") is final_answer
+    assert load_verifier("final_answer") is final_answer
     with pytest.raises(UsageError, match="'finalanswer'.*final_answer, exact"):
-        load("finalanswer")
+        load_verifier("finalanswer")
