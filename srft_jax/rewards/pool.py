@@ -177,7 +177,7 @@ class RewardPool:
         )
 
     def _open(self) -> None:
-        self._forker = Forker(sorted(self._preloads), self._start_seconds)
+        self._forker = Forker(sorted(self._preloads))
         for _ in range(self._num_workers):
             self._workers.append(self._spawn())
 

@@ -24,20 +24,21 @@ from srft_jax.rewards.verdicts import Verdict
 
 COMMAND, ANSWER = struct.Struct("!cq"), struct.Struct("!q")  # what goes to and from the forker
 
+FORKER_SECONDS = 60.0  # deadline for the forker to load, and for each fork
+
 
 class Forker:
     """The running process of forker.py. Should it die, another one takes its place.
 
     Args:
         kinds: Kinds that it loads before it forks, keys of verifiers.PRELOADS.
-        start_seconds: Deadline for its start, and for a fork.
 
     Raises:
         RuntimeError: it does not start.
     """
 
-    def __init__(self, kinds: Sequence[str], start_seconds: float) -> None:
-        self._kinds, self._start_seconds = tuple(kinds), start_seconds
+    def __init__(self, kinds: Sequence[str]) -> None:
+        self._kinds = tuple(kinds)
         self._start()
 
     def fork(self, stdin: int, stdout: int) -> int:
@@ -76,7 +77,7 @@ class Forker:
                 env=_environment(),
                 start_new_session=True,  # out of reach of Ctrl-C
             )
-        self._socket.settimeout(self._start_seconds)
+        self._socket.settimeout(FORKER_SECONDS)
         if not self._socket.recv(ANSWER.size):
             raise RuntimeError("the process that reward workers are forked from did not start")
 
