@@ -80,6 +80,7 @@ class Block(nn.Module):
             experts = ExpertParams(self.router, self.expert_gate, self.expert_up, self.expert_down)
             return expert_mlp(x, experts, options)
         gate, up = self._products(x, "gate", "up")
+        # Names by which `remat` keeps arrays, here and below; see decoder.DOTS.
         gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
         (out,) = self._products(activation(gate) * up, "down")
         return out
@@ -97,6 +98,7 @@ class Block(nn.Module):
         if len(names) == 1 or not self._has(joined):
             return [x @ getattr(self, name).astype(x.dtype) for name in names]
         shapes = families.block_shapes(self.config, as_joined=False)
+        # In: widths 4, 2, 2.  Out: split before columns 4 and 6.
         ends = np.cumsum([shapes[name][1] for name in names])
         return jnp.split(x @ getattr(self, joined).astype(x.dtype), ends[:-1], axis=1)
 
@@ -117,6 +119,7 @@ class Block(nn.Module):
         self, x: Float[Array, "BT D"], cos_sin: tuple[Array, Array]
     ) -> tuple[Array, Array, Array]:
         """Queries [B, T, N, H] and keys [B, K, T, H], both rotated, and values [B, K, T, H]."""
+        # Flat tokens [B*T, D] become rows again, as the tables [B, T, H / 2] have them.
         heads = (*cos_sin[0].shape[:2], -1, self.config.head_dim)
         products = self._products(x, "query", "key", "value")
         query, key, value = (product.reshape(heads) for product in products)

@@ -35,9 +35,11 @@ class ControlTokens:
         spelled = {id: token.content for id, token in special.items()}
         self._ids = {content: id for id, content in spelled.items()}
         self._marker = f"\ue000{secrets.token_hex(8)}\ue000"
+        # Longest first, so that a token is not taken for a shorter one that it begins with.
         longest_first = map(re.escape, sorted(self._ids, key=len, reverse=True))
         self._special = re.compile("|".join(longest_first) or "(?!)")
         self._either = re.compile(f"{self._marker}(\\d+){self._marker}|{self._special.pattern}")
+        # An alias strips blanks and splits words as its token does, so that ids stay the same.
         self._text.add_tokens(
             [
                 AddedToken(

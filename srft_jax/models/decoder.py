@@ -82,6 +82,7 @@ def _initializer(parameter: families.Parameter, config: ModelConfig) -> nn.initi
 
 def init_params(model_config: ModelConfig, key: Array) -> Params:
     """Draw random float32 parameters, shaped by the family's table, layers stacked on axis 0."""
+    # A parameter's key depends on its place in the table alone, not on the other parameters.
     flat = {}
     for number, parameter in enumerate(families.parameters(model_config)):
         shape = families.stacked_shape(parameter, model_config)
@@ -156,7 +157,7 @@ def forward_one(
     A token attends to all that its row's cache holds and to itself.
 
     Args:
-        params: Parameters with a tuple of layers instead of a stack; see rollout/params.py.
+        params: Parameters with a tuple of layers instead of a stack; see rollout/decode_layout.py.
         model_config: Architecture.
         tokens: Ids of the new tokens.
         rotary: Tables of their positions, T = 1. A loop of decode steps makes those of all its
@@ -205,6 +206,7 @@ def _exchanged(x: Float[Array, "BT D"]) -> Float[Array, "BT D"]:
     rows, model = split_axes(mesh, "rows", x.shape[0]), split_axes(mesh, "model", x.shape[1])
     if not rows or not model:
         return x
+    # Axes that split rows but not the table: each replica of the table serves its own rows.
     replica = tuple(axis for axis in rows if axis not in model)
     x = jax.lax.with_sharding_constraint(x, PartitionSpec(replica, model))
     return jax.lax.with_sharding_constraint(x, PartitionSpec(rows, None))
@@ -303,6 +305,7 @@ def _forward_cached(
         window = config.sliding_window if config.slides[layer] else None
         return decode_attention(query[:, 0], cache, layer, options, window)
 
+    # Unrolled: `slides` is a plain bool here, so that a layer reads only the window it needs.
     for layer, (weights, slides) in enumerate(zip(params["layers"], config.slides, strict=True)):
         cos_sin = _layer_rotary(rotary, slides)
         x = block.apply({"params": weights}, x, cos_sin, functools.partial(attend, layer))
@@ -316,6 +319,7 @@ def _with_recent(
     keys, values = list(cache.recent_keys), list(cache.recent_values)
     write, column = jax.lax.dynamic_update_slice_in_dim, cache.num_recent
     transposed = jnp.swapaxes(key, 2, 3).astype(keys[layer].dtype)
+    # Keys have their tokens in the last axis, values in the one before it; see batch.KVCache.
     keys[layer] = write(keys[layer], transposed, column, axis=3)
     values[layer] = write(values[layer], value.astype(values[layer].dtype), column, axis=2)
     return dataclasses.replace(cache, recent_keys=tuple(keys), recent_values=tuple(values))

@@ -77,12 +77,14 @@ def _after_blocks(norm_init: Literal["ones", "zeros"] = "ones") -> tuple[Paramet
     )
 
 
+# Parameters that several families share, in Hugging Face's names.
 _EMBEDDING = Parameter("embedding", ("vocab", "model"), "model.embed_tokens.weight")
 _QUERY = _matrix("query", ("model", "heads"), "self_attn.q_proj")
 _KEY = _matrix("key", ("model", "kv_heads"), "self_attn.k_proj")
 _VALUE = _matrix("value", ("model", "kv_heads"), "self_attn.v_proj")
 _OUTPUT = _matrix("output", ("heads", "model"), "self_attn.o_proj")
 _PROJECTIONS = (_QUERY, _KEY, _VALUE, _OUTPUT)
+# Biases that a config.json may ask for; qwen2 has three of them always.
 _ATTENTION_BIAS = (
     _bias("query", "heads", "self_attn.q_proj", "attention_bias"),
     _bias("key", "kv_heads", "self_attn.k_proj", "attention_bias"),
@@ -105,6 +107,7 @@ _MLP_BIAS = (
     _bias("up", "mlp", "mlp.up_proj", "mlp_bias"),
     _bias("down", "model", "mlp.down_proj", "mlp_bias"),
 )
+# One matrix of ours [E, in, out] is E tensors of Hugging Face's.
 _EXPERTS = (
     _matrix("router", ("model", "experts"), "mlp.gate"),
     _matrix("expert_gate", ("experts", "model", "mlp"), "mlp.experts.{expert}.gate_proj"),
@@ -128,6 +131,8 @@ class Family:
     scales_embedding: bool = False
 
 
+# The order of a table is the order in which parameters are initialised (a parameter's number is
+# folded into the key) and exported: a change of it changes every random start.
 QWEN2 = (
     _EMBEDDING,
     _ATTENTION_NORM,
@@ -253,6 +258,7 @@ def hf_names(parameter: Parameter, config: ModelConfig) -> dict[str, tuple[int, 
 
 def hf_shape(parameter: Parameter, config: ModelConfig) -> tuple[int, ...]:
     """Return the shape of each of these tensors."""
+    # Each expert's matrix is a tensor by itself: without the leading [E].
     sizes = shape(parameter, config)["{expert}" in parameter.hf_name :]
     return sizes[::-1] if parameter.transpose else sizes
 

@@ -32,6 +32,7 @@ def read_config(directory: Path) -> ModelConfig:
     family = _named_family(raw, file)
     spelling = SPELLINGS[family]
     raw = {spelling.aliases.get(key, key): value for key, value in raw.items()}
+    # Unknown keys first: a feature that we do not compute must not look like a wrong type.
     _check_keys(raw, spelling, file)
     _check_types(raw, spelling, file)
     fields = {"family": family} | _read_fields(raw, spelling, file)
@@ -59,9 +60,11 @@ def _named_family(raw: dict[str, Any], file: Path) -> str:
 
 def _check_keys(raw: dict[str, Any], spelling: Spelling, file: Path) -> None:
     """Raise on an unknown key, or one that asks for a feature that we do not compute."""
+    # Features that we do not compute, switched on.
     for key, neutral in spelling.neutral.items():
         if raw.get(key) is not None and raw[key] != neutral:
             raise UsageError(f"{file} has {key} = {raw[key]!r}; only {neutral!r} is supported")
+    # All keys that this family may have; null means that a key is not used.
     known = BOOKKEEPING | positions.KEYS | positions.WINDOW_KEYS[spelling.windows]
     known |= {*spelling.fields.values(), *spelling.neutral, *spelling.ignored}
     known |= positions.LOCAL_KEYS if spelling.has_local_rope else set()
@@ -84,6 +87,7 @@ def _check_types(raw: dict[str, Any], spelling: Spelling, file: Path) -> None:
 def _read_fields(raw: dict[str, Any], spelling: Spelling, file: Path) -> dict[str, Any]:
     """Fields that are one key each. A key that is left out or null has transformers' default."""
     present = {key: value for key, value in raw.items() if value is not None}
+    # These have no default anywhere, and two more follow from them where they are left out.
     sizes = ("hidden_size", "num_attention_heads", "num_hidden_layers")
     if lacking := [key for key in sizes if key not in present]:
         raise UsageError(f"{file} lacks {', '.join(lacking)}")
@@ -109,6 +113,7 @@ def check_architecture(config: ModelConfig, where: str) -> None:
     """
     _check_sizes(config, where)
     spelling = SPELLINGS[config.family]
+    # A field that no key of this family says must have its default.
     for field in dataclasses.fields(ModelConfig):
         value = getattr(config, field.name)
         in_family = field.name in {"family", *spelling.fields, *_POSITION_FIELDS}
@@ -134,6 +139,7 @@ def _check_sizes(config: ModelConfig, where: str) -> None:
             raise UsageError(f"{where} has {name} = {size}, which is below 1")
     for name in ("rope_theta", "rope_local_theta", "attention_softcap", "logit_softcap"):
         _check_positive(name, getattr(config, name), where)
+    # Each kv head serves equally many query heads; rope rotates pairs of a head's numbers.
     if config.num_heads % config.num_kv_heads or config.head_dim % 2:
         raise UsageError(
             f"{where} has num_heads = {config.num_heads}, num_kv_heads = {config.num_kv_heads}, "
@@ -186,6 +192,7 @@ def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     return {
         "architectures": [spelling.architecture],
         "model_type": spelling.model_type,
+        # qwen3_moe's width of dense layers, which our models do not have.
         **{key: config.mlp_dim for key in spelling.ignored if key == "intermediate_size"},
         **{key: value for key, value in values.items() if value is not None},
         **positions.write_rope(config),

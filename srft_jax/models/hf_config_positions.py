@@ -60,9 +60,12 @@ def read_rope(
     """
     scaling = raw.get("rope_scaling") or {}
     nested = raw.get("rope_parameters") or {}
+    # One rope for all layers: `rope_parameters` is its object, as `rope_scaling` is.
     if not spelling.has_local_rope:
         theta = _agreed("rope_theta", (raw, nested, scaling), _THETA, file)
         return {"rope_theta": theta, "rope_scaling": _scaling(scaling, nested, max_positions, file)}
+    # Two ropes: `rope_parameters` holds an object for each kind of layer, and the top level has
+    # `rope_theta` and `rope_scaling` for full attention, `rope_local_base_freq` for sliding.
     if unknown := nested.keys() - {"full_attention", "sliding_attention"}:
         raise UsageError(
             f"{file} has rope_parameters with {', '.join(sorted(unknown))}; {spelling.model_type} "
@@ -94,6 +97,7 @@ def _agreed(key: str, sources: tuple[dict[str, Any], ...], default: float, file:
 
 
 def _kind(rope: dict[str, Any]) -> str:
+    """The kind of scaling; older files write "type"."""
     return str(rope.get("rope_type", rope.get("type", "default")))
 
 
@@ -135,8 +139,9 @@ def _read_scaling(rope: dict[str, Any], max_positions: int, file: Path) -> RopeS
 
 
 def _check_rope_keys(rope: dict[str, Any], kind: str, known: set[str], file: Path) -> None:
+    """Raise on a key that this kind of scaling does not have; null counts as left out."""
     known = known | {"rope_type", "type", "rope_theta"}
-    if rope.get("partial_rotary_factor") == 1.0:
+    if rope.get("partial_rotary_factor") == 1.0:  # the whole head is rotated, as always here
         known.add("partial_rotary_factor")
     unknown = {key: value for key, value in rope.items() if key not in known and value is not None}
     if unknown:
@@ -166,6 +171,7 @@ def _scaling_keys(scaling: RopeScaling) -> dict[str, Any]:
 def read_window(raw: dict[str, Any], spelling: Spelling, file: Path) -> dict[str, Any]:
     """Read the fields sliding_window and full_attention_layers."""
     window = raw.get("sliding_window", spelling.window_default)
+    # A qwen2 config.json states a window even where `use_sliding_window` switches it off.
     if spelling.windows == "none" or (spelling.gated_window and not raw.get("use_sliding_window")):
         window = None
     types = raw.get("layer_types") or _default_types(raw, spelling, window)
@@ -178,6 +184,7 @@ def read_window(raw: dict[str, Any], spelling: Spelling, file: Path) -> dict[str
     if window is None and "sliding_attention" in types:
         raise UsageError(f"{file} has layers of sliding_attention but no sliding window")
     full = tuple(number for number, kind in enumerate(types) if kind == "full_attention")
+    # A window that no layer uses is none.
     if window is None or len(full) == len(types):
         return {}
     return {"sliding_window": window, "full_attention_layers": full}
@@ -193,6 +200,7 @@ def _default_types(raw: dict[str, Any], spelling: Spelling, window: int | None) 
         if spelling.windows == "layer_types":
             pattern = raw.get("sliding_window_pattern", raw.get("_sliding_window_pattern")) or 6
             return bool((layer + 1) % pattern)  # each pattern-th layer sees everything
+        # Layers from `max_window_layers` on slide, by default from the 29th on.
         first = 0 if spelling.windows == "all" else raw.get("max_window_layers", 28)
         return window is not None and layer >= first
 

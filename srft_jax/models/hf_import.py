@@ -72,6 +72,7 @@ def _without_tied_head(
     tensors: dict[str, StoredTensor], config: ModelConfig, directory: Path
 ) -> dict[str, StoredTensor]:
     """The tensors without the head that some tied models store too: a copy of the embedding."""
+    # The head's name stands only in the table of an untied model.
     untied = dataclasses.replace(config, tie_embeddings=False)
     names = {parameter.path: parameter.hf_name for parameter in families.parameters(untied)}
     head, embedding = names["head"], names["embedding"]
@@ -129,6 +130,7 @@ def _read_parameter(
     tensor_shards = _sharding(
         mesh, families.hf_axes(parameter), families.hf_shape(parameter, whole_heads)
     )
+    # Compiled once a parameter: `fill` puts each layer's tensor in place without a copy (donated).
     zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=on_shards)
     fill = jax.jit(_with_tensor, static_argnums=3, donate_argnums=0, out_shardings=on_shards)
     stacked = zeros(families.stacked_shape(parameter, config), dtype)

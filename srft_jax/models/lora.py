@@ -40,6 +40,7 @@ def _check(config: ModelConfig, lora: LoraConfig) -> None:
         raise UsageError(f"model.lora.targets = {list(lora.targets)} must name matrices, each once")
     in_block = {entry.name: entry for entry in families.parameters(config) if entry.stacked}
     for target in lora.targets:
+        # Norms and biases have one axis, experts three: neither has an adapter.
         if target not in in_block or len(in_block[target].axes) != 2:
             raise UsageError(
                 f"model.lora.targets has {target}, of which the family {config.family} has no "

@@ -139,6 +139,7 @@ def load_tokenizer(path: str | os.PathLike[str], chat_template: str | None = Non
     vocab = backend.get_vocab()
     controls = ControlTokens(backend)
     special = frozenset(controls.aliases.values())
+    # The think tags must survive decoding, as verifiers look for them.
     if lost := sorted(tag for tag in THINK_TAGS if vocab.get(tag) in special):
         raise UsageError(
             f"the tokenizer in {path} has {lost} as special tokens, which decoding drops; "
@@ -146,6 +147,7 @@ def load_tokenizer(path: str | os.PathLike[str], chat_template: str | None = Non
         )
     (prompt,) = controls.render(template, [[("user", "question")]])
     eos_id = _turn_end(controls, template, default=backend.eos_token_id)
+    # In order and each once: a dict keeps the order of its keys.
     stop_ids = tuple(dict.fromkeys([eos_id, backend.eos_token_id, *_listed_stops(source, vocab)]))
     pad_id = backend.eos_token_id if backend.pad_token_id is None else backend.pad_token_id
     # A special token counts for vocab_size only if a prompt, a stop or padding writes it.
@@ -194,6 +196,7 @@ def _turn_end(controls: ControlTokens, template: ChatTemplate, *, default: int) 
 
     In: ... <|im_start|>assistant\\nanswer<|im_end|>\\n  Out: the id of <|im_end|>.
     """
+    # Render a whole conversation, and read the ids behind the assistant's text.
     turns = [("user", "question"), ("assistant", "answer")]
     (text,) = controls.render(template, [turns], to_be_answered=False)
     _, answer, rest = text.rpartition("answer")

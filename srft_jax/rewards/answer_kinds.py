@@ -41,6 +41,7 @@ def final_answer(completion: str, gold: str, metadata: Mapping[str, Any]) -> Rew
     too_long = len(completion.rpartition(CLOSE_TAG)[2]) > MAX_TAIL
     if answer is None or too_long or not 0 < len(answer) <= MAX_ANSWER:
         return UNPARSED
+    # As strings, or as plain numbers: "15/2" is "7.5".
     gold = gold.strip()
     value = plain_number(answer)
     return judged(answer == gold or (value is not None and value == plain_number(gold)))

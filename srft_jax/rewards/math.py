@@ -64,6 +64,7 @@ def verify_math(prediction: str, gold: str) -> RewardResult:
     answer = find_answer(prediction)
     if answer is None or _depth(answer.text) > MAX_DEPTH:
         return UNPARSED
+    # Several boxes may be one answer: \boxed{1} and \boxed{2}.
     boxes = find_boxes(prediction)
     together = len(boxes) > 1 and bool(
         _TOGETHER.fullmatch(prediction, boxes[-2].end, boxes[-1].start)
@@ -71,6 +72,7 @@ def verify_math(prediction: str, gold: str) -> RewardResult:
     quick = None if together else _quick(answer.text, _bare(gold))
     if quick is not None:
         return judged(quick)
+    # A huge power or factorial is not computed, unless gold has one too.
     if _ENORMOUS.search(answer.text) and not _ENORMOUS.search(gold):
         return judged(False)
     text = prediction[-MAX_ANSWER:] if together else _excerpt(prediction, answer, len(boxes))

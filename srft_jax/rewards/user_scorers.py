@@ -41,6 +41,7 @@ def load_scorer(kind: str) -> Verifier:
         parameters = list(inspect.signature(function).parameters.values())
     except ValueError as error:
         raise UsageError(f"reward function {kind} does not say which parameters it has") from error
+    # A likely mistake: gold would be judged as if it were the completion.
     if [parameter.name for parameter in parameters[:2]] == ["gold", "completion"]:
         raise UsageError(f"reward function {kind} takes gold first; the completion goes before it")
     arguments = _arguments(parameters)

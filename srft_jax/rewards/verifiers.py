@@ -63,7 +63,7 @@ def check_options(kind: str, options: Mapping[str, Any]) -> None:
     if is_user_kind(kind):
         return
     defaults = OPTIONS.get(kind, {})
-    for name in options:
+    for name in options:  # each has a default, whose type it must have
         if name not in defaults:
             known = ", ".join(defaults) or "none"
             raise UsageError(f"reward kind {kind} has no option '{name}'; its options: {known}")
