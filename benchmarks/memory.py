@@ -5,14 +5,15 @@
 
 The run's own step is compiled from abstract shapes, as the verb plan does; TPUs need not be there,
 but libtpu must be. What follows --topology are keys of a run, by default the small model of
-`sizes.py` over rows of 1,024 tokens. Every variant changes one thing of the first. MiB of a device;
-`host` is of its machine. Prints one JSON line last.
+`sizes.py`, in architectures/small, over rows of 1,024 tokens. Every variant changes one thing of
+the first. MiB of a device; `host` is of its machine. Prints one JSON line last.
 """
 
 import argparse
 import dataclasses
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from srft_jax.config import RunConfig, parse
@@ -22,14 +23,7 @@ from srft_jax.planning.train_program import lowered_train_step
 from srft_jax.report.terminal import table
 
 SMALL = [
-    "--model.architecture.vocab_size=4096",
-    "--model.architecture.dim=256",
-    "--model.architecture.num_layers=4",
-    "--model.architecture.num_heads=4",
-    "--model.architecture.num_kv_heads=2",
-    "--model.architecture.head_dim=64",
-    "--model.architecture.mlp_dim=1024",
-    "--model.architecture.tie_embeddings=false",
+    f"--model.architecture={Path(__file__).parent}/architectures/small",
     "--data.max_prompt_tokens=256",
     "--rollout.max_new_tokens=768",
     "--training.row_length=1024",

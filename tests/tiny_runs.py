@@ -1,5 +1,6 @@
 """Tiny runs, and what two of them must have in common."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 
 import run
 from srft_jax.config import parse
+from srft_jax.models.hf_config import read_config, to_hf_config
+from srft_jax.models.hf_json import write_json
 from srft_jax.planning.train_program import train_state
 from srft_jax.setup.prepare import prepare
 from srft_jax.training.checkpoint import Checkpoints
@@ -16,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 # Flags for a run on files of its own: without the problems of tiny.yaml.
 NO_PROBLEMS = ("--data.train.procedural=null", "--data.evaluation={}")
 MAY_DIFFER = ("time/", "perf/")
+TINY_ARCHITECTURE = Path(__file__).parent / "architectures" / "tiny"
 
 
 def tiny_arguments(run_dir, *arguments):
@@ -24,6 +28,7 @@ def tiny_arguments(run_dir, *arguments):
     tiny = Path(__file__).parent / "tiny.yaml"
     return [
         f"--config={tiny}",
+        f"--model.architecture={TINY_ARCHITECTURE}",
         f"--model.tokenizer={tokenizer}",
         f"--run_dir={run_dir}",
         *arguments,
@@ -32,6 +37,19 @@ def tiny_arguments(run_dir, *arguments):
 
 def tiny_config(run_dir, *arguments):
     return parse(tiny_arguments(run_dir, *arguments))[1]
+
+
+def tiny_model():
+    """Architecture of the tiny run."""
+    return read_config(TINY_ARCHITECTURE)
+
+
+def changed_architecture(directory, **fields):
+    """Flag for the tiny run's architecture with other fields, whose config.json it writes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    changed = dataclasses.replace(tiny_model(), **fields)
+    write_json(directory / "config.json", to_hf_config(changed))
+    return f"--model.architecture={directory}"
 
 
 def scored_by_parity(path):

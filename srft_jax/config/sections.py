@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from srft_jax.config.data import DataConfig
 from srft_jax.config.errors import UsageError
 from srft_jax.config.lora import LoraConfig
-from srft_jax.config.model import ModelConfig, RopeScaling
+from srft_jax.config.model import RopeScaling
 from srft_jax.config.objective import ObjectiveConfig
 from srft_jax.config.sampling import Truncation
 
@@ -17,7 +17,8 @@ class ModelSection:
 
     Args:
         path: Hugging Face directory to start from; excludes `architecture`.
-        architecture: Start from random weights of this shape; excludes `path`.
+        architecture: Hugging Face config.json, or its directory: start from random weights of this
+            shape, with standard deviation initializer_range; excludes `path`.
         tokenizer: Hugging Face directory of the tokenizer; by default `path`.
         chat_template: Jinja file used instead of the tokenizer's chat template, e.g. for a base
             model that has none; exported along.
@@ -38,7 +39,7 @@ class ModelSection:
     """
 
     path: str | None = None
-    architecture: ModelConfig | None = None
+    architecture: str | None = None
     tokenizer: str | None = None
     chat_template: str | None = None
     lora: LoraConfig | None = None

@@ -21,8 +21,13 @@ _POSITION_FIELDS = {
 }
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """Read a model's architecture; UsageError on one that we would compute wrongly."""
+def read_config(path: Path) -> ModelConfig:
+    """Read a model's architecture; UsageError on one that we would compute wrongly.
+
+    Args:
+        path: Hugging Face directory, or the config.json in it.
+    """
+    directory = path.parent if path.name == "config.json" else path
     file = directory / "config.json"
     if not directory.is_dir():
         raise UsageError(f"{directory} is not a directory; a Hugging Face model is one")

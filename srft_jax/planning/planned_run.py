@@ -47,15 +47,11 @@ def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
 
 def _architecture(config: RunConfig) -> ModelConfig:
     """Of the model if it is there, else what stands in for it."""
-    section, stand_in = config.model, config.plan.architecture
+    section = config.model
     if section.path is not None and (Path(section.path) / "config.json").is_file():
         return overridden(read_config(Path(section.path)), section)
-    if stand_in is not None:
-        path = Path(stand_in)
-        directory = path.parent if path.name == "config.json" else path
-        return overridden(read_config(directory), section)
-    if section.architecture is not None:
-        return overridden(section.architecture, section)
+    if (stand_in := config.plan.architecture or section.architecture) is not None:
+        return overridden(read_config(Path(stand_in)), section)
     raise UsageError(
         f"model.path = {section.path} holds no config.json to plan from; set plan.architecture to "
         "one or to its directory, e.g. in assets/architectures/"

@@ -129,11 +129,8 @@ def _facts(path: epath.Path, text: str) -> tuple[str, dict[str, object]]:
     """
     try:
         config = read_yaml(text)
-        model, architecture = config["model"], config["model"]["architecture"]
-        name = model["path"] or (
-            f"{architecture['family']}, {architecture['num_layers']} layers of "
-            f"{architecture['dim']}, from random weights"
-        )
+        model = config["model"]
+        name = model["path"] or f"random weights, shaped as {model['architecture']}"
         return config["objective"]["preset"], {"Model": name, "Seed": config["seed"]}
     except (UsageError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not the resolved config of a run: {error!r}") from error

@@ -94,7 +94,7 @@ def _architecture(config: RunConfig) -> ModelConfig:
     if path is not None and architecture is None:
         return overridden(read_config(Path(path)), config.model)
     if architecture is not None and path is None:
-        return overridden(architecture, config.model)
+        return overridden(read_config(Path(architecture)), config.model)
     raise UsageError("exactly one of model.path and model.architecture must be set")
 
 

@@ -62,7 +62,7 @@ def test_the_abstract_train_step_is_the_runs(tmp_path):
 )
 def test_decode_reads_the_cache_as_it_grows(changes, rows, capacity, tmp_path):
     """Twelve completions in segments of 256: 0, 256, 512, 768, 1,024, 1,536, 1,536, 2,048, ..."""
-    lengths = ("training.row_length=8256", "model.architecture.max_positions=16384")
+    lengths = ("training.row_length=8256", "model.max_positions=16384")
     flags = [f"--{one}" for one in (*changes, *lengths, "rollout.segment=256")]
     config = parse(tiny_arguments(tmp_path, *flags))[1]
     run = planned_run(config, jax.devices()[:1])

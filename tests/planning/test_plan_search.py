@@ -6,7 +6,7 @@ import jax
 import pytest
 from dry_plan import dry_plan
 from machines import hosts, slices
-from tiny_runs import tiny_arguments
+from tiny_runs import tiny_arguments, tiny_model
 
 from srft_jax.config import UsageError, parse
 from srft_jax.planning import search
@@ -125,7 +125,7 @@ def test_an_estimate_counts_gradients_of_what_is_trained(tmp_path):
         estimated(tmp_path, *flags).hbm["activations and temporaries"]
         for flags in ((), ("--model.lora.rank=1",))
     )
-    model = parse(tiny_arguments(tmp_path))[1].model.architecture
+    model = tiny_model()
     head = model.dim * model.vocab_size
     assert whole - adapters > 2 * 4 * head
 

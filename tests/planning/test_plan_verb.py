@@ -209,7 +209,7 @@ def test_which_slices_are_tori():
 
 def test_no_room_for_a_cache_is_an_answer(tmp_path):
     lengths = ("rollout.max_new_tokens=65536", "training.row_length=65568")
-    flags = [f"--{one}" for one in (*lengths, "model.architecture.max_positions=131072")]
+    flags = [f"--{one}" for one in (*lengths, "model.max_positions=131072")]
     config = parse(tiny_arguments(tmp_path, *flags))[1]
     chip = dataclasses.replace(CHIPS["cpu"], hbm=1.0)
     run = planned_run(config, jax.devices()[:1])

@@ -1,18 +1,14 @@
 """A user's mistake: exit code 2 and one line that names it, before anything compiles."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from tiny_runs import tiny_arguments
+from tiny_runs import changed_architecture, tiny_arguments
 
 import run
 from srft_jax.config import UsageError, parse
 from srft_jax.mesh import AXES
-from srft_jax.models.hf_config import to_hf_config
-from srft_jax.models.hf_json import write_json
 from srft_jax.setup import prepare as setup
 from srft_jax.setup.prepare import prepare
 from srft_jax.tasks import train
@@ -79,15 +75,12 @@ CASES = {
     ),
     "missing tokenizer": (["--model.tokenizer={dir}/none"], "{dir}/none is not a directory"),
     "tokenizer above the vocabulary": (
-        ["--model.architecture.vocab_size=100"],
+        ["--model.architecture={dir}/small_vocabulary"],
         "tokenizer has 262 tokens, but the model's vocabulary only 100",
     ),
-    "impossible heads": (["--model.architecture.num_kv_heads=3"], "num_kv_heads = 3"),
-    "no heads": (["--model.architecture.num_kv_heads=0"], "num_kv_heads = 0, which is below 1"),
-    "too few positions": (
-        ["--model.architecture.max_positions=20"],
-        "28 tokens exceed the model's",
-    ),
+    "impossible heads": (["--model.architecture={dir}/three_kv_heads"], "num_kv_heads = 3"),
+    "no heads": (["--model.architecture={dir}/no_heads"], "num_kv_heads = 0, which is below 1"),
+    "too few positions": (["--model.max_positions=20"], "28 tokens exceed the model's"),
     "no data": (["--data.train=null"], "exactly one of data.train and data.mixture"),
     "misspelt key": (
         ["--data.prompt_per_step=8"],
@@ -325,10 +318,10 @@ def directory(tmp_path):
     (tmp_path / "file_run").mkdir()
     (tmp_path / "file_run" / "checkpoints").write_text("")
     (tmp_path / "other_run" / "checkpoints" / "mine").mkdir(parents=True)
-    (tmp_path / "reference").mkdir()
-    policy = parse(tiny_arguments(tmp_path))[1].model.architecture
-    reference = dataclasses.replace(policy, dim=32, num_heads=4, init_std=0.1)
-    write_json(tmp_path / "reference" / "config.json", to_hf_config(reference))
+    changed_architecture(tmp_path / "reference", dim=32, num_heads=4, init_std=0.1)
+    changed_architecture(tmp_path / "small_vocabulary", vocab_size=100)
+    changed_architecture(tmp_path / "three_kv_heads", num_kv_heads=3)
+    changed_architecture(tmp_path / "no_heads", num_kv_heads=0)
     return tmp_path
 
 

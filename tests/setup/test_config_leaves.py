@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from dry_plan import dry_plan
 from dry_run import dry_divergence, dry_export, dry_generate, dry_inspect, dry_run
-from tiny_runs import ROOT, tiny_arguments
+from tiny_runs import ROOT, changed_architecture, tiny_arguments
 
 from srft_jax.batch import Batch, Rows
 from srft_jax.config import DistributedConfig, RunConfig, UsageError, parse
@@ -25,8 +25,6 @@ from srft_jax.data.sources import load_sets
 from srft_jax.host import processes
 from srft_jax.host.jax_options import jax_options
 from srft_jax.models import forward, init_params, output_head
-from srft_jax.models.hf_config import to_hf_config
-from srft_jax.models.hf_json import write_json
 from srft_jax.planning import microbatch_size
 from srft_jax.setup.prepare import prepare
 from srft_jax.training.loading import load_frozen
@@ -284,28 +282,13 @@ def source_rows(key):
     return {f"{key}.{name}": change for name, change in rows.items()}
 
 
-def architecture(**fields):
-    return tuple(f"--model.architecture.{name}={value}" for name, value in fields.items())
-
-
-LLAMA = architecture(family="llama")
-GEMMA3 = architecture(
-    family="gemma3",
-    num_layers=2,
-    sliding_window=2,
-    full_attention_layers="[1]",
-    rope_local_theta=100,
-)
-MOE = architecture(family="qwen3_moe", num_experts=4, experts_per_token=2)
-
-
 def scalings(prefix):
     """Rows of a rope scaling."""
 
     def base(kind, **fields):
         fields = {"kind": kind, "factor": 4, "original_max_positions": 1024} | fields
         scaling = tuple(f"--{prefix}.{name}={value}" for name, value in fields.items())
-        return (*architecture(rope_theta=10_000), *scaling)
+        return ("--model.rope_theta=10000", *scaling)
 
     llama3, yarn = base("llama3"), base("yarn")
     mscale = base("yarn", mscale=0.5, mscale_all_dim=0.7)
@@ -329,32 +312,7 @@ TABLE = {
     "seed": Change("1"),
     "compilation_cache": Change("none", cached),
     "model.path": Change("{dir}", Refused("exactly one of model.path and model.architecture")),
-    "model.architecture.vocab_size": Change("264", program),
-    "model.architecture.dim": Change("24", program),
-    "model.architecture.num_layers": Change("2", program),
-    "model.architecture.num_heads": Change("4", program),
-    "model.architecture.num_kv_heads": Change("2", program),
-    "model.architecture.head_dim": Change("4", program),
-    "model.architecture.mlp_dim": Change("24", program),
-    "model.architecture.rope_theta": Change("1000", program),
-    "model.architecture.norm_epsilon": Change("1e-5", program),
-    "model.architecture.tie_embeddings": Change("false", program),
-    "model.architecture.max_positions": Change("20", Refused("exceed the model's 20")),
-    "model.architecture.init_std": Change("0.5", program),
-    "model.architecture.family": Change("llama", program),
-    "model.architecture.activation": Change("gelu_pytorch_tanh", program),
-    "model.architecture.attention_bias": Change("true", program, LLAMA),
-    "model.architecture.mlp_bias": Change("true", program, LLAMA),
-    "model.architecture.query_pre_attn_scalar": Change("5", program, GEMMA3),
-    "model.architecture.attention_softcap": Change("5", program, GEMMA3),
-    "model.architecture.logit_softcap": Change("5", logprobs_program, GEMMA3),
-    "model.architecture.sliding_window": Change("3", program, GEMMA3),
-    "model.architecture.full_attention_layers": Change("[]", program, GEMMA3),
-    "model.architecture.rope_local_theta": Change("500", program, GEMMA3),
-    **scalings("model.architecture.rope_scaling"),
-    "model.architecture.num_experts": Change("5", program, MOE),
-    "model.architecture.experts_per_token": Change("3", program, MOE),
-    "model.architecture.norm_topk_prob": Change("true", program, MOE),
+    "model.architecture": Change("{dir}/deeper", program),
     "model.tokenizer": Change("{dir}/tokenizer"),
     "model.chat_template": Change("{dir}/own.jinja"),
     "model.lora.rank": Change("4", program, base=LORA),
@@ -557,11 +515,8 @@ def directory(tmp_path_factory):
     for number, name in enumerate(("hub", "other_hub")):
         write_hub(path / name, number)
     for name in ("reference", "other_reference"):
-        (path / name).mkdir()
-        architecture = to_hf_config(parse(tiny_arguments(path))[1].model.architecture)
-        write_json(path / name / "config.json", architecture)
-    (path / "deeper").mkdir()
-    write_json(path / "deeper" / "config.json", architecture | {"num_hidden_layers": 3})
+        changed_architecture(path / name)
+    changed_architecture(path / "deeper", num_layers=3)
     (path / "own.jinja").write_text("{{ messages[-1].content }}=")
     (path / "tokenizer").mkdir()
     for file in (ROOT / "assets" / "tokenizer").iterdir():

@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny_runs import NO_PROBLEMS, ROOT, newest_checkpoint, tiny_config
+from tiny_runs import NO_PROBLEMS, ROOT, newest_checkpoint, tiny_config, tiny_model
 
 import run
 from srft_jax.config import ExportConfig, UsageError
@@ -61,7 +61,7 @@ def test_export_reloads_to_the_parameters_of_a_checkpoint(run_dir, uninterrupted
     assert capsys.readouterr().out == f"model    {run_dir}/hf\n"
     config = tiny_config(run_dir)
     model_config, params = load_hf(run_dir / "hf")
-    assert model_config == config.model.architecture
+    assert model_config == tiny_model()
     newest = flat_params(params)
     assert_same(newest, saved_params(run_dir))
     for file in (uninterrupted / "hf").iterdir():  # what training wrote at its end
@@ -98,7 +98,7 @@ def base(tmp_path):
     """A model stored in bfloat16, with defaults of sampling and one more end."""
     path = tmp_path / "base"
     config = tiny_config(tmp_path)
-    architecture = dataclasses.replace(config.model.architecture, init_std=0.1)
+    architecture = dataclasses.replace(tiny_model(), init_std=0.1)
     params = init_params(architecture, jax.random.key(7))
     save_hf(path, architecture, params, load_tokenizer(config.model.tokenizer), dtype="bfloat16")
     (path / "generation_config.json").write_text(json.dumps(SAMPLING))

@@ -13,6 +13,7 @@ from tiny_runs import (
     newest_checkpoint,
     run_in_process,
     tiny_config,
+    tiny_model,
 )
 
 import run
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 def arguments(tmp_path_factory):
     """Of the tiny run on a base on disk, in bfloat16, with a KL to it."""
     path = tmp_path_factory.mktemp("base")
-    architecture = tiny_config(path).model.architecture
+    architecture = tiny_model()
     params = init_params(architecture, jax.random.key(4))
     save_hf(path / "base", architecture, params, load_tokenizer(ROOT / "assets" / "tokenizer"))
     return [

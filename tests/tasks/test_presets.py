@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from tiny_runs import metrics_lines, run_in_process, scored_by_parity, tiny_config
+from tiny_runs import metrics_lines, run_in_process, scored_by_parity, tiny_config, tiny_model
 
 from srft_jax.models import init_params, save_hf
 from srft_jax.models.tokenizer import load_tokenizer
@@ -49,9 +49,9 @@ def arguments(tmp_path_factory):
     """Prompts that all have a demonstration, and a reference policy."""
     path = tmp_path_factory.mktemp("presets")
     config = tiny_config(path)
-    params = init_params(config.model.architecture, jax.random.key(9))
+    params = init_params(tiny_model(), jax.random.key(9))
     tokenizer = load_tokenizer(config.model.tokenizer)
-    save_hf(path / "reference", config.model.architecture, params, tokenizer)
+    save_hf(path / "reference", tiny_model(), params, tokenizer)
     return [
         *scored_by_parity(path),
         f"--model.reference={path}/reference",

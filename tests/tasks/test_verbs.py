@@ -126,13 +126,9 @@ def test_an_export_can_be_trained_on(run_dir, trained, command):
     shutil.copytree(trained / "hf", run_dir / "base")
     config = f"{run_dir}/other/config.yaml"
     (run_dir / "other").mkdir()
-    lines = (run_dir / "config.yaml").read_text().splitlines(keepends=True)
-    start = next(i for i, line in enumerate(lines) if line.startswith("  architecture:"))
-    end = next(i for i, line in enumerate(lines) if line.startswith("  tokenizer:"))
-    text = "".join(lines[:start] + lines[end:])
-    with open(config, "w") as file:
-        file.write(text.replace("path: null", f"path: {run_dir}/base", 1))  # the model's
-    arguments = ("--training.num_steps=1", "--training.optimizer.learning_rate=0")
+    shutil.copy(run_dir / "config.yaml", config)
+    model = ("--model.architecture=null", f"--model.path={run_dir}/base")
+    arguments = (*model, "--training.num_steps=1", "--training.optimizer.learning_rate=0")
     code, out, err = command(f"--config={config}", f"--run_dir={run_dir}/next", *arguments)
     assert (code, err) == (0, "")
     assert "step 1/1" in out
