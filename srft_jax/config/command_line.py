@@ -22,10 +22,10 @@ Verb = Literal["train", "evaluate", "generate", "export", "report", "inspect", "
 
 
 def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
-    """The verb and the configuration that a command line asks for.
+    """Return the verb and the configuration that a command line asks for.
 
     Args:
-        argv: Without the program: [verb] [--config FILE] [--section.key VALUE ...].
+        argv: Words after the program's name: [verb] [--config FILE] [--section.key VALUE ...].
 
     Raises:
         UsageError: an unknown or ill-typed key, or a file that cannot be read.
@@ -35,7 +35,7 @@ def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
     if verb not in verbs:
         raise UsageError(f"unknown verb {verb!r}; the verbs are {', '.join(verbs)}")
     if verb == "plan":
-        flags = [_whole(flag) for flag in flags]
+        flags = [_long_flag(flag) for flag in flags]
     try:
         values = _parser().instantiate(_parser().parse_args(list(flags)))
     except jsonargparse.ArgumentError as error:
@@ -44,6 +44,7 @@ def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
     return cast(Verb, verb), RunConfig(**fields)
 
 
+# Short flags of the verb `plan` -> the whole keys.
 _SHORT = {
     "--topology": "--plan.topology",
     "--search": "--plan.search=true",
@@ -51,8 +52,8 @@ _SHORT = {
 }
 
 
-def _whole(flag: str) -> str:
-    """Of the verb plan's short ones.  In: "--topology=v5e:8x8".  Out: "--plan.topology=v5e:8x8"."""
+def _long_flag(flag: str) -> str:
+    """In: "--topology=v5e:8x8".  Out: "--plan.topology=v5e:8x8"."""
     name, equals, value = flag.partition("=")
     return _SHORT.get(name, name) + equals + value
 
@@ -65,7 +66,7 @@ _AROUND = re.compile(
 
 
 def _in_one_line(message: str) -> str:
-    """In a section that may be null, only what is wrong with it as a section.
+    """Shorten a message about a section that may be null to what is wrong with the section.
 
     In: Parser key "data.train": Does not validate ... class_path ...: Option 'file' is not
     accepted - Expected a <class 'NoneType'> ...
@@ -90,8 +91,11 @@ def _suggestion(key: str) -> str:
 class _Files(jsonargparse.ActionConfigFile):
     """Several --config: a later file's keys replace an earlier one's, and evaluation sets join.
 
-    A source that comes another way replaces the whole source: keys of a procedural one mean nothing
-    to one of files.
+    A source that comes another way replaces the whole source, as keys of a procedural source mean
+    nothing to a source of files.
+
+    In:  {evaluation: {a: {files: x, kind: math}}}, then {evaluation: {a: {limit: 5}, b: ...}}
+    Out: {evaluation: {a: {files: x, kind: math, limit: 5}, b: ...}}
     """
 
     @staticmethod
@@ -101,7 +105,8 @@ class _Files(jsonargparse.ActionConfigFile):
         train, sets = cfg.get("data.train"), cfg.get("data.evaluation") or {}
         train_ways, set_ways = _ways(train), {name: _ways(sets[name]) for name in sets}
         jsonargparse.ActionConfigFile.apply_config(parser, cfg, dest, value)
-        # Sets that this file does not name are gone by now; those it names have its keys.
+        # jsonargparse has dropped the sets that this file does not name, and has put its keys into
+        # those that it names.
         sets = {**sets, **(cfg.get("data.evaluation") or {})}
         alone = parser.parse_path(value, defaults=False, _skip_validation=True)
         if _comes_another_way(train_ways, alone.get("data.train")):
@@ -140,12 +145,12 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The configuration as a file that `parse` reads back to an equal one."""
+    """Return the configuration as a file that `parse` reads back to an equal one."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
 def read_yaml(text: str) -> Any:
-    """Plain values of a stored configuration, which need not load as today's `RunConfig`.
+    """Return the plain values of a stored configuration; it need not load as a `RunConfig`.
 
     Raises:
         UsageError: the text is not YAML.

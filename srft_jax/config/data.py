@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-WAYS = ("files", "hub", "procedural", "gym")  # keys of a source, of which it has one
+WAYS = ("files", "hub", "procedural", "gym")  # where a source's rows come from: one key is set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,12 +12,13 @@ class ProceduralConfig:
 
     Args:
         family: Kind of problem.
-        seed: Of the problems; the run's seed does not change them.
-        count: Distinct problems.
-        demonstrated: The first so many for training come with a demonstration; by default all.
-        min_size: Smallest problem; what a size counts (terms, digits, numbers) is the family's, see
-            docs/problems.md.
-        max_size: Largest problem.
+        seed: Seed that the problems are drawn from; the run's seed does not change them.
+        count: Number of distinct problems.
+        demonstrated: Training problems, from the first on, that come with a demonstration; by
+            default all.
+        min_size: Size of the smallest problem. Each family counts sizes in its own unit (terms,
+            digits, numbers), see docs/problems.md.
+        max_size: Size of the largest problem.
         terse_fraction: Share of the demonstrations that give the answer without working it out.
     """
 
@@ -38,9 +39,9 @@ class GymConfig:
 
     Args:
         dataset: Name of the generator, e.g. gsm_symbolic, whose worked answers are demonstrations.
-        seed: Of the problems.
-        count: Distinct problems.
-        options: Of the generator; what it has is in reasoning-gym's GALLERY.md.
+        seed: Seed that the problems are drawn from.
+        count: Number of distinct problems.
+        options: The generator's options; reasoning-gym's GALLERY.md lists them.
     """
 
     dataset: str
@@ -55,8 +56,8 @@ class HubConfig:
 
     Args:
         name: owner/name, or a local folder in the hub's layout.
-        subset: Its configuration, where it has several.
-        split: Of its rows.
+        subset: The dataset's configuration, where it has several.
+        split: Split whose rows are read.
         revision: Commit, branch or tag.
     """
 
@@ -78,13 +79,14 @@ class SourceConfig:
         columns: Field of a row -> column it is read from, dots going into nested ones, e.g.
             {prompt: problem, answer: reward_model.ground_truth}; by default known schemas are
             recognised, see docs/data.md.
-        answer_from: Where the gold answer stands in its column, or in the demonstration of a row
-            that has no such column: all of it, in the last \\boxed{}, or after the last ####.
-        shuffle_options: Shuffle the options of multiple-choice questions, each by its own text.
-        instruction: Put after every prompt, on a line of its own.
-        kind: The verifier of rows that name none.
+        answer_from: Part of its column that is the gold answer: all of it, what is in the last
+            \\boxed{}, or what follows the last ####. A row without such a column has its answer in
+            its demonstration.
+        shuffle_options: Shuffle the options of each multiple-choice question, by a hash of it.
+        instruction: Text put after every prompt, on a line of its own.
+        kind: Verifier of rows that name none.
         distinct: Leave out rows whose prompt has come before.
-        limit: Only the first so many rows.
+        limit: Number of rows that are used, from the first on.
         weight: Share of the prompts in a mixture, relative to the other sources'.
     """
 
@@ -107,17 +109,17 @@ class DataConfig:
     """Prompts, gold answers and demonstrations.
 
     Args:
-        train: Training rows, of one source; excludes `mixture`.
-        mixture: Training rows of several sources, drawn by their weights.
+        train: Training rows from one source; excludes `mixture`.
+        mixture: Training rows from several sources, drawn by their weights.
         evaluation: Evaluation sets by name, e.g. {held_out: {files: held_out.jsonl}}; the metrics
             of a set are called eval/<name>/... A set that is null is left out.
-        system_prompt: Put before every prompt that has no system turn of its own.
-        overlap: What becomes of training rows whose prompt is evaluated: an error, or dropped, so
-            that fewer rows of their source are used.
-        too_long: What becomes of rows whose prompt or demonstration exceeds its limit of tokens: an
-            error, or dropped and counted.
+        system_prompt: System turn of every prompt that has none of its own.
+        overlap: Training rows whose prompt is evaluated too are an error, or are dropped, so that
+            fewer rows of their source are used.
+        too_long: Prompts and demonstrations above their limit of tokens are an error, or are
+            dropped and counted.
         prompts_per_step: Distinct prompts of one rollout batch, P.
-        max_prompt_tokens: Longest prompt.
+        max_prompt_tokens: Longest prompt, chat template included.
         max_demonstration_tokens: Longest demonstration of a training row; by default
             rollout.max_new_tokens.
     """

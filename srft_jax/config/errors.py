@@ -12,6 +12,6 @@ class RunError(RuntimeError):
 
 
 def show_error(error: UsageError | RunError) -> int:
-    """Prints the sentence; returns the exit code."""
+    """Print the sentence and return the exit code."""
     print(f"error: {error}", file=sys.stderr)
     return 2 if isinstance(error, UsageError) else 1

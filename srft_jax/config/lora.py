@@ -10,15 +10,15 @@ Target = Literal["query", "key", "value", "output", "gate", "up", "down"]
 class LoraConfig:
     """Low-rank adapters: y = x W + alpha / rank (x A) B, where A and B are trained and W is not.
 
-    All that is not an adapter is frozen: embedding, head, norms and biases too. Without
+    Everything but the adapters is frozen: embedding, head, norms and biases too. Without
     `model.reference` the model without its adapters is the reference policy. A good learning rate
-    is about ten times that of training all parameters, and hardly depends on the rank.
+    is about ten times the one for training all parameters, and hardly depends on the rank.
 
     Args:
         rank: Columns of A and rows of B, r; at most the smaller side of each target.
-        alpha: Of the factor alpha / rank.
+        alpha: Numerator of the factor alpha / rank.
         targets: Matrices of each block that have an adapter; by default all of them.
-        base_dtype: That the frozen parameters are held in. bfloat16 takes half the memory, and
+        base_dtype: Type of the frozen parameters in memory. bfloat16 takes half the memory, and
             loses nothing where they are stored in bfloat16.
     """
 
@@ -29,5 +29,5 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """Of the product (x A) B."""
+        """Factor of the product (x A) B."""
         return self.alpha / self.rank

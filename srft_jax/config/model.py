@@ -1,4 +1,4 @@
-"""The architecture of a decoder, whatever its family."""
+"""The architecture of a decoder, whatever its family: read from a Hugging Face config.json."""
 
 import dataclasses
 from typing import Literal
@@ -14,17 +14,18 @@ class RopeScaling:
         kind: All frequencies slower (linear), slow ones slower (llama3), or slow ones slower and
             scores sharper (yarn).
         factor: How much slower the slowest frequency turns.
-        original_max_positions: Longest sequence of the training before; of llama3 and yarn.
+        original_max_positions: Longest sequence that the model was trained on; llama3 and yarn need
+            it.
         low_freq_factor: llama3: wavelengths above original_max_positions / this are scaled whole.
         high_freq_factor: llama3: wavelengths below original_max_positions / this are left alone.
         beta_fast: yarn: frequencies of more turns than this within original_max_positions are left
             alone.
         beta_slow: yarn: frequencies of fewer turns than this are scaled whole.
-        attention_factor: yarn: of cosines and sines; by default what the next two give, or else
-            0.1 log(factor) + 1.
+        attention_factor: yarn: factor of cosines and sines; by default what mscale and
+            mscale_all_dim give, or without them 0.1 log(factor) + 1.
         mscale: yarn: numerator's coefficient in (0.1 mscale log(factor) + 1) / (the same of
             mscale_all_dim).
-        mscale_all_dim: yarn: the denominator's.
+        mscale_all_dim: yarn: the denominator's coefficient.
         truncate: yarn: round the bounds of the ramp between the two betas to whole dimensions.
     """
 
@@ -59,22 +60,21 @@ class ModelConfig:
         tie_embeddings: Use the embedding, transposed, as the output head.
         max_positions: Longest sequence the model is declared for.
         init_std: Standard deviation of random initial matrices.
-        activation: Of the gated MLP.
+        activation: Activation of the gated MLP.
         attention_bias: Biases of query, key, value and output projections; qwen2 always has the
             first three.
         mlp_bias: Biases of the MLP's projections.
-        query_pre_attn_scalar: Scores are divided by its square root; by default by that of
-            head_dim.
+        query_pre_attn_scalar: Scores are divided by its square root; by default it is head_dim.
         attention_softcap: Scores become c tanh(score / c).
         logit_softcap: Logits become c tanh(logit / c).
         sliding_window: A token sees itself and this many tokens less one before it, in the layers
             that slide: all but `full_attention_layers`.
-        full_attention_layers: Numbers of the layers without the window.
+        full_attention_layers: Numbers of the layers without the window, from 0.
         rope_local_theta: Base of the rotary frequencies in layers that slide; by default
-            `rope_theta`. The scaling is then of the other layers alone.
-        rope_scaling: Of the rotary frequencies.
+            `rope_theta`. Then only layers that do not slide are scaled.
+        rope_scaling: How the rotary frequencies are changed; None leaves them.
         num_experts: MLPs of a layer, E, of which each token is given to a few.
-        experts_per_token: How many.
+        experts_per_token: Number of experts that each token is given to.
         norm_topk_prob: Let the weights of a token's experts sum to 1.
     """
 
@@ -111,12 +111,12 @@ class ModelConfig:
 
     @property
     def attention_scale(self) -> float:
-        """Scores are multiplied by it."""
+        """Factor of the scores, before the softmax."""
         return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
     @property
     def slides(self) -> tuple[bool, ...]:
-        """Of each layer: whether it sees no further than the window."""
+        """Whether each layer sees no further than the window, [L]."""
         full = self.full_attention_layers if self.sliding_window else range(self.num_layers)
         return tuple(layer not in full for layer in range(self.num_layers))
 
@@ -125,7 +125,8 @@ class ModelConfig:
 class AdaptedModelConfig(ModelConfig):
     """The same decoder with low-rank adapters beside its matrices.
 
-    No section of a file: made from an architecture and `model.lora` by `models.lora.adapted`.
+    It is no section of a file: `models.lora.adapted` makes it from an architecture and
+    `model.lora`.
     """
 
     lora: LoraConfig = LoraConfig()

@@ -6,14 +6,17 @@ from etils import epath
 
 
 def on_object_store(path: str | os.PathLike[str]) -> bool:
-    """Where nothing is appended to, and directories are but the names of objects."""
+    """Whether a path is on an object store.
+
+    Files there cannot be appended to, and directories are only prefixes of names.
+    """
     return "://" in os.fspath(path)
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """The path from the root, as Orbax wants it.
+    """Return the path from the root, as Orbax wants it.
 
     epath's own `resolve` takes gs://bucket for a directory below the working directory.
     """
-    found = epath.Path(path)
-    return found if on_object_store(found) else found.resolve()
+    whole = epath.Path(path)
+    return whole if on_object_store(whole) else whole.resolve()

@@ -25,17 +25,17 @@ class ModelSection:
         lora: Train low-rank adapters instead of the parameters themselves.
         reference: Hugging Face directory of the reference policy, for objectives with a KL; by
             default `path`, also after a first stage of SFT.
-        rope_theta: In place of the model's own, also in the reference and in exports.
-        max_positions: In place of the model's own, likewise.
-        rope_scaling: In place of the model's own, likewise.
-        dtype: Of activations and matmul inputs. Parameters, log-probs and losses stay float32.
-        remat: What of a block the backward pass computes again: nothing, all but the matmuls
+        rope_theta: Replaces the model's own value, also in the reference and in exports.
+        max_positions: Replaces the model's own value, also in the reference and in exports.
+        rope_scaling: Replaces the model's own value, also in the reference and in exports.
+        dtype: Type of activations and matmul inputs. Parameters, log-probs and losses stay float32.
+        remat: Part of a block that the backward pass computes again: nothing, all but the matmuls
             (dots), or the whole block. Less memory; on a CPU dots is also the fastest. With offload
             the results of the matmuls wait in the host's memory.
-        matmul_precision: Of products of float32 matrices, where the hardware has faster ones than
-            exact: as JAX has it, three bfloat16 passes (high), or full float32 (highest).
-        attention: Kernel of attention over packed rows and prompts; auto takes the best that the
-            devices and the model allow. See docs/kernels.md.
+        matmul_precision: Precision of products of float32 matrices, on hardware that has faster
+            ones than exact: JAX's default, three bfloat16 passes (high), or full float32 (highest).
+        attention: Kernel of attention over packed rows and prompts; auto takes the best one that
+            the devices and the model allow. See docs/kernels.md.
     """
 
     path: str | None = None
@@ -56,7 +56,7 @@ class ModelSection:
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis, see docs/scaling.md. Their product is the number of devices;
-    one of them may be -1, which takes what the others leave.
+    one of them may be -1, which takes the devices that the other axes leave.
 
     Args:
         data: Replicas of the parameters.
@@ -78,13 +78,13 @@ class MeshConfig:
 class DistributedConfig:
     """Processes that make one run together; see docs/several_processes.md.
 
-    By default what TPU pods, SLURM and Open MPI tell each process; elsewhere there is one. Not part
-    of a stored configuration: a run may be continued with other processes.
+    By default each process takes what TPU pods, SLURM and Open MPI tell it; elsewhere there is one.
+    A stored configuration leaves this section out: a run may be continued with other processes.
 
     Args:
-        coordinator: HOST:PORT where process 0 is to be met; needs the next two.
-        num_processes: How many there are; 1 by itself is one process wherever it runs.
-        process_id: Which of them this one is, from 0.
+        coordinator: HOST:PORT of process 0; needs num_processes and process_id.
+        num_processes: Number of processes; 1 by itself is one process wherever it runs.
+        process_id: Number of this process, from 0.
     """
 
     coordinator: str | None = None
@@ -98,15 +98,15 @@ class RolloutConfig(Truncation):
 
     Args:
         completions_per_prompt: Group size G; the demonstration comes on top.
-        temperature: Of sampling, and of the log-probs and entropies of the loss.
+        temperature: Divides the logits in sampling, and in the log-probs and entropies of the loss.
         max_new_tokens: Longest completion.
         slots: Most completions decoded side by side, by all devices together, rounded up.
         segment: Most decode steps between two looks at what has finished. Where completions wait
-            for a slot, it ends as soon as an eighth of the slots is free.
+            for a slot, a segment ends as soon as an eighth of the slots is free.
         cache_mib: Memory of the KV cache on each device, which may allow fewer than `slots`; by
             default what the device has left.
         tensor: Devices that share one copy of the parameters while decoding; by default
-            `mesh.tensor`. The others each hold a copy, also where `mesh.fsdp` splits them.
+            `mesh.tensor`. Each such group holds a whole copy, also where `mesh.fsdp` splits them.
     """
 
     PREFIX: ClassVar[str] = "rollout."
@@ -127,7 +127,7 @@ class ShapingConfig:
     Args:
         kind: A verifier, e.g. format or length, or package.module:function.
         weight: Factor of its reward; a penalty where negative.
-        options: Of the verifier.
+        options: The verifier's options.
     """
 
     kind: str
@@ -140,11 +140,12 @@ class RewardsConfig:
     """Verification of completions; see docs/rewards.md.
 
     Args:
-        workers: Processes.
-        timeout_seconds: Of one verdict; past it the worker is killed and the verdict is `timeout`.
+        workers: Processes that run verifiers.
+        timeout_seconds: Most seconds of one verdict; past it the worker is killed and the verdict
+            is `timeout`.
         correct_threshold: A verifier's reward that reaches it counts as correct; shaping does not.
-        options: Of the rows' verifiers, by kind, e.g. {math: {require_think: false}}; a row's own
-            column of that name comes first.
+        options: Options of the rows' verifiers, by kind, e.g. {math: {require_think: false}}; a
+            row's own column of that name comes first.
         shaping: Terms added to the verifier's reward; no kind twice.
     """
 
@@ -161,13 +162,13 @@ class OptimizerConfig:
 
     Args:
         name: AdamW; Adafactor, whose second moment is kept by rows and columns, without a first; or
-            Muon on the matrices of blocks, which keeps momentum alone, and AdamW on all else. One's
-            learning rate fits the others. See docs/memory.md.
-        state_dtype: Of moments between updates; bfloat16 is rounded to by chance.
-        learning_rate: Peak.
-        warmup_steps: Optimizer steps until the peak, in equal rises.
-        schedule: What follows the warm-up, until training.num_steps.
-        final_fraction: Of the peak, at the end of a cosine.
+            Muon on the matrices of blocks, which keeps momentum alone, and AdamW on everything
+            else. The same learning rate suits all three. See docs/memory.md.
+        state_dtype: Type of moments between updates; bfloat16 uses stochastic rounding.
+        learning_rate: Highest learning rate, after the warm-up.
+        warmup_steps: Optimizer steps until the highest rate, in equal rises.
+        schedule: Course of the rate after the warm-up, until training.num_steps.
+        final_fraction: Share of the highest rate that is left at the end of a cosine.
         b1: Decay of the first moment, of Muon's momentum too.
         b2: Decay of the second moment; Adafactor's goes by the number of updates.
         weight_decay: Decoupled; applied to matrices only.
@@ -194,20 +195,20 @@ class TrainingConfig:
         num_steps: Rollout steps.
         updates_per_rollout: Optimizer steps each rollout batch is split into, by prompts.
         row_length: Tokens of a packed row, T.
-        rows_per_microbatch: Rows of one forward and backward pass, B. With auto as many as fit the
-            memory, by compiling the step for more and more; the run keeps that number.
-        memory_mib: Of each device, for auto; by default what the device says it has left.
+        rows_per_microbatch: Rows of one forward and backward pass, B. auto takes the most that fit
+            the memory, by compiling the step for more and more; the run keeps that number.
+        memory_mib: Memory of each device, for auto; by default what the device says it has left.
         checkpoint_every: Steps between checkpoints; the last step is always saved.
-        keep_checkpoints: How many are kept.
+        keep_checkpoints: Number of checkpoints kept.
         logits_mib: Memory for tiles of logits on each device; see ops/head.py.
-        max_skipped: Updates in a row with a loss or gradient that is not finite: they are skipped,
-            and at this many the run stops.
+        max_skipped: Number of updates in a row, skipped for a loss or gradient that is not finite,
+            at which the run stops.
         gradient_norms_every: Steps between measurements of each loss term's own gradient norm; 0
             never measures.
         profile_steps: Steps whose traces are written to run_dir/profile; see docs/memory.md.
-        optimizer: How parameters are updated.
-        demonstration_optimizer: Of steps on demonstrations alone: the first stage of sft_rl, the
-            buffered ones of relift.
+        optimizer: Optimizer of the objective's steps.
+        demonstration_optimizer: Optimizer of steps on demonstrations alone: the first stage of
+            sft_rl, the buffered steps of relift.
     """
 
     num_steps: int = 100
@@ -226,7 +227,7 @@ class TrainingConfig:
 
     @property
     def rows(self) -> int:
-        """`rows_per_microbatch`, once it is a number."""
+        """`rows_per_microbatch`, which must be a number by now; UsageError if it is auto."""
         if self.rows_per_microbatch == "auto":
             raise UsageError(
                 "training.rows_per_microbatch = auto is chosen when a run starts: give a number"
@@ -287,7 +288,7 @@ class InspectConfig:
     """The verb `inspect`.
 
     Args:
-        set: Of its first rows, `train` or the name of an evaluation set.
+        set: Set whose first rows are shown: `train` or the name of an evaluation set.
         rows: Packed rows of demonstrations that are printed, or prompts where there are none.
         ids: Print token ids below the text.
     """
@@ -302,13 +303,13 @@ class ExportConfig:
     """The verb `export`, and the export at the end of training.
 
     Args:
-        step: Of the checkpoint that the verb exports; by default the newest.
-        path: Directory to make, gs:// included; by default run_dir/hf, of adapters alone
-            run_dir/adapter.
-        dtype: Of the weights; by default what the model was stored in that the run started from,
+        step: Step of the checkpoint that the verb exports; by default the newest.
+        path: Directory to make, gs:// included; by default run_dir/hf, or run_dir/adapter for
+            adapters alone.
+        dtype: Type of the weights; by default the one that the run's first model was stored in,
             float32 after random initial weights.
-        lora: Of a run with `model.lora`: the whole model with the adapters merged into its
-            matrices, or the adapters alone, in the format of PEFT.
+        lora: What a run with `model.lora` exports: the whole model with the adapters merged into
+            its matrices, or the adapters alone, in the format of PEFT.
     """
 
     step: int | None = None
@@ -325,12 +326,12 @@ class PlanConfig:
         topology: Devices to plan for: v4, v5e, v5p, v6e or tpu7x with the sizes of a slice, e.g.
             v5p:4x4x4, cpu:8, or of GPUs h100:8, h200:8, a100:8. `--topology` for short.
         architecture: config.json or its directory, for a model.path that is not there to be read.
-        mean_prompt: Tokens; by default data.max_prompt_tokens.
-        mean_completion: Tokens; by default rollout.max_new_tokens, or
+        mean_prompt: Tokens of a prompt; by default data.max_prompt_tokens.
+        mean_completion: Tokens of an answer; by default rollout.max_new_tokens, or
             data.max_demonstration_tokens where there are no rollouts.
         search: Find the fastest mesh, microbatch and remat that fit. `--search` for short.
-        search_seconds: After so many no further candidate is compiled.
-        scaling: Also plan for 8 to 256 chips of the kind, mesh.data taking what there is.
+        search_seconds: Seconds after which no further candidate is compiled.
+        scaling: Also plan for 8 to 256 chips of the kind; mesh.data takes them all.
         json: Print the figures as one line, last. `--json` for short.
     """
 
@@ -350,13 +351,13 @@ class RunConfig:
 
     Args:
         run_dir: Directory of everything the run writes; a run in it is continued.
-        seed: Of initial weights, data order and sampling.
+        seed: Seed of initial weights, data order and sampling.
         compilation_cache: Directory of compiled programs, gs:// included, which a later start reads
-            instead of compiling; none has none. By default run_dir/compilations, or what the
-            environment variable JAX_COMPILATION_CACHE_DIR says.
+            instead of compiling; `none` keeps none. By default run_dir/compilations, or the
+            directory in the environment variable JAX_COMPILATION_CACHE_DIR.
         model: Weights and precision.
-        mesh: Devices.
-        distributed: Processes.
+        mesh: Layout of the devices.
+        distributed: Processes that make the run together.
         data: Prompts and demonstrations.
         rollout: Sampling during training.
         rewards: Verification.
@@ -390,7 +391,7 @@ class RunConfig:
 
     @property
     def max_demonstration_tokens(self) -> int:
-        """Longest demonstration: `data.max_demonstration_tokens`, by default that of a rollout."""
+        """`data.max_demonstration_tokens`, by default `rollout.max_new_tokens`."""
         limit = self.data.max_demonstration_tokens
         return self.rollout.max_new_tokens if limit is None else limit
 

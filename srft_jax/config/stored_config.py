@@ -9,7 +9,7 @@ from srft_jax.config import LoraConfig, RunConfig, UsageError, parse
 
 
 def stored_config(run_dir: str) -> RunConfig | None:
-    """None where no run has started.
+    """Read the configuration that a run directory holds; None where no run has started.
 
     Raises:
         UsageError: it has keys that there are no longer.
@@ -24,7 +24,7 @@ def stored_config(run_dir: str) -> RunConfig | None:
 
 
 def changes(before: Any, now: Any) -> dict[str, str]:
-    """Key of each leaf in which two sections differ -> both values.
+    """Return the key of each leaf in which two sections differ -> both values.
 
     In: two of which only `training.num_steps` differs.
     Out: {"training.num_steps": "training.num_steps = 6 (was 3)"}.
@@ -57,7 +57,7 @@ def check_same_adapters(run_dir: str, lora: LoraConfig | None) -> None:
 
 
 def _leaves(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """In: {"a": {"b": 1}}.  Out: {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in section.items():
         flat |= (
