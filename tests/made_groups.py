@@ -1,11 +1,17 @@
 """Groups with given rewards, as a rollout would have left them, and the setup of a tiny run."""
 
+import dataclasses
+
 import numpy as np
 from tiny_runs import tiny_config
 
-from srft_jax.experience.rollouts import Group
-from srft_jax.experience.verdicts import Scored
-from srft_jax.rollout import Completion, Progress
+from srft_jax.batch import Trajectory
+from srft_jax.experience.batches import BatchPlan
+from srft_jax.experience.collect import Sources
+from srft_jax.experience.demonstrations import all_demonstrations
+from srft_jax.experience.groups import Group
+from srft_jax.experience.streams import Streams
+from srft_jax.rollout import RolloutProgress
 from srft_jax.setup.prepare import prepare
 
 LENGTH_CAP = 16  # of the tiny run
@@ -25,25 +31,70 @@ def setup_of(path, preset, **coefficients):
     )
 
 
-def made_completion(length=4, **changes):
+def streams_of(setup):
+    return Streams(
+        setup.data.texts["train"],
+        setup.objective,
+        prompts_per_step=setup.config.data.prompts_per_step,
+        weights=[1.0],
+        seed=setup.config.seed,
+    )
+
+
+def sources_of(setup, streams=None, **verdict):
+    """The run's training set, whose demonstrations all have this verdict."""
+    demonstrations = {
+        place: dataclasses.replace(demonstration, **verdict)
+        for place, demonstration in all_demonstrations(setup.data.train).items()
+    }
+    return Sources(setup.data.train, demonstrations, streams or streams_of(setup))
+
+
+def batch_plan(setup):
+    return BatchPlan(
+        setup.config.training,
+        longest_sequence=setup.longest_sequence,
+        length_cap=LENGTH_CAP,
+        threshold=setup.config.rewards.correct_threshold,
+    )
+
+
+def made_trajectory(length=4, num_forced=0, **changes):
+    """By default four tokens of version 0 that ended by themselves."""
     values = np.arange(length, dtype=np.float32)
-    arrays = dict(logprobs=-values, entropies=values, drawn_logprobs=-values)
-    return Completion(**(dict(tokens=np.arange(length) + 10, finished=True) | arrays | changes))
+    made = Trajectory(
+        key="",
+        tokens=np.arange(length) + 10,
+        sampled=values >= num_forced,
+        logprobs=-values,
+        entropies=values,
+        version=0,
+        finished=True,
+        text="text",
+        verdict="right",
+    )
+    return dataclasses.replace(made, **changes)
 
 
 def made_progress(**changes):
     """Of four completions of four tokens each, by default, in four seconds."""
     fields = dict(finished=4, total=4, tokens=16, steps=4, occupancy=0.75)
     seconds = dict(prefill_seconds=1.0, decode_seconds=2.5, host_seconds=0.5)
-    return Progress(**(fields | seconds | changes))
+    return RolloutProgress(**(fields | seconds | changes))
 
 
-def made_group(example, rewards, *, demonstration=0, demonstration_reward=1.0, completions=None):
-    """By default completions of four tokens that ended by themselves."""
+def made_group(
+    setup, index, rewards, *, demonstration=0, demonstration_reward=1.0, trajectories=None
+):
+    """A prompt of the run with completions of these rewards, and its demonstration if not None."""
+    trajectories = trajectories or [made_trajectory() for _ in rewards]
+    given = sources_of(setup, accuracy=demonstration_reward).demonstrations
     return Group(
-        example=example,
-        completions=completions or [made_completion() for _ in rewards],
-        scored=[Scored(None, "text", reward, "right") for reward in rewards],
-        demonstration=demonstration,
-        demonstration_scored=Scored(None, "text", demonstration_reward, "right"),
+        index=index,
+        problem=setup.data.train[index],
+        trajectories=[
+            dataclasses.replace(trajectory, accuracy=float(reward))
+            for trajectory, reward in zip(trajectories, rewards, strict=True)
+        ],
+        demonstration=None if demonstration is None else given[index, demonstration],
     )

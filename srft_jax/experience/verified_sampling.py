@@ -133,7 +133,8 @@ def sample_verified(
         if observer is not None:
             observer(now)
 
-    sampler.submit(requests_here(requests), key, slots=slots)
+    here = requests_here(requests, jax.process_index(), jax.process_count())
+    sampler.submit(here, key, slots=slots)
     with BackgroundScorer(scorer) as background:
         pending = [
             background.submit(examples[trajectory.group], trajectory)
@@ -153,13 +154,12 @@ def sample_verified(
     return VerifiedRollout(in_order, _summed(progress), reward_wait)
 
 
-def requests_here(requests: Sequence[Request]) -> list[Request]:
-    """Return the requests that this process completes: processes take turns, group by group.
+def requests_here(requests: Sequence[Request], process: int, num_processes: int) -> list[Request]:
+    """Return the requests that a process completes: processes take turns, group by group.
 
-    In: groups 0 0 1 2 2, two processes.  Out: those of groups 0 and 2, and those of group 1.
+    In: groups 0 0 1 2 2, two processes.  Out: groups 0 and 2 for process 0, group 1 for process 1.
     """
-    turn, count = jax.process_index(), jax.process_count()
-    return [request for request in requests if (request.group or 0) % count == turn]
+    return [request for request in requests if (request.group or 0) % num_processes == process]
 
 
 def _summed(progress: RolloutProgress) -> RolloutProgress:

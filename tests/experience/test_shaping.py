@@ -1,23 +1,29 @@
 """Terms beside the verifier's reward: they move advantages, and nobody becomes correct by them."""
 
 import dataclasses
-from unittest import mock
 
 import numpy as np
 import pytest
-from made_groups import made_group, made_progress, setup_of
-from srft_jax.experience.rollouts import _is_dropped
-from srft_jax.experience.verdicts import Scored, ShapingTerm, verify
-from srft_jax.experience.verified import Rollout
+from made_groups import (
+    LENGTH_CAP,
+    batch_plan,
+    made_group,
+    made_progress,
+    made_trajectory,
+    setup_of,
+)
 from tiny_runs import tiny_config
 
+from srft_jax.batch import RewardTerm
 from srft_jax.config import ShapingConfig, UsageError
 from srft_jax.data.examples import Example
 from srft_jax.data.verifier_requests import probes
-from srft_jax.experience import rollouts
 from srft_jax.experience.batches import gate, group_sequences
+from srft_jax.experience.collect import _is_dropped
+from srft_jax.experience.groups import Experience
 from srft_jax.experience.metrics import rollout_metrics
-from srft_jax.experience.streams import Streams
+from srft_jax.experience.scoring import Scorer, sample_row
+from srft_jax.experience.verified_sampling import VerifiedRollout
 from srft_jax.rewards import RewardResult
 from srft_jax.setup.prepare import prepare
 
@@ -33,75 +39,78 @@ class Pool:
         return [RewardResult(float(n), "wrong") for n, _ in enumerate(requests, start=1)]
 
 
-def shaped(accuracy, *terms):
-    made = [ShapingTerm("format", 1.0, reward, "wrong") for reward in terms]
-    return Scored(None, "text", accuracy, "right", tuple(made))
+class Letters:
+    """Id 0 is `a`, id 1 is `b`, ..."""
+
+    think_prefix = ""
+
+    def decode(self, ids):
+        return "".join(chr(ord("a") + token) for token in ids)
 
 
-def shaped_group(example, accuracies, terms):
-    group = made_group(example, accuracies)
-    scored = [shaped(*pair) for pair in zip(accuracies, terms, strict=True)]
-    return dataclasses.replace(group, scored=scored, demonstration_scored=shaped(1.0, 0.5))
+def with_terms(trajectory, *rewards):
+    terms = tuple(RewardTerm("format", 1.0, reward, "wrong") for reward in rewards)
+    return dataclasses.replace(trajectory, shaping=terms)
+
+
+def shaped_group(setup, index, accuracies, terms):
+    group = made_group(setup, index, accuracies)
+    trajectories = [with_terms(*pair) for pair in zip(group.trajectories, terms, strict=True)]
+    demonstration = with_terms(group.demonstration, 0.5)
+    return dataclasses.replace(group, trajectories=trajectories, demonstration=demonstration)
 
 
 def test_every_completion_is_asked_for_every_term():
     pool = Pool()
     examples = [Example("p", "g", kind="exact", metadata={"boxed": False, "x": n}) for n in (1, 2)]
-    scored = verify(pool, examples, ["one", "two"], [4, 5], [FORMAT, LENGTH])
+    answers = [made_trajectory(tokens=np.arange(n)) for n in (4, 5)]
+    scored = Scorer(pool, Letters(), [FORMAT, LENGTH]).score(examples, answers)
     assert [(one.kind, one.completion, one.metadata) for one in pool.requests] == [
-        ("exact", "one", {"boxed": False, "x": 1, "prompt": "p", "num_tokens": 4}),
-        ("format", "one", {"boxed": True, "x": 1, "prompt": "p", "num_tokens": 4}),
-        ("length", "one", {"boxed": False, "x": 1, "prompt": "p", "num_tokens": 4}),
-        ("exact", "two", {"boxed": False, "x": 2, "prompt": "p", "num_tokens": 5}),
-        ("format", "two", {"boxed": True, "x": 2, "prompt": "p", "num_tokens": 5}),
-        ("length", "two", {"boxed": False, "x": 2, "prompt": "p", "num_tokens": 5}),
+        ("exact", "abcd", {"boxed": False, "x": 1, "prompt": "p", "num_tokens": 4}),
+        ("format", "abcd", {"boxed": True, "x": 1, "prompt": "p", "num_tokens": 4}),
+        ("length", "abcd", {"boxed": False, "x": 1, "prompt": "p", "num_tokens": 4}),
+        ("exact", "abcde", {"boxed": False, "x": 2, "prompt": "p", "num_tokens": 5}),
+        ("format", "abcde", {"boxed": True, "x": 2, "prompt": "p", "num_tokens": 5}),
+        ("length", "abcde", {"boxed": False, "x": 2, "prompt": "p", "num_tokens": 5}),
     ]
     assert [one.accuracy for one in scored] == [1, 4]
     assert [one.reward for one in scored] == [1 + 0.5 * 2 - 0.25 * 3, 4 + 0.5 * 5 - 0.25 * 6]
-    assert scored[0].row("rollout")["shaping"] == {"format": 2, "length": 3}
+    row = sample_row("rollout", examples[0], scored[0])
+    assert row["shaping"] == {"format": 2, "length": 3} and row["completion"] == "abcd"
 
 
 def test_advantages_are_of_the_whole_reward_and_correct_is_the_verifiers(tmp_path):
     setup = setup_of(tmp_path, "srft", advantage_std="false")
-    group = shaped_group(0, [1.0, 0.0, 0.0], [0.0, 2.0, 0.0])
-    sequences = group_sequences(setup, setup.stages.at(1), group)
+    group = shaped_group(setup, 0, [1.0, 0.0, 0.0], [0.0, 2.0, 0.0])
+    objective = setup.stages.at(1).objective
+    sequences = group_sequences(group, objective, batch_plan(setup))
     rewards = np.asarray([1.0, 2.0, 0.0, 1.5])
     assert [one.advantage for one in sequences] == pytest.approx(rewards - rewards.mean())
     assert [one.correct for one in sequences] == [True, False, False, True]
 
 
 def test_gates_and_dropping_look_at_the_verifier_alone(tmp_path):
-    objective = setup_of(tmp_path, "hpt").objective
-    unsolved = shaped_group(0, [0.0, 0.0, 0.0], [2.0, 0.0, 0.0])
+    setup = setup_of(tmp_path, "hpt")
+    objective = setup.objective
+    unsolved = shaped_group(setup, 0, [0.0, 0.0, 0.0], [2.0, 0.0, 0.0])
     assert gate(unsolved, objective, 1.0).demonstration is not None
     dapo = setup_of(tmp_path, "dapo").objective
     assert _is_dropped(unsolved, dapo)
-    assert not _is_dropped(shaped_group(0, [1.0, 0.0, 0.5], [0.0, 1.0, 0.5]), dapo)
-
-
-def test_rollouts_are_shaped(tmp_path):
-    setup = setup_of(tmp_path, "grpo")
-    rewards = dataclasses.replace(setup.config.rewards, shaping=[FORMAT])
-    setup = dataclasses.replace(setup, config=dataclasses.replace(setup.config, rewards=rewards))
-    with mock.patch.object(rollouts, "sample_verified", side_effect=InterruptedError) as sample:
-        with pytest.raises(InterruptedError):
-            streams = Streams(setup)
-            rollouts.collect(setup, setup.stages.at(1), 1, None, streams, None, {})
-    assert sample.call_args.args[-1] == [FORMAT]
+    assert not _is_dropped(shaped_group(setup, 0, [1.0, 0.0, 0.5], [0.0, 1.0, 0.5]), dapo)
 
 
 def test_metrics_show_every_part(tmp_path):
     setup = setup_of(tmp_path, "grpo")
 
     def metrics(group):
-        rollout = Rollout([], made_progress(), 0.0)
-        experience = rollouts.Experience([group], [group], 0, 0, [rollout])
-        values = rollout_metrics(setup, setup.stages.at(1), experience)
+        rollout = VerifiedRollout([], made_progress(), 0.0)
+        experience = Experience([group], [group], 0, 0, [rollout])
+        values = rollout_metrics(experience, setup.objective, length_cap=LENGTH_CAP, threshold=1.0)
         names = ("rollout/reward", "rollout/accuracy", "rewards/verifier", "rewards/format")
         return [values.get(name) for name in names]
 
-    assert metrics(shaped_group(0, [1.0, 0.0], [0.5, 2.0])) == [1.75, 0.5, 0.5, 1.25]
-    assert metrics(made_group(0, [1.0, 0.0])) == [0.5, 0.5, None, None]
+    assert metrics(shaped_group(setup, 0, [1.0, 0.0], [0.5, 2.0])) == [1.75, 0.5, 0.5, 1.25]
+    assert metrics(made_group(setup, 0, [1.0, 0.0])) == [0.5, 0.5, None, None]
 
 
 @pytest.mark.parametrize(

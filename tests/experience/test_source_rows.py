@@ -1,12 +1,13 @@
 """A run says how many rows each source had, and how many of them it uses."""
 
+import dataclasses
 import json
 import re
 
-from srft_jax.experience.rollouts import describe_demonstrations
-from srft_jax.experience.verdicts import Scored
 from tiny_runs import NO_PROBLEMS, tiny_config
 
+from srft_jax.experience.demonstrations import all_demonstrations, describe_demonstrations
+from srft_jax.experience.scoring import Scorer
 from srft_jax.report.summary import data_rows
 from srft_jax.setup.prepare import prepare
 
@@ -18,10 +19,10 @@ def test_rows_of_a_source_are_counted(tmp_path):
     benchmark = f"--data.evaluation.mine.files={tmp_path}/b.jsonl"
     (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "9+9", "answer": "8"}))
     setup = prepare(tiny_config(tmp_path / "run", *NO_PROBLEMS, *files, benchmark))
-    said = [" ".join(row) for row in data_rows(setup.sets, setup.dropped)]
+    said = [" ".join(row) for row in data_rows(setup.data)]
     assert "data.train 20 rows read, 6 used" in said
     assert "data.evaluation.mine 1 rows read, 1 used" in said
-    assert setup.evaluation_sets.keys() == {"mine"}
+    assert setup.data.evaluation.keys() == {"mine"}
 
 
 def test_a_wrong_demonstration_is_named_by_its_row(tmp_path):
@@ -30,12 +31,13 @@ def test_a_wrong_demonstration_is_named_by_its_row(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = (f"--data.train.files={tmp_path}/a.jsonl", "--data.train.distinct=true")
     setup = prepare(tiny_config(tmp_path / "run", *NO_PROBLEMS, *files))
-    (index,) = (i for i, one in enumerate(setup.sets.train) if one.prompt == "3")
-    example = setup.sets.train[index]
+    train = setup.data.train
+    (index,) = (i for i, one in enumerate(train) if one.example.prompt == "3")
+    given = all_demonstrations(train)
     scored = {
-        (0, 0): Scored(example, "", 1.0, "right"),
-        (index, 0): Scored(example, "", 0, "wrong"),
+        (0, 0): dataclasses.replace(given[0, 0], accuracy=1.0, verdict="right"),
+        (index, 0): dataclasses.replace(given[index, 0], verdict="wrong"),
     }
-    first, warning = describe_demonstrations(setup, scored)
+    first, warning = describe_demonstrations(scored, train, Scorer(None, None))
     assert first == "demonstrations verified right: 1 of 2"
     assert re.match(rf"WARNING: {tmp_path}/a.jsonl, row 5: the verdict of final_answer on", warning)

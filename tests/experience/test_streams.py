@@ -3,22 +3,22 @@
 import dataclasses
 
 import pytest
-from made_groups import setup_of
+from made_groups import setup_of, streams_of
 
 from srft_jax.config import UsageError
-from srft_jax.experience import streams
-from srft_jax.experience.streams import Streams
+from srft_jax.experience.streams import check_same_everywhere, digests
 
 
 def test_rows_may_move_but_not_change(tmp_path):
     setup = setup_of(tmp_path, "srft")
-    state = Streams(setup).state()
+    state = streams_of(setup).state()
 
     def with_first(**changes):
-        first, *others = setup.sets.train
-        train = (dataclasses.replace(first, **changes), *others)
-        return Streams(
-            dataclasses.replace(setup, sets=dataclasses.replace(setup.sets, train=train))
+        first, *others = setup.data.train
+        text = dataclasses.replace(first.example, **changes)
+        train = (dataclasses.replace(first, example=text), *others)
+        return streams_of(
+            dataclasses.replace(setup, data=dataclasses.replace(setup.data, train=train))
         )
 
     with_first(where="elsewhere.jsonl, row 1").restore(state, "runs/x")
@@ -28,10 +28,8 @@ def test_rows_may_move_but_not_change(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train", "held_out"])
-def test_a_set_that_another_process_reads_otherwise_is_named(name, tmp_path, monkeypatch):
-    setup = setup_of(tmp_path, "srft")
-    monkeypatch.setattr(streams, "gathered", lambda value: [value, value])
-    Streams(setup)
-    monkeypatch.setattr(streams, "gathered", lambda value: [value, value | {name: "other"}])
+def test_a_set_that_another_process_reads_otherwise_is_named(name, tmp_path):
+    here = digests(setup_of(tmp_path, "srft").data.texts)
+    check_same_everywhere([here, here])
     with pytest.raises(UsageError, match=f"process 1 reads other rows .* in the sets {name}$"):
-        Streams(setup)
+        check_same_everywhere([here, here | {name: "other"}])

@@ -130,7 +130,7 @@ def kept(config):
     """What is left out of the sets, or the mistake that it is."""
     try:
         setup = prepare(config)
-        return setup.dropped, setup.sets.rows
+        return setup.data.dropped, setup.data.rows
     except UsageError as error:
         return str(error)
 

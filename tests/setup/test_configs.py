@@ -29,7 +29,7 @@ class TestConfigFile:
         config = parse([f"--config={path}"])[1]
         setup = prepare(config)
         assert setup.config.run_dir == f"runs/{path.stem}"
-        assert len(setup.sets.train) >= config.data.prompts_per_step
+        assert len(setup.data.train) >= config.data.prompts_per_step
 
 
 def test_there_are_configs():

@@ -19,8 +19,7 @@ from tiny_runs import (
 )
 
 from srft_jax.config import RunConfig, UsageError, to_yaml
-from srft_jax.experience import rollouts
-from srft_jax.tasks import resume
+from srft_jax.tasks import resume, train
 
 
 # Checkpoints are due after 3 and 6.
@@ -75,7 +74,7 @@ def test_a_run_killed_in_its_first_save_starts_again(tmp_path, uninterrupted):
 def test_a_finished_run_trains_no_further(tmp_path, uninterrupted, monkeypatch):
     run_dir = tmp_path / "run"
     shutil.copytree(uninterrupted, run_dir)
-    monkeypatch.delattr(rollouts, "collect")
+    monkeypatch.delattr(train, "collect")
     assert run_in_process(run_dir) == 0
     assert_same_run(run_dir, uninterrupted)
 

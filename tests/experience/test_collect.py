@@ -4,36 +4,49 @@ import functools
 import json
 import re
 import shutil
-from unittest import mock
 
 import numpy as np
 import pytest
 from dry_run import dry_generate, traced_run
-from made_groups import made_completion, made_progress, setup_of
-from srft_jax.experience.verdicts import Scored
+from made_groups import (
+    LENGTH_CAP,
+    made_progress,
+    made_trajectory,
+    setup_of,
+    sources_of,
+    streams_of,
+)
 from tiny_runs import ROOT, tiny_config
 
-from srft_jax.experience import rollouts, verified
+from srft_jax.data.pipeline import NO_DEMONSTRATION, PromptBatch
+from srft_jax.experience.collect import GroupPlan, _requests, collect
 from srft_jax.experience.metrics import rollout_metrics
-from srft_jax.experience.streams import Streams
+from srft_jax.experience.scoring import Scorer
 from srft_jax.report.terminal import ProgressLine
 from srft_jax.rewards import RewardResult
 from srft_jax.tasks import train
 
 
-class Sampler:
-    """Four tokens behind what is forced; keeps the requests and keys of each call."""
+class FourTokens:
+    """Stands in for the sampler: four tokens behind what is forced; keeps requests and keys."""
 
     def __init__(self):
         self.calls = []
 
-    def __call__(self, params, model_config, requests, key, sampling, tokenizer, observer):
+    def submit(self, requests, key, slots=None):
         self.calls.append((requests, key))
-        for index, request in enumerate(requests):
-            tokens, forced = np.asarray([*request.forced, 11, 12, 13, 14]), len(request.forced)
-            of_tokens = dict(tokens=tokens, num_forced=forced, request=index)
-            for member in range(request.group_size):
-                yield made_completion(len(tokens), member=member, **of_tokens)
+
+    def stream(self, observer):
+        for request in self.calls[-1][0]:
+            tokens, num_forced = [*request.forced, 11, 12, 13, 14], len(request.forced)
+            for member in range(request.first_member, request.first_member + request.group_size):
+                yield made_trajectory(
+                    len(tokens),
+                    num_forced,
+                    tokens=np.asarray(tokens),
+                    group=request.group,
+                    member=member,
+                )
         observer(made_progress())
 
 
@@ -47,23 +60,26 @@ class Pool:
         return [RewardResult(next(self._rewards), "right") for _ in requests]
 
 
-def collect(setup, rewards, step=1, demonstrations=None):
+def group_plan(setup):
+    rollout = setup.config.rollout
+    return GroupPlan(
+        setup.config.data.prompts_per_step, rollout.completions_per_prompt, stop_ids=(0,)
+    )
+
+
+def collect_step(setup, rewards, step=1, **verdict):
     """The experience of a step, and the calls of the sampler."""
-    sampler, pool = Sampler(), Pool(rewards)
-    with mock.patch.object(verified, "sample_stream", sampler):
-        found = rollouts.collect(
-            setup,
-            setup.stages.at(step),
-            step,
-            None,
-            Streams(setup),
-            pool,
-            demonstrations or {},
-        )
+    sampler, scorer = FourTokens(), Scorer(Pool(rewards), setup.tokenizer)
+    sources, stage = sources_of(setup, **verdict), setup.stages.at(step)
+    found = collect(sampler, scorer, sources, group_plan(setup), stage, step)
     return found, sampler.calls
 
 
-RIGHT = Scored(None, "text", 1.0, "right")
+def metrics_of(setup, experience):
+    objective = setup.stages.at(1).objective
+    return rollout_metrics(experience, objective, length_cap=LENGTH_CAP, threshold=1.0)
+
+
 MIXED, EQUAL = [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]
 
 
@@ -75,32 +91,32 @@ class TestRefills:
         return setup_of(tmp_path, "dapo", max_refills=2)
 
     def metrics(self, setup, found):
-        values = rollout_metrics(setup, setup.stages.at(1), found)
+        values = metrics_of(setup, found)
         return [values[f"rollout/{name}"] for name in ("refills", "groups_dropped", "accuracy")]
 
     def test_none_where_none_is_needed(self, setup):
-        found, calls = collect(setup, MIXED * 4)
+        found, calls = collect_step(setup, MIXED * 4)
         assert (len(found.groups), len(calls)) == (4, 1)
         assert self.metrics(setup, found) == [0, 0, 1 / 3]
 
     def test_further_prompts_replace_groups_of_equal_rewards(self, setup):
         """Two of four are dropped; of the next four one is, and one is too many."""
         rewards = MIXED + EQUAL + MIXED + EQUAL + MIXED + MIXED + EQUAL + MIXED
-        found, calls = collect(setup, rewards)
+        found, calls = collect_step(setup, rewards)
         assert [len(found.sampled), len(found.groups), len(calls)] == [8, 4, 2]
         assert found.groups == [found.sampled[i] for i in (0, 2, 4, 5)]
         assert self.metrics(setup, found) == pytest.approx([1, 3, (5 * 1 + 3 * 3) / 24])
-        examples = [group.example for group in found.sampled]
-        streams = Streams(setup)
+        examples = [group.index for group in found.sampled]
+        streams = streams_of(setup)
         batches = [streams.prompts(setup.objective) for _ in range(2)]
         assert examples == [i for batch in batches for i in batch.example]
 
     def test_keys_differ(self, setup):
-        _, calls = collect(setup, EQUAL * 12)
+        _, calls = collect_step(setup, EQUAL * 12)
         assert len({str(key) for _, key in calls}) == 3
 
     def test_they_are_used_up(self, setup):
-        found, calls = collect(setup, EQUAL * 11 + MIXED)
+        found, calls = collect_step(setup, EQUAL * 11 + MIXED)
         assert (len(calls), len(found.groups)) == (3, 1)
         assert self.metrics(setup, found)[:2] == [2, 11]
 
@@ -108,15 +124,14 @@ class TestRefills:
         """Where it counts for the advantage."""
         for group, dropped in (("augmented", 0), ("self", 4)):
             setup = setup_of(tmp_path, "luffy", drop_zero_std="true", advantage_group=group)
-            pairs = [(i, n) for i in range(40) for n in range(1)]
-            found, _ = collect(setup, [0.0] * 12, demonstrations=dict.fromkeys(pairs, RIGHT))
+            found, _ = collect_step(setup, [0.0] * 12, accuracy=1.0)
             assert found.dropped == dropped
 
 
 def test_shares_of_groups_add_up(tmp_path):
     setup = setup_of(tmp_path, "grpo")
-    found, _ = collect(setup, MIXED + EQUAL + MIXED + [0.0] * 3)
-    values = rollout_metrics(setup, setup.stages.at(1), found)
+    found, _ = collect_step(setup, MIXED + EQUAL + MIXED + [0.0] * 3)
+    values = metrics_of(setup, found)
     shares = [values[f"rollout/groups_{name}"] for name in ("all_right", "all_wrong", "mixed")]
     assert shares == [0.25, 0.25, 0.5]
     assert values["rollout/groups_zero_std"] == shares[0] + shares[1]
@@ -129,8 +144,8 @@ def test_shares_of_groups_add_up(tmp_path):
 def test_times_of_refills_add_up(tmp_path):
     """A rollout and a refill, of four seconds and sixteen tokens each."""
     setup = setup_of(tmp_path, "dapo", max_refills=1)
-    found, _ = collect(setup, EQUAL * 8)
-    values = rollout_metrics(setup, setup.stages.at(1), found)
+    found, _ = collect_step(setup, EQUAL * 8)
+    values = metrics_of(setup, found)
     parts = [values[f"time/rollout_{part}"] for part in ("prefill", "decode", "host")]
     assert parts == [2.0, 5.0, 1.0]
     assert values["perf/rollout_tokens_per_second"] == 4.0
@@ -152,9 +167,9 @@ def test_a_run_says_how_far_its_rollouts_are(tmp_path, monkeypatch):
 
 def test_no_rollout_no_times(tmp_path):
     setup = setup_of(tmp_path, "sft")
-    found, calls = collect(setup, [])
+    found, calls = collect_step(setup, [])
     assert len(found.groups) == 4 and not calls
-    assert rollout_metrics(setup, setup.stages.at(1), found) == {}
+    assert metrics_of(setup, found) == {}
 
 
 class TestPrefixes:
@@ -163,12 +178,12 @@ class TestPrefixes:
     SHARE = dict(prefix_start=0.5, prefix_end=0.5, prefix_chunks=0, prefix_until=2)
 
     def requests(self, setup, step=1):
-        found, [(requests, _)] = collect(setup, MIXED * 4, step)
+        found, [(requests, _)] = collect_step(setup, MIXED * 4, step)
         return found, requests
 
     def expected(self, setup, found):
         """The first half of the demonstration of each group's prompt."""
-        tokens = [setup.encoded.train[group.example].demonstrations[0] for group in found.groups]
+        tokens = [group.problem.demonstrations[0] for group in found.groups]
         return [list(one[: round(0.5 * len(one))]) for one in tokens]
 
     def test_all_start_alike(self, tmp_path):
@@ -177,7 +192,7 @@ class TestPrefixes:
         assert [request.group_size for request in requests] == [3] * 4
         assert [list(request.forced) for request in requests] == self.expected(setup, found)
         for group, forced in zip(found.groups, self.expected(setup, found), strict=True):
-            assert all(one.tokens[: len(forced)].tolist() == forced for one in group.completions)
+            assert all(one.tokens[: len(forced)].tolist() == forced for one in group.trajectories)
 
     def test_one_starts_with_it(self, tmp_path):
         setup = setup_of(tmp_path, "prefix_rft", **self.SHARE)
@@ -185,14 +200,14 @@ class TestPrefixes:
         assert [request.group_size for request in requests] == [2, 1] * 4
         assert [list(one.forced) for one in requests[1::2]] == self.expected(setup, found)
         assert not any(one.forced for one in requests[::2])
-        counts = [[one.num_forced > 0 for one in group.completions] for group in found.groups]
+        counts = [[one.num_forced > 0 for one in group.trajectories] for group in found.groups]
         assert counts == [[False, False, True]] * 4
 
     def test_the_verifier_reads_it_too(self, tmp_path):
         setup = setup_of(tmp_path, "uft", kl=0, **self.SHARE)
         found, _ = self.requests(setup)
         for group, forced in zip(found.groups, self.expected(setup, found), strict=True):
-            assert group.scored[0].text.startswith(setup.tokenizer.decode(forced))
+            assert group.trajectories[0].text.startswith(setup.tokenizer.decode(forced))
 
     def test_whole_demonstrations_are_no_rows(self, tmp_path):
         setup = setup_of(tmp_path, "uft", kl=0, **self.SHARE)
@@ -225,8 +240,14 @@ class TestPrefixes:
 
     def test_prompts_without_demonstration_have_plain_groups(self, tmp_path):
         setup = setup_of(tmp_path, "prefix_rft", **self.SHARE)
-        pair = (0, -1)
-        assert rollouts._forced(setup, setup.stages.at(1), 1, *pair) == ()
+        requests = _requests(
+            sources_of(setup),
+            group_plan(setup),
+            setup.stages.at(1),
+            1,
+            PromptBatch(np.asarray([0, 1]), np.asarray([NO_DEMONSTRATION] * 2)),
+        )
+        assert [(one.group_size, len(one.forced)) for one in requests] == [(3, 0)] * 2
 
 
 def test_every_stop_id_of_the_model_ends_completions(tmp_path):

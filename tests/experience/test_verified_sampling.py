@@ -9,16 +9,18 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from srft_jax.batch import Trajectory
 from srft_jax.data.encoding import EncodedExample
 from srft_jax.data.examples import Example
 from srft_jax.evaluation.scores import evaluate
-from srft_jax.experience import verified
-from srft_jax.experience.verified import BackgroundVerifier, sample_verified
+from srft_jax.experience import verified_sampling
+from srft_jax.experience.scoring import Scorer
+from srft_jax.experience.verified_sampling import BackgroundScorer, sample_verified
 from srft_jax.rewards import RewardPool, RewardResult
-from srft_jax.rollout import Completion, Progress, Request, SamplingConfig
+from srft_jax.rollout import Request, RolloutProgress
 
 LONG = 20.0  # seconds; what waits so long is stuck
-DONE = Progress(6, 6, 12, 2, 0.5, 1.0, 2.0, 3.0)
+DONE = RolloutProgress(6, 6, 12, 2, 0.5, 1.0, 2.0, 3.0)
 SLOW = "slow_scorers:sleep"
 
 
@@ -53,36 +55,35 @@ def example(number=0, kind="exact"):
     return Example(prompt=f"{number}", answer=f"{number}", demonstrations=(), kind=kind)
 
 
-def completion(request=0, member=0, first=None):
+def trajectory(group=0, member=0, first=None):
     values = np.zeros(2, np.float32)
-    tokens = np.asarray([10 * request + member if first is None else first, 0])
-    return Completion(tokens, values, values, values, True, 0, request, member)
+    tokens = np.asarray([10 * group + member if first is None else first, 0])
+    return Trajectory("", tokens, values == 0, values, values, 0, True, group, member)
+
+
+class Streamed:
+    """Stands in for the sampler: yields what it was made with."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def submit(self, requests, key, slots=None):
+        self.requests = requests
+
+    def stream(self, observer):
+        yield from self._stream
+        observer(DONE)
 
 
 def rollout(stream, pool, tokenizer=None, observer=None):
-    """Of two requests of three completions each, sampled by `stream`."""
-    used = tokenizer or Tokenizer()
-
-    def sample_stream(*_, tokenizer, observer):
-        assert tokenizer is used, "for stop strings"
-        yield from stream
-        observer(DONE)
-
-    with mock.patch.object(verified, "sample_stream", sample_stream):
-        return sample_verified(
-            None,
-            None,
-            [Request([1], 3), Request([2], 3)],
-            [example(0), example(1)],
-            None,
-            SamplingConfig(),
-            used,
-            pool,
-            observer,
-        )
+    """Of two groups of three completions each, sampled by `stream`."""
+    requests = [Request([1], 3, group=0), Request([2], 3, group=1)]
+    scorer = Scorer(pool, tokenizer or Tokenizer())
+    examples = [example(0), example(1)]
+    return sample_verified(Streamed(stream), requests, examples, None, scorer, observer)
 
 
-ALL = [completion(request, member) for request in range(2) for member in range(3)]
+ALL = [trajectory(group, member) for group in range(2) for member in range(3)]
 
 
 def verifier_threads():
@@ -122,28 +123,25 @@ def test_sampling_goes_on_while_the_pool_is_busy():
     assert pool.calls == [["0 0"], ["1 0", "2 0", "10 0", "11 0", "12 0"]]
 
 
-@pytest.mark.parametrize(("count", "shares"), [(1, [[0, 1, 2, 3, 4]]), (2, [[0, 1, 3, 4], [2]])])
-def test_processes_take_turns_prompt_by_prompt(count, shares, monkeypatch):
-    """The first and the last example have two requests each; equal ones are not the same one."""
-    a, b, c = (example() for _ in range(3))
-    monkeypatch.setattr(verified.jax, "process_count", lambda: count)
+@pytest.mark.parametrize(("count", "shares"), [(1, [[0, 0, 1, 2, 2]]), (2, [[0, 0, 2, 2], [1]])])
+def test_processes_take_turns_group_by_group(count, shares):
+    """The first and the last group have two requests each."""
+    requests = [Request([1], group=group) for group in (0, 0, 1, 2, 2)]
     for turn, share in enumerate(shares):
-        monkeypatch.setattr(verified.jax, "process_index", lambda turn=turn: turn)
-        assert verified.own_requests([a, a, b, c, c]) == share
-        assert verified.own_requests([]) == []
+        here = verified_sampling.requests_here(requests, turn, count)
+        assert [request.group for request in here] == share
+        assert verified_sampling.requests_here([], turn, count) == []
 
 
 def test_the_order_is_that_of_requests():
     for order in itertools.islice(itertools.permutations(ALL), 0, 720, 97):
         found = rollout(order, Pool())
-        places = [[(one.request, one.member) for one, _ in group] for group in found.groups]
-        assert places == [[(request, member) for member in range(3)] for request in range(2)]
-        assert [[one.reward for _, one in group] for group in found.groups] == [
+        places = [[(one.group, one.member) for one in group] for group in found.groups]
+        assert places == [[(group, member) for member in range(3)] for group in range(2)]
+        assert [[one.reward for one in group] for group in found.groups] == [
             [0.0, 1.0, 2.0],
             [10.0, 11.0, 12.0],
         ]
-        examples = [[one.example for _, one in group] for group in found.groups]
-        assert examples == [[example(0)] * 3, [example(1)] * 3]
 
 
 def test_reward_wait_is_what_follows_the_last_completion():
@@ -215,7 +213,7 @@ def test_leaving_gives_up_what_waits():
         released.wait(LONG)
 
     pool = Pool(first_call)
-    with BackgroundVerifier(pool, Tokenizer()) as verifier:
+    with BackgroundScorer(Scorer(pool, Tokenizer())) as verifier:
         verdicts = [verifier.submit(example(), ALL[0])]
         assert entered.wait(LONG)
         verdicts += [verifier.submit(example(), one) for one in ALL[1:]]
@@ -226,20 +224,20 @@ def test_leaving_gives_up_what_waits():
 
 def test_ctrl_c_does_not_wait_for_the_verdicts():
     """Forty sleepers on two workers would take ten seconds; it comes amid the second call."""
-    sleepers = [completion(0, member, first=7) for member in range(40)]
+    sleepers = [trajectory(0, member, first=7) for member in range(40)]
     handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
     with RewardPool(timeout_seconds=0.5, kinds=[SLOW]) as pool:
         start = time.monotonic()
         with (
             pytest.raises(KeyboardInterrupt),
-            BackgroundVerifier(pool, Tokenizer()) as verifier,
+            BackgroundScorer(Scorer(pool, Tokenizer())) as verifier,
         ):
             verdicts = [verifier.submit(example(kind=SLOW), one) for one in sleepers]
             signal.setitimer(signal.ITIMER_REAL, 0.8)
             verdicts[-1].result()
         assert time.monotonic() - start < 0.8 + 0.5 + 0.7
         assert not verifier_threads() and all(one.done() for one in verdicts)
-        with BackgroundVerifier(pool, Tokenizer()) as verifier:  # the pool is free again
+        with BackgroundScorer(Scorer(pool, Tokenizer())) as verifier:  # the pool is free again
             scored = verifier.submit(example(kind=SLOW), ALL[1]).result(LONG)
         assert (scored.reward, scored.verdict) == (1.0, "right")
     signal.signal(signal.SIGALRM, handler)
@@ -248,29 +246,26 @@ def test_ctrl_c_does_not_wait_for_the_verdicts():
 def test_scores_are_those_of_their_sets():
     """Of six problems, sampled from last to first, those from 10 up are right."""
 
-    def sample_stream(params, model, requests, key, sampling, *, tokenizer, observer):
-        assert [one.group_size for one in requests] == [1] * 6 and sampling.temperature == 0
-        assert [one.prompt for one in requests] == [[number] for number in range(6)]
-        for index in reversed(range(6)):
-            yield completion(index, 0)
-        observer(DONE)
+    class LastFirst(Streamed):
+        def submit(self, requests, key, slots=None):
+            assert [(one.group_size, one.temperature) for one in requests] == [(1, 0.0)] * 6
+            assert [one.prompt for one in requests] == [[number] for number in range(6)]
+            assert {one.max_new_tokens for one in requests} == {9} and slots == 3
 
     def problems(numbers):
-        return [example(n) for n in numbers], [EncodedExample([n], []) for n in numbers]
+        return [EncodedExample(example(number), [number]) for number in numbers]
 
     sets = {"held_out": problems(range(4)), "none": problems([]), "ood": problems([4, 5])}
     seen = []
-    with mock.patch.object(verified, "sample_stream", sample_stream):
-        values, rows = evaluate(
-            None,
-            None,
-            sets,
-            Tokenizer(),
-            Pool(),
-            SamplingConfig(temperature=0.0),
-            threshold=20.0,
-            observer=seen.append,
-        )
+    values, rows = evaluate(
+        LastFirst(trajectory(index, 0) for index in reversed(range(6))),
+        sets,
+        Scorer(Pool(), Tokenizer(), threshold=20.0),
+        stop_ids=(0,),
+        max_new_tokens=9,
+        slots=3,
+        observer=seen.append,
+    )
     assert values == {
         "eval/held_out/pass@1": 0.5,
         "eval/held_out/length": 2.0,
