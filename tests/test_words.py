@@ -37,7 +37,6 @@ DESCRIPTION = re.compile(r"\s*[\w*]+(?: \(.*?\))?: (?P<text>.*)")
 
 # Module names that rooms share because both are about the very same thing.
 SHARED_MODULES = {
-    "choices.py",  # data: questions with choices; rewards: their verifier
     "lora.py",  # config: the section; models: the adapters
     "metrics.py",  # experience: of rollouts; training: of updates
     "objective.py",  # config: the section; objectives: its values with the preset's filled in

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from srft_jax.config import UsageError
-from srft_jax.rewards import answer_kinds, choices, math, procedural, shaping
+from srft_jax.rewards import answer_kinds, math, multiple_choice, procedural, shaping
 from srft_jax.rewards.answer_kinds import exact, final_answer, numeric, regex
 from srft_jax.rewards.judging import Verifier, option
 from srft_jax.rewards.user_scorers import is_user_kind, load_scorer
@@ -17,7 +17,7 @@ KINDS: Mapping[str, Verifier] = {
     "exact": exact,
     "math": math.math,
     "numeric": numeric,
-    "multiple_choice": choices.multiple_choice,
+    "multiple_choice": multiple_choice.multiple_choice,
     "regex": regex,
     "format": shaping.format,
     "length": shaping.length,
@@ -27,7 +27,7 @@ KINDS: Mapping[str, Verifier] = {
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "math": math.MATH_OPTIONS,
     "numeric": answer_kinds.NUMERIC_OPTIONS,
-    "multiple_choice": choices.CHOICE_OPTIONS,
+    "multiple_choice": multiple_choice.CHOICE_OPTIONS,
     "regex": answer_kinds.REGEX_OPTIONS,
     "format": shaping.FORMAT_OPTIONS,
     "length": shaping.LENGTH_OPTIONS,
