@@ -1,4 +1,4 @@
-"""Gold answers that stand inside a worked solution: what a source's `answer_from` takes."""
+"""Gold answers inside worked solutions, as a source's `answer_from` names them."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -9,21 +9,28 @@ _WITHOUT_BRACES = re.compile(r"\\(?:boxed|fbox)\s+([^\s{}$.]+)")  # MATH has a f
 
 
 def last_boxed(text: str) -> str | None:
-    r"""In: so \boxed{1}, or rather \boxed{\frac{1}{2}}.  Out: \frac{1}{2}; None without a box.
+    r"""Return the text in the last box; None without a box.
 
-    Where no box has braces, TeX's other spelling counts.  In: $\boxed 5$.  Out: 5.
+    In: so \boxed{1}, or rather \boxed{\frac{1}{2}}.  Out: \frac{1}{2}.
+
+    Where no box has braces, TeX's other spelling counts.
+
+    In: $\boxed 5$.  Out: 5.
     """
     boxes = [box.text for box in find_boxes(text)] or _WITHOUT_BRACES.findall(text)
     return boxes[-1].strip() or None if boxes else None
 
 
 def after_hashes(text: str) -> str | None:
-    """In: 48+24 = 72\\n#### 1,072.  Out: 1072; None without ####."""
+    """Return what follows the last ####, without commas; None without ####.
+
+    In: 48+24 = 72\\n#### 1,072.  Out: 1072.
+    """
     _, mark, answer = text.rpartition("####")
     return answer.strip().replace(",", "") or None if mark else None
 
 
-# answer_from -> what it takes, and what it is called where there is none.
+# answer_from -> function that takes the answer out of a text, and the mark it looks for.
 TAKEN_FROM: Mapping[str, tuple[Callable[[str], str | None], str]] = {
     "boxed": (last_boxed, r"\boxed{}"),
     "hashes": (after_hashes, "####"),

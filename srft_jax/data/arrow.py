@@ -1,4 +1,4 @@
-"""Rows of Parquet files and of datasets on the hub, both of which come as Arrow tables.
+"""Rows of Parquet files and of datasets on the hub: both come as Arrow tables.
 
 Arrow's values become JSON's by one rule: dates and times are ISO 8601 text, durations seconds,
 decimals text, bytes base64 text, maps lists of pairs, and a float that JSON lacks is null.
@@ -16,16 +16,16 @@ import pyarrow.parquet
 from etils import epath
 
 from srft_jax.config import UsageError
-from srft_jax.data.rows import Row
+from srft_jax.data.source_rows import Row
 
 BATCH = 128  # rows turned into Python's objects at a time
 
 
 def read_parquet(path: epath.Path) -> Iterator[Row]:
-    """Every row of a file.
+    """Yield every row of a file.
 
     Raises:
-        UsageError: It is not Parquet, or broken.
+        UsageError: the file is not Parquet, or broken.
     """
     with path.open("rb") as file:
         try:
@@ -39,19 +39,19 @@ def read_parquet(path: epath.Path) -> Iterator[Row]:
 
 
 def table_rows(table: pyarrow.RecordBatch | pyarrow.Table, name: str, first: int) -> Iterator[Row]:
-    """The rows of a table, numbered from `first`; one that Python cannot hold says so."""
+    """Yield the rows of a table, numbered from `first`; a row that Python cannot hold says so."""
     try:
         values = table.to_pylist()
     except (ValueError, OverflowError, pyarrow.ArrowException):
-        # Not UTF-8, or a date before the year 1: which row it is shows one by one.
+        # Not UTF-8, or a date before the year 1: reading row by row shows where.
         for offset in range(len(table)):
-            yield _alone(table.slice(offset, 1), f"{name}, row {first + offset}")
+            yield _single_row(table.slice(offset, 1), f"{name}, row {first + offset}")
         return
     for offset, value in enumerate(values):
         yield Row(f"{name}, row {first + offset}", to_json(value))
 
 
-def _alone(table: pyarrow.RecordBatch | pyarrow.Table, where: str) -> Row:
+def _single_row(table: pyarrow.RecordBatch | pyarrow.Table, where: str) -> Row:
     for column in table.column_names:
         try:
             table.select([column]).to_pylist()
@@ -61,7 +61,7 @@ def _alone(table: pyarrow.RecordBatch | pyarrow.Table, where: str) -> Row:
 
 
 def to_json(value: Any) -> Any:
-    """See the top of the module."""
+    """Turn a value of Arrow into one of JSON, by the rule at the top of the module."""
     match value:
         case None | bool() | int() | str():
             return value

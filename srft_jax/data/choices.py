@@ -1,4 +1,4 @@
-"""Multiple-choice questions: options as lettered lines under the question, the gold a letter."""
+"""Multiple-choice questions: lettered options under the question, a letter as gold answer."""
 
 import random
 import string
@@ -11,8 +11,8 @@ class Posed(NamedTuple):
 
     Attributes:
         prompt: Question and lettered options.
-        answer: Letter of the right one.
-        choices: Options, the first of which is A.
+        answer: Letter of the right option.
+        choices: Options in the order of their letters, the first of which is A.
     """
 
     prompt: str
@@ -21,13 +21,15 @@ class Posed(NamedTuple):
 
 
 def pose(question: str, options: Sequence[str], right: int, *, shuffle: bool) -> Posed:
-    """In: 2+2?, [3, 4], 1.  Out: 2+2?\\n\\nA. 3\\nB. 4 with answer B.
+    """Write the options under the question.
+
+    In: 2+2?, [3, 4], 1.  Out: 2+2?\\n\\nA. 3\\nB. 4 with answer B.
 
     Args:
-        question: Without options.
-        options: In the order of the row.
-        right: Index of the right one.
-        shuffle: In an order that depends on the question and its options alone.
+        question: Text without options.
+        options: Texts in the order of the row.
+        right: Index of the right option.
+        shuffle: Put the options into an order that depends on question and options alone.
     """
     order = list(range(len(options)))
     if shuffle:
@@ -39,13 +41,13 @@ def pose(question: str, options: Sequence[str], right: int, *, shuffle: bool) ->
 
 
 def right_option(answer: Any, options: Sequence[str], labels: Sequence[str]) -> int | None:
-    """Index of the option that a row calls right; None where it calls none or several so.
+    """Return the index of the option that a row calls right; None where it names none or several.
 
     Args:
         answer: A label, an index from 0, or the text of the option. A number is a label where the
-            row has such a label: ARC's may be 1, 2, 3, 4.
-        options: Of the row.
-        labels: Of the options; by default letters.
+            row has such a label: those of ARC may be 1, 2, 3, 4.
+        options: Texts in the order of the row.
+        labels: Labels of the options; by default letters.
     """
     if isinstance(answer, int) and not isinstance(answer, bool):
         if str(answer) in labels:

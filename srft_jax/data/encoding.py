@@ -19,15 +19,15 @@ _CHUNK = 256
 
 
 class Encoder(Protocol):
-    """What is used of a tokenizer."""
+    """The part of a tokenizer that encoding needs."""
 
     def encode_prompts(
         self, conversations: Sequence[Sequence[tuple[str, str]]], /
     ) -> list[list[int]]:
-        """Of turns (role, text), up to where the completion starts: chat template included."""
+        """Encode turns (role, text) up to where the completion starts, chat template included."""
 
     def encode_completions(self, texts: Sequence[str], /) -> list[list[int]]:
-        """What the policy should generate after the prompt: the stop id included."""
+        """Encode what the policy should generate after the prompt, the stop id included."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +73,16 @@ class EncodedSets:
     def texts(self) -> dict[str, tuple[Example, ...]]:
         """All sets as text, `train` first."""
         sets = {"train": self.train, **self.evaluation}
-        return {name: tuple(one.example for one in encoded) for name, encoded in sets.items()}
+        return {name: tuple(row.example for row in encoded) for name, encoded in sets.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """What of a set was too long.
+    """Counts of what was too long in a set.
 
     Attributes:
         prompts: Rows that are gone.
-        demonstrations: Of the rows that stay.
+        demonstrations: Demonstrations that rows which stay have lost.
         bare: Rows that stay and have lost their only demonstration.
     """
 
@@ -98,8 +98,8 @@ class Limits:
     Attributes:
         max_prompt_tokens: Longest prompt of any set.
         max_demonstration_tokens: Longest demonstration; None where all lengths are fine.
-        too_long: What becomes of longer ones. `drop` takes a demonstration from its row, which then
-            is a prompt like those that never had one, and a prompt with its row.
+        too_long: Whether longer ones are an error. `drop` takes a demonstration from its row, which
+            then is a row without one, and takes a whole row whose prompt is too long.
     """
 
     max_prompt_tokens: int
@@ -121,14 +121,14 @@ def encode_sets(
     """Encode all sets, and keep what fits the limits.
 
     Args:
-        sets: As text.
+        sets: All sets as text.
         tokenizer: See `Encoder`.
-        limits: Lengths.
+        limits: Longest prompts and demonstrations.
         system_prompt: First turn of every conversation that has no system turn of its own.
 
     Raises:
-        UsageError: Names rows (from 1), tokens and limit of what does not fit, or log-probs of
-            another number than tokens; or nothing is left of a set.
+        UsageError: names the rows (from 1) that do not fit, with their tokens and the limit, or
+            whose log-probs are not as many as their tokens; or nothing is left of a set.
     """
     kept: dict[str, tuple[EncodedExample, ...]] = {}
     dropped: dict[str, Dropped] = {}
@@ -141,7 +141,7 @@ def encode_sets(
         problems += _logprob_problems(name, encoded)
         longest_prompt = max([longest_prompt, *(len(ids.prompt) for ids in encoded)])
         if name == "train":
-            sizes = [len(one) for ids in encoded for one in ids.demonstrations]
+            sizes = [len(tokens) for ids in encoded for tokens in ids.demonstrations]
             longest_demonstration = max(sizes, default=0)
         if limits.too_long == "error":
             problems += _length_problems(name, encoded, limits_here)
@@ -155,7 +155,7 @@ def encode_sets(
 def encode(
     examples: Sequence[Example], tokenizer: Encoder, *, system_prompt: str | None = None
 ) -> tuple[EncodedExample, ...]:
-    """Prompts and demonstrations, in order; see `encode_sets`."""
+    """Encode prompts and demonstrations, in order; see `encode_sets`."""
     conversations = [conversation(example, system_prompt) for example in examples]
     texts = [text for example in examples for text in example.demonstrations]
     prompts = _in_chunks(tokenizer.encode_prompts, conversations)
@@ -167,7 +167,7 @@ def encode(
 
 
 def conversation(example: Example, system_prompt: str | None = None) -> list[Turn]:
-    """The turns up to the prompt."""
+    """Return the turns up to the prompt, the system prompt first where there is none yet."""
     turns = [*example.history, Turn("user", example.prompt)]
     if system_prompt is None or turns[0].role == "system":
         return turns
@@ -177,7 +177,7 @@ def conversation(example: Example, system_prompt: str | None = None) -> list[Tur
 def _in_chunks(
     encode: Callable[[Sequence[Any]], list[list[int]]], items: Sequence[Any]
 ) -> Iterator[Int[np.ndarray, "n"]]:
-    """`encode` of each item, in order. Four bytes a token: Python's numbers would take 36.
+    """Yield `encode` of each item, in order. Four bytes a token: Python's numbers would take 36.
 
     A fast tokenizer has a thread for each core, so that other processes would only be in its way.
     """
@@ -189,6 +189,7 @@ def _in_chunks(
 def _encoded(
     example: Example, prompt: np.ndarray, demonstrations: tuple[np.ndarray, ...]
 ) -> EncodedExample:
+    # Without log-probs, an empty list stands for each demonstration.
     known = example.behavior_logprobs or ((),) * len(demonstrations)
     logprobs = tuple(
         _behavior_logprobs(values, len(tokens))
@@ -198,7 +199,7 @@ def _encoded(
 
 
 def _behavior_logprobs(values: Sequence[float], num_tokens: int) -> np.ndarray | None:
-    """One a token; that of EOS, where it is left out, is 0 (p = 1).
+    """Return one log-prob a token; where EOS has none, it gets 0 (p = 1).
 
     In: -1, -2 of three tokens.  Out: -1, -2, 0.
     """
@@ -212,19 +213,22 @@ def drop_too_long(
     encoded: Sequence[EncodedExample], limits: Limits
 ) -> tuple[tuple[EncodedExample, ...], Dropped]:
     """Return what fits, and the count of what does not."""
-    fitting = [one for one in encoded if len(one.prompt) <= limits.max_prompt_tokens]
-    numbers = [_fitting(one, limits.max_demonstration_tokens) for one in fitting]
-    lost = [len(one.demonstrations) - len(n) for one, n in zip(fitting, numbers, strict=True)]
-    bare = sum(bool(gone) and not n for gone, n in zip(lost, numbers, strict=True))
-    kept = tuple(
-        _with_only(one, n) if gone else one
-        for one, n, gone in zip(fitting, numbers, lost, strict=True)
-    )
-    return kept, Dropped(len(encoded) - len(kept), sum(lost), bare)
+    kept: list[EncodedExample] = []
+    prompts = demonstrations = bare = 0
+    for problem in encoded:
+        if len(problem.prompt) > limits.max_prompt_tokens:
+            prompts += 1
+            continue
+        fitting = _fitting(problem, limits.max_demonstration_tokens)
+        lost = len(problem.demonstrations) - len(fitting)
+        demonstrations += lost
+        bare += lost > 0 and not fitting
+        kept.append(_with_only(problem, fitting) if lost else problem)
+    return tuple(kept), Dropped(prompts, demonstrations, bare)
 
 
 def _fitting(example: EncodedExample, max_tokens: int | None) -> list[int]:
-    """Numbers of the demonstrations that fit."""
+    """Return the numbers of the demonstrations that fit, from 0."""
     return [
         number
         for number, tokens in enumerate(example.demonstrations)
@@ -233,7 +237,7 @@ def _fitting(example: EncodedExample, max_tokens: int | None) -> list[int]:
 
 
 def _with_only(encoded: EncodedExample, numbers: Sequence[int]) -> EncodedExample:
-    """The problem with these of its demonstrations."""
+    """Return the problem with these of its demonstrations."""
     example, logprobs = encoded.example, encoded.example.behavior_logprobs
     text = dataclasses.replace(
         example,

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-Role = Literal["system", "user", "assistant"]
+ChatRole = Literal["system", "user", "assistant"]
 
 
 class Turn(NamedTuple):
     """One message of a chat."""
 
-    role: Role
+    role: ChatRole
     content: str
 
 
@@ -25,10 +25,10 @@ class Example:
         kind: The verifier, a key of the table in rewards/, or `package.module:function`.
         history: Turns before the prompt: a system prompt, earlier questions and answers.
         metadata: All columns of the row, as JSON values: keyword arguments of a user's verifier,
-            options of others. `choices` are the options in the order in which they are shown.
-        behavior_logprobs: Of each demonstration, log-probs of its tokens under whoever wrote it;
-            empty where they are not known.
-        source: Number of the training source that the row is of, for mixtures.
+            options of a built-in one. `choices` are the options in the order that they are shown.
+        behavior_logprobs: Log-probs of each demonstration's tokens under whoever wrote it; empty
+            where they are not known.
+        source: Number of the row's training source, for mixtures.
         where: File and row, as messages name it.
     """
 
@@ -44,7 +44,7 @@ class Example:
 
 
 def place(example: Example, set_name: str, number: int) -> str:
-    """As messages call a row, `number` from 1: where it was read, or its place in the set."""
+    """Return what messages call a row: where it was read, or its number (from 1) in the set."""
     return example.where or f"{set_name}, row {number}"
 
 
@@ -54,7 +54,7 @@ class SourceRows(NamedTuple):
     Attributes:
         source: Its key in the configuration.
         read: Rows that were looked at.
-        used: Examples that were made of them.
+        used: Examples that were made from them.
     """
 
     source: str
@@ -67,9 +67,9 @@ class ExampleSets:
     """The sets of a run; no prompt of `train` stands in another one.
 
     Args:
-        train: Of all sources, one source after the other.
+        train: Examples of all training sources, one source after the other.
         evaluation: Evaluation sets by name.
-        rows: Of each source, in the order of the configuration.
+        rows: Counts for each source, in the order of the configuration.
     """
 
     train: tuple[Example, ...]

@@ -1,14 +1,14 @@
 """What a field of a row may hold.
 
-Each function takes a cell and a list that problems join, one sentence each, and returns a value of
-the right type in any case: so that all problems of a row are told at once.
+Each function takes a cell and a list of problems, which it extends by one sentence each. It returns
+a value of the right type in any case, so that all problems of a row are told at once.
 """
 
 import math
 from typing import Any, NamedTuple, cast, get_args
 
-from srft_jax.data.examples import Role, Turn
-from srft_jax.data.rows import type_name
+from srft_jax.data.examples import ChatRole, Turn
+from srft_jax.data.source_rows import type_name
 
 Problems = list[str]
 
@@ -21,7 +21,7 @@ class Cell(NamedTuple):
 
 
 def text(cell: Cell, problems: Problems) -> str:
-    """A string that says something."""
+    """Return the cell's string, which must not be blank."""
     name, value = cell
     if not isinstance(value, str):
         problems.append(f"{name} is {type_name(value)}, but must be a string.")
@@ -35,7 +35,7 @@ def text(cell: Cell, problems: Problems) -> str:
 
 
 def answer(cell: Cell, problems: Problems) -> str:
-    """A string, or a number: In: 142.0.  Out: 142."""
+    """Return a string, or a number as one.  In: 142.0.  Out: 142."""
     value = cell.value
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -45,36 +45,36 @@ def answer(cell: Cell, problems: Problems) -> str:
 
 
 def turns(cell: Cell, problems: Problems) -> list[Turn]:
-    """A string, which is a user turn, or messages; without problems there is at least one turn."""
+    """Return messages as turns; a string is a user turn. Without problems there is at least one."""
     if not isinstance(cell.value, list):
         return [Turn("user", text(cell, problems))]
     if not cell.value:
         problems.append(f"{cell.name} is an empty list.")
-    found = []
+    conversation = []
     for number, message in enumerate(cell.value, start=1):
         name = f"{cell.name}, message {number}"
         if not isinstance(message, dict):
             problems.append(f"{name} is {type_name(message)}, but must be an object.")
             continue
         role = message.get("role")
-        if role not in get_args(Role):
-            roles = ", ".join(get_args(Role))
+        if role not in get_args(ChatRole):
+            roles = ", ".join(get_args(ChatRole))
             problems.append(f"{name} has the role {_short(role)}, which is none of {roles}.")
             continue
         content = text(Cell(f"{name}: 'content'", message.get("content")), problems)
-        found.append(Turn(cast(Role, role), content))
-    return found
+        conversation.append(Turn(cast(ChatRole, role), content))
+    return conversation
 
 
 def texts(cell: Cell, problems: Problems) -> list[str]:
-    """Demonstrations: a string, or a list of strings and of assistant messages."""
+    """Return demonstrations: from a string, or a list of strings and of assistant messages."""
     if isinstance(cell.value, str):
         return [text(cell, problems)]
     if not isinstance(cell.value, list):
         what = type_name(cell.value)
         problems.append(f"{cell.name} is {what}, but must be a string or a list of them.")
         return []
-    found = []
+    demonstrations = []
     for number, value in enumerate(cell.value, start=1):
         name = f"{cell.name}, number {number}"
         if isinstance(value, dict):
@@ -82,12 +82,12 @@ def texts(cell: Cell, problems: Problems) -> list[str]:
             if role != "assistant":
                 problems.append(f"{name} has the role {_short(role)}, but must be the assistant's.")
             name, value = f"{name}: 'content'", value.get("content")
-        found.append(text(Cell(name, value), problems))
-    return found
+        demonstrations.append(text(Cell(name, value), problems))
+    return demonstrations
 
 
 def options(cell: Cell, problems: Problems) -> list[str]:
-    """At least two strings, and at most as many as there are letters."""
+    """Return the options: at least two strings, and at most as many as there are letters."""
     if not isinstance(cell.value, list):
         problems.append(f"{cell.name} is {type_name(cell.value)}, but must be a list of strings.")
         return []
@@ -100,7 +100,7 @@ def options(cell: Cell, problems: Problems) -> list[str]:
 
 
 def logprobs(cell: Cell, demonstrations: int, problems: Problems) -> tuple[tuple[float, ...], ...]:
-    """A list of numbers for each demonstration; where there is one, its list may stand alone."""
+    """Return numbers for each demonstration; the list of a single one may stand alone."""
     lists = cell.value
     if (
         demonstrations == 1
@@ -109,9 +109,9 @@ def logprobs(cell: Cell, demonstrations: int, problems: Problems) -> tuple[tuple
     ):
         lists = [lists]
     if not isinstance(lists, list) or len(lists) != demonstrations:
-        given = f"{len(lists)} lists" if isinstance(lists, list) else type_name(lists)
+        what = f"{len(lists)} lists" if isinstance(lists, list) else type_name(lists)
         problems.append(
-            f"{cell.name} is {given}, but must be a list of numbers for each of the "
+            f"{cell.name} is {what}, but must be a list of numbers for each of the "
             f"{demonstrations} demonstrations."
         )
         return ()
@@ -129,7 +129,7 @@ def _is_logprob(value: Any) -> bool:
 
 
 def _half_surrogate(value: str) -> int | None:
-    """Where a string cannot be UTF-8: JSON can spell "\\ud83d", which no tokenizer takes."""
+    """Return where a string cannot be UTF-8: JSON can spell "\\ud83d", which no tokenizer takes."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -18,10 +18,10 @@ from srft_jax.data.examples import Example
 from srft_jax.data.held_out import belongs
 from srft_jax.rewards.extraction import MAX_ANSWER
 
-DRAWS_PER_PROBLEM = 32  # at most; an evaluated set keeps one in eight
-BLOCK = 1024  # draws
+DRAWS_PER_PROBLEM = 32  # the most draws for each problem asked for; evaluated sets keep 1 of 8
+BLOCK = 1024  # draws from one dataset
 KINDS = {"countdown": "countdown", "puzzle24": "countdown"}  # any right expression is right
-# Found by two processes with other seeds of `hash`: these go through sets of strings.
+# These generators go through sets of strings, as two processes with other seeds of `hash` showed.
 UNSTABLE = frozenset(
     "codeio isomorphic_strings knight_swap list_functions polynomial_multiplication ransom_note "
     "word_ladder".split()
@@ -31,10 +31,10 @@ Entry = Mapping[str, Any]
 
 
 def load(config: GymConfig, set_name: str) -> tuple[Example, ...]:
-    """Distinct problems of a generator; those of `train` with a demonstration where it has them.
+    """Return distinct problems of a generator; `train` with demonstrations where it has them.
 
-    A hash of the question decides whether it may stand in the set `train` or in all others. Left
-    out are problems whose answer is empty or too long to be verified.
+    A hash of the question decides whether it may stand in the set `train` or in evaluation sets.
+    Problems whose answer is empty or too long to be verified are left out.
 
     Raises:
         UsageError: reasoning-gym is not installed, has no such generator or option, refuses a
@@ -64,7 +64,7 @@ def load(config: GymConfig, set_name: str) -> tuple[Example, ...]:
 
 
 def demonstrate(entry: Entry) -> tuple[str, ...]:
-    """The worked answer of gsm_symbolic, without its last line: `#### 42` is said by the answer."""
+    """Return gsm_symbolic's worked answer without its last line, `#### 42`, which is the answer."""
     working = entry["metadata"].get("answer_cot")
     if working is None:
         return ()
@@ -83,7 +83,7 @@ def _example(dataset: str, draw: int, entry: Entry, *, shown: bool) -> Example:
 
 
 def _entries(config: GymConfig) -> Iterator[Entry]:
-    """Draw i of seed s: item i % 1024 of reasoning-gym's dataset of seed s * 2^20 + i - i % 1024.
+    """Yield draws: i of seed s is item i % 1024 of the dataset of seed s * 2^20 + i - i % 1024.
 
     Most generators seed an item with the sum of seed and index, so other seeds must be far off.
     Blocks have one size because a few, such as acre, give other items in datasets of other sizes.
@@ -102,7 +102,7 @@ def _entries(config: GymConfig) -> Iterator[Entry]:
 
 
 def _factory(config: GymConfig) -> Callable[..., Any]:
-    """Makes a dataset of a seed and a size; the generator and its options are known to exist."""
+    """Return a function from seed and size to a dataset; generator and options are checked."""
     try:
         from reasoning_gym import factory
     except ImportError as error:

@@ -1,6 +1,6 @@
 """Rows of a dataset on the Hugging Face hub, or of a local folder in the hub's layout.
 
-The library `datasets` downloads and caches; nothing else needs it, so it is an extra.
+The library `datasets` downloads and caches. Nothing else needs it, so it is an extra.
 """
 
 import logging
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from srft_jax.config import HubConfig, UsageError
 from srft_jax.data.arrow import BATCH, table_rows
-from srft_jax.data.rows import Row
+from srft_jax.data.source_rows import Row
 
 
 def read_hub(config: HubConfig, key: str) -> Iterator[Row]:
-    """Every row of the split.
+    """Yield every row of the split.
 
     Args:
-        config: Which dataset.
-        key: Of the configuration, for messages.
+        config: Dataset, subset and split.
+        key: Key of the configuration, for messages.
 
     Raises:
         UsageError: `datasets` is not installed, or the dataset, its subset or its split cannot be
@@ -35,14 +35,14 @@ def read_hub(config: HubConfig, key: str) -> Iterator[Row]:
             "no revisions."
         )
     datasets.disable_progress_bars()
-    # Without a network it says of each attempt, twice, that it has failed.
+    # Without a network the library logs each attempt that failed, twice.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         dataset = datasets.load_dataset(
             config.name, config.subset, split=config.split, revision=config.revision
         )
-    # A ValueError for a subset or split that does not exist; for all else (no network, no such
-    # dataset, files that cannot be read) one of several libraries', that for HTTP among them.
+    # A subset or split that does not exist is a ValueError. Anything else (no network, no such
+    # dataset, unreadable files) is an error of one of several libraries, the one for HTTP included.
     except Exception as error:
         raise UsageError(_sentence(config, key, error)) from error
     name, first = f"{config.name}[{config.split}]", 1
@@ -52,7 +52,7 @@ def read_hub(config: HubConfig, key: str) -> Iterator[Row]:
 
 
 def _sentence(config: HubConfig, key: str, error: Exception) -> str:
-    # What went wrong in a file stands in the cause; the error says that something did.
+    # The error says only that something went wrong; its cause says what.
     said = [str(error)] if error.__cause__ is None else [str(error), str(error.__cause__)]
     reason = ": ".join(" ".join(text.split()).rstrip(".") for text in said)
     advice = (

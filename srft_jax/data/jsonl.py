@@ -9,14 +9,15 @@ from typing import Any
 
 from etils import epath
 
-from srft_jax.data.rows import Row
+from srft_jax.data.source_rows import Row
 
-# Deeper rows stop Python's parser, at a depth that differs between its versions.
+# Most levels of lists and objects: deeper rows stop Python's parser, at a depth that differs
+# between its versions.
 MAX_DEPTH = 100
 
 
 def read_lines(path: epath.Path) -> Iterator[Row]:
-    """Every line of a file."""
+    """Yield every line of a file."""
     with path.open("rb") as file:
         # Bytes: text would also be split at U+2028, which may stand inside a JSON string.
         for number, line in enumerate(file, start=1):
@@ -26,7 +27,7 @@ def read_lines(path: epath.Path) -> Iterator[Row]:
 
 
 def read_json(path: epath.Path) -> Iterator[Row]:
-    """Every element of a file that holds one list; any other file is read by lines."""
+    """Yield every element of a file that holds one list; any other file is read by lines."""
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     if not content.lstrip().startswith(b"["):
         yield from read_lines(path)
@@ -73,7 +74,7 @@ class _NamedTwice(ValueError):
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON's readers would keep the last of two values, and nobody would know of the other."""
+    """Build an object; two values of one name are an error, as readers would drop the first."""
     value = dict(pairs)
     if len(value) < len(pairs):
         raise _NamedTwice(Counter(name for name, _ in pairs).most_common(1)[0][0])
@@ -81,7 +82,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _finite(text: str) -> float | None:
-    """What JSON cannot hold is null, as in Arrow's rows: 1e999, and Python's NaN."""
+    """Return the number; None where JSON cannot hold it, as in Arrow's rows.  In: 1e999."""
     value = float(text)
     return value if math.isfinite(value) else None
 
@@ -91,7 +92,7 @@ def _null(text: str) -> None:
 
 
 def _deep(value: Any) -> bool:
-    """Whether a value has more than MAX_DEPTH levels of lists and objects."""
+    """Return whether a value has more than MAX_DEPTH levels of lists and objects."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [

@@ -14,9 +14,9 @@ class NamedSource(NamedTuple):
     """A source and its place in the configuration.
 
     Attributes:
-        key: As in data.mixture[1].
+        key: Key of the configuration, such as data.mixture[1].
         set_name: Set that its examples belong to: train, or the name of an evaluation set.
-        number: In the mixture.
+        number: Number within the mixture, from 0.
         source: How it is read.
     """
 
@@ -34,8 +34,8 @@ def named_sources(config: DataConfig) -> list[NamedSource]:
             it cannot have.
     """
     if (config.train is None) == (not config.mixture):
-        given = "neither is" if config.train is None else "both are"
-        raise UsageError(f"exactly one of data.train and data.mixture must be set; {given}.")
+        which = "neither is" if config.train is None else "both are"
+        raise UsageError(f"exactly one of data.train and data.mixture must be set; {which}.")
     training = [config.train] if config.train is not None else config.mixture
     keys = (
         ["data.train"]
@@ -57,17 +57,17 @@ def named_sources(config: DataConfig) -> list[NamedSource]:
 
 
 def check_source(named: NamedSource) -> None:
-    """What can be said of a source before it is read.
+    """Check what can be known about a source before it is read.
 
     Raises:
-        UsageError: Names the key.
+        UsageError: names the key.
     """
     key, source = named.key, named.source
     ways = [way for way in WAYS if vars(source)[way] is not None]
     if len(ways) != 1:
-        given = " and ".join(ways) or "none"
+        which = " and ".join(ways) or "none"
         raise UsageError(
-            f"{key} must have exactly one of {', '.join(WAYS)}, but has {given}; "
+            f"{key} must have exactly one of {', '.join(WAYS)}, but has {which}; "
             f"null turns one off, as in --{key}.procedural null."
         )
     if source.hub is not None and not source.hub.name.strip():
@@ -85,7 +85,7 @@ def check_source(named: NamedSource) -> None:
 
 
 def _check_generated(named: NamedSource, way: str) -> None:
-    """No keys that only rows of files and of the hub are read by."""
+    """Refuse keys that say how rows of files and of the hub are read."""
     key, source = named.key, named.source
     default = SourceConfig()
     for name in ("columns", "answer_from", "shuffle_options", "kind"):

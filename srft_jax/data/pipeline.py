@@ -24,14 +24,14 @@ class PromptBatch:
 
     Args:
         example: Index of each prompt's example.
-        demonstration: Index among the example's demonstrations; -1 where it has none.
+        demonstration: Index of the demonstration among the example's; -1 where it has none.
     """
 
     example: Int[np.ndarray, "P"]
     demonstration: Int[np.ndarray, "P"]
 
     def pairs(self) -> list[tuple[int, int]]:
-        """(example, demonstration) of each prompt."""
+        """Return (example, demonstration) for each prompt."""
         return list(zip(self.example.tolist(), self.demonstration.tolist(), strict=True))
 
 
@@ -43,23 +43,23 @@ def prompt_batches(
     demonstrated: bool = False,
     weights: Sequence[float] = (1.0,),
 ) -> grain.DatasetIterator[PromptBatch]:
-    """One batch a step, without end.
+    """Return an iterator of one batch a step, without end.
 
-    Every epoch of a source is a shuffle of its own of all its examples. A batch may hold the end of
+    In every epoch, all examples of a source are shuffled anew. A batch may hold the end of
     one epoch and the start of the next, so that no example is left out; an example can then stand
     in it twice. Sources take turns by their weights, not by chance, and each goes through epochs of
     its own: with weights 3 and 1, of any four prompts in a row the second source has one. With
     several demonstrations, each visit draws one of them.
 
     Args:
-        examples: The training set, of all sources.
+        examples: The training set, from all sources.
         prompts_per_step: P.
-        seed: Of shuffles and draws, at least 0.
-        demonstrated: Only of examples that have a demonstration; a source without any is left out.
-        weights: Of each source, as `Example.source` numbers them; relative to each other.
+        seed: Seed of shuffles and draws, at least 0.
+        demonstrated: Use only examples that have a demonstration; a source without any is left out.
+        weights: Weight of each source, as `Example.source` numbers them; relative to each other.
 
     Raises:
-        UsageError: There are fewer than `prompts_per_step` such examples, a weight is not above 0,
+        UsageError: there are fewer than `prompts_per_step` such examples, a weight is not above 0,
             or the seed is negative.
     """
     sources = _by_source(examples, weights, demonstrated=demonstrated)
@@ -77,7 +77,7 @@ def prompt_batches(
         return index, int(rng.integers(count)) if count else NO_DEMONSTRATION
 
     endless = [
-        # A seed of its own each, or sources of one size would be shuffled alike.
+        # Each source has a seed of its own, or sources of one size would be shuffled alike.
         grain.MapDataset.source(indices).seed((seed + 2**24 * number) % 2**32).shuffle().repeat()
         for number, indices in sources.items()
     ]
@@ -93,7 +93,7 @@ def prompt_batches(
 def _by_source(
     examples: Sequence[Example], weights: Sequence[float], *, demonstrated: bool
 ) -> dict[int, list[int]]:
-    """Source -> indices of its examples; sources without any are left out."""
+    """Return source -> indices of its examples; sources without any are left out."""
     if not all(weight > 0 for weight in weights):
         raise UsageError(f"the weights of a mixture are above 0, got {list(weights)}.")
     sources: dict[int, list[int]] = {}

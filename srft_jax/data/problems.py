@@ -8,11 +8,11 @@ SHOWN = 10
 
 
 def raise_problems(problems: Sequence[str], advice: str = "") -> None:
-    """Nothing when there are none.
+    """Raise all problems as one error; without problems nothing happens.
 
     Raises:
-        UsageError: The first ten problems, one a line, how many more there are, and of
-            several the advice.
+        UsageError: the first ten problems, one a line, how many more there are, and the advice
+            where there are several.
     """
     if not problems:
         return

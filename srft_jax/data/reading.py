@@ -9,7 +9,6 @@ from srft_jax.data.answers import TAKEN_FROM
 from srft_jax.data.choices import pose, right_option
 from srft_jax.data.examples import Example, Turn
 from srft_jax.data.fields import Cell, Problems
-from srft_jax.data.rows import Row, type_name
 from srft_jax.data.schemas import (
     MAY_BE_NULL,
     MISSING,
@@ -20,6 +19,7 @@ from srft_jax.data.schemas import (
     misspelt_fields,
     schema_of,
 )
+from srft_jax.data.source_rows import Row, type_name
 
 Cells = Mapping[str, Cell]  # by field
 
@@ -37,15 +37,15 @@ class BadRow(ValueError):
 
 
 def read_example(row: Row, source: SourceConfig, number: int = 0) -> Example:
-    """The example that a row is.
+    """Return the example that a row is.
 
     Args:
-        row: As it was read.
-        source: How it is to be taken.
-        number: Of the source, in a mixture.
+        row: The row as it was read.
+        source: Configuration of its source.
+        number: Number of the source in a mixture.
 
     Raises:
-        BadRow: With every problem that it has.
+        BadRow: holds every problem of the row.
     """
     if row.problem is not None:
         raise BadRow([row.problem])
@@ -65,10 +65,10 @@ def read_example(row: Row, source: SourceConfig, number: int = 0) -> Example:
 def _cells(
     row: Mapping[str, Any], schema: Schema, source: SourceConfig, problems: Problems
 ) -> Cells:
-    """What the columns hold; a field that a row need not have is left out where it is null.
+    """Return what the columns hold; an optional field is left out where it is null.
 
-    Where the answer's column is one of the options', the answer is its number: GPQA has options
-    whose texts are letters.
+    Where the answer's column is also an option's column, the answer is the option's number: GPQA
+    has options whose texts are letters.
     """
     cells = {}
     options = schema.columns.get("options")
@@ -88,7 +88,7 @@ def _cells(
 
 
 def _example(cells: Cells, source: SourceConfig, problems: Problems) -> dict[str, Any]:
-    """Arguments of `Example`, right where no problems have been found."""
+    """Return arguments for `Example`; they are right only if no problem was found."""
     history, prompt, demonstrations = _conversation(cells["prompt"], problems)
     demonstrations += _demonstrations(cells, problems)
     example: dict[str, Any] = {"history": history, "metadata": {}}
@@ -112,7 +112,7 @@ def _example(cells: Cells, source: SourceConfig, problems: Problems) -> dict[str
 
 
 def _conversation(cell: Cell, problems: Problems) -> tuple[tuple[Turn, ...], str, list[str]]:
-    """History, prompt and, where the last turn is the assistant's, that as a demonstration."""
+    """Return history, prompt, and as demonstrations the last turn if it is the assistant's."""
     before = len(problems)
     turns = fields.turns(cell, problems)
     demonstrations = [turns.pop().content] if turns and turns[-1].role == "assistant" else []
@@ -124,16 +124,16 @@ def _conversation(cell: Cell, problems: Problems) -> tuple[tuple[Turn, ...], str
 
 
 def _demonstrations(cells: Cells, problems: Problems) -> list[str]:
-    given = [cells[name] for name in ("demonstrations", "demonstration") if name in cells]
-    if len(given) == 2:
-        problems.append(f"both {given[0].name} and {given[1].name}; give one of them.")
-    return [text for cell in given for text in fields.texts(cell, problems)]
+    columns = [cells[name] for name in ("demonstrations", "demonstration") if name in cells]
+    if len(columns) == 2:
+        problems.append(f"both {columns[0].name} and {columns[1].name}; give one of them.")
+    return [text for cell in columns for text in fields.texts(cell, problems)]
 
 
 def _answer(
     cells: Cells, demonstrations: list[str], source: SourceConfig, problems: Problems
 ) -> str:
-    """The gold answer, taken out of its column or of the first demonstration."""
+    """Return the gold answer, out of its column or out of the first demonstration."""
     if source.answer_from == "column":
         return fields.answer(cells["answer"], problems) if "answer" in cells else ""
     take, mark = TAKEN_FROM[source.answer_from]
@@ -153,7 +153,7 @@ def _answer(
 def _choices(
     cells: Cells, question: str, shuffle: bool, problems: Problems
 ) -> tuple[str, str, list[str]]:
-    """Prompt, letter of the right option, and the options in the order of their letters."""
+    """Return prompt, letter of the right option, and the options in the order of their letters."""
     options = fields.options(cells["options"], problems)
     labels = fields.options(cells["labels"], problems) if "labels" in cells else []
     answer = cells.get("answer", Cell("", None))
@@ -170,7 +170,7 @@ def _choices(
 
 
 def _kind(cells: Cells, source: SourceConfig, problems: Problems) -> str | None:
-    """The row's own, else the source's, else what its schema says; None for the default."""
+    """Return the row's own verifier, else the source's, else its schema's; None for the default."""
     if "kind" in cells:
         return fields.text(cells["kind"], problems)
     if source.kind is not None:

@@ -36,9 +36,9 @@ FIELDS = (
 REQUIRED = ("prompt", "answer")
 OPTIONAL = ("demonstrations", "demonstration", "kind", "behavior_logprobs")
 
-MAY_BE_NULL = (*OPTIONAL, "style")  # where it is null, the row has no such field
+MAY_BE_NULL = (*OPTIONAL, "style")  # fields that a row does not have where they are null
 
-Columns = str | tuple[str, ...]  # several are read as one list
+Columns = str | tuple[str, ...]  # several columns are read as one list
 
 MISSING = object()
 
@@ -50,8 +50,8 @@ class Schema:
     """Where a row's fields stand.
 
     Args:
-        name: As docs/data.md has it.
-        marks: Columns that a row of this schema has.
+        name: Name in docs/data.md.
+        marks: Columns by which a row of this schema is known.
         columns: Field -> column, dots going into nested ones.
         mapped: Fields whose column the user named: it must be there.
     """
@@ -108,10 +108,10 @@ SCHEMAS = (
 
 
 def check_columns(key: str, source: SourceConfig) -> None:
-    """Only fields that there are can be mapped, and a whole mapping has the answer.
+    """Check that `columns` maps known fields, and the answer too if it maps the prompt.
 
     Raises:
-        UsageError: Names the key and what may have been meant.
+        UsageError: names the key and what may have been meant.
     """
     for field in source.columns:
         if field not in FIELDS:
@@ -124,10 +124,10 @@ def check_columns(key: str, source: SourceConfig) -> None:
 
 
 def schema_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> Schema:
-    """The schema of a row.
+    """Return the schema of a row.
 
     A mapping that has the prompt says where everything stands, and the row's own names mean
-    nothing; any other changes fields of the schema that is recognised.
+    nothing; any other mapping changes fields of the schema that is recognised.
     """
     mapped = tuple(columns)
     if "prompt" in columns:
@@ -137,12 +137,12 @@ def schema_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> Schema:
 
 
 def lookup(row: Any, column: Columns) -> Any:
-    """The value of a column, or MISSING.
+    """Return the value of a column, or MISSING. A column whose own name has dots goes first.
 
-    In: {"a": {"b": [1, 2]}}, "a.b.0".  Out: 1.  A column whose own name has dots goes first.
+    In: {"a": {"b": [1, 2]}}, "a.b.0".  Out: 1.
     """
     if isinstance(column, tuple):
-        values = [lookup(row, one) for one in column]
+        values = [lookup(row, part) for part in column]
         return MISSING if any(value is MISSING for value in values) else values
     if isinstance(row, dict) and column in row:
         return row[column]
@@ -155,7 +155,7 @@ def lookup(row: Any, column: Columns) -> Any:
 
 
 def whole_columns(schema: Schema) -> set[str]:
-    """Columns that are read as they stand; of others only a part is."""
+    """Return the columns that are read as a whole, not only a value nested in them."""
     columns: set[str] = set()
     for column in schema.columns.values():
         columns |= {column} if isinstance(column, str) else set(column)
@@ -163,7 +163,7 @@ def whole_columns(schema: Schema) -> set[str]:
 
 
 def missing_column(row: Mapping[str, Any], column: str) -> str:
-    """What to say of a column that is not there."""
+    """Return the sentence about a column that is not there."""
     names = [name for name in row if name != column]
     if close := difflib.get_close_matches(column, names, n=1):
         return f"{column!r} is missing; did you mean {close[0]!r}?"
@@ -174,7 +174,7 @@ def missing_column(row: Mapping[str, Any], column: str) -> str:
 
 
 def misspelt_fields(row: Mapping[str, Any], schema: Schema) -> list[str]:
-    """Columns that look like a field which the row does not have.
+    """Return sentences about columns that look like a field which the row does not have.
 
     In: {"prompt": "1+1", "answer": "2", "demonstratoins": []}.  Out: a sentence about the last.
     """

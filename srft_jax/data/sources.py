@@ -12,18 +12,19 @@ from srft_jax.data.jsonl import read_json, read_lines
 from srft_jax.data.named_sources import TRAIN, NamedSource, check_source, named_sources
 from srft_jax.data.problems import raise_problems
 from srft_jax.data.reading import BadRow, read_example
-from srft_jax.data.rows import Row, find_files
+from srft_jax.data.source_rows import Row, find_files
 
-Loaded = tuple[list[Example], SourceRows]  # of one source
+Loaded = tuple[list[Example], SourceRows]  # examples of one source, and its counts
 
+# Ending of a file -> its reader.
 READERS = {".jsonl": read_lines, ".json": read_json, ".parquet": read_parquet}
 
 
 def load_sets(config: DataConfig) -> ExampleSets:
-    """All sets, every row of them checked.
+    """Load all sets, every row of them checked.
 
     Raises:
-        UsageError: No training source or two kinds of them, a source that cannot be read, bad rows
+        UsageError: no training source or two kinds of them, a source that cannot be read, bad rows
             (the first ten of all sources, and how many more), or a prompt that is trained on in an
             evaluation set.
     """
@@ -47,12 +48,13 @@ def load_sets(config: DataConfig) -> ExampleSets:
 
 
 def check_held_out(sets: Mapping[str, Sequence[Example]]) -> None:
-    """No prompt of `train`, surrounding blanks and system turns apart, stands in another set.
+    """Check that no prompt of `train` stands in another set.
 
-    Two evaluation sets may share some: nothing is learned from either.
+    Surrounding blanks and system turns do not count. Two evaluation sets may share prompts, as
+    nothing is learned from either.
 
     Raises:
-        UsageError: Names each shared prompt and where it stands.
+        UsageError: names each shared prompt and its places.
     """
     trained = _places(sets[TRAIN])
     raise_problems(
@@ -68,7 +70,7 @@ def check_held_out(sets: Mapping[str, Sequence[Example]]) -> None:
 
 
 def _without_evaluated(sources: Sequence[NamedSource], loaded: Sequence[Loaded]) -> list[Loaded]:
-    """Training sources without the rows that are evaluated."""
+    """Return all sources, those of training without the rows that are evaluated."""
     pairs = list(zip(sources, loaded, strict=True))
     evaluated = {
         _conversation(example)
@@ -79,19 +81,19 @@ def _without_evaluated(sources: Sequence[NamedSource], loaded: Sequence[Loaded])
     left: list[Loaded] = []
     for named, (examples, rows) in pairs:
         if named.set_name == TRAIN:
-            examples = [one for one in examples if _conversation(one) not in evaluated]
+            examples = [row for row in examples if _conversation(row) not in evaluated]
         left.append((examples, rows._replace(used=len(examples))))
     return left
 
 
 def _conversation(example: Example) -> tuple[str, ...]:
-    """What two rows have in common that ask the same."""
+    """Return what two rows have in common that ask the same."""
     turns = [turn.content for turn in example.history if turn.role != "system"]
     return (*turns, example.prompt.strip())
 
 
 def _places(examples: Sequence[Example]) -> dict[tuple[str, ...], str]:
-    """Conversation up to the prompt -> where it stands first."""
+    """Return conversation up to the prompt -> where it stands first."""
     places: dict[tuple[str, ...], str] = {}
     for number, example in enumerate(examples, start=1):
         places.setdefault(_conversation(example), example.where or f"example {number}")
@@ -103,7 +105,7 @@ def _short(text: str) -> str:
 
 
 def _load(named: NamedSource, problems: list[str]) -> Loaded:
-    """The examples of a source; bad rows join the problems."""
+    """Return the examples of a source; bad rows join the problems."""
     source, seen, read = named.source, set(), 0
     examples: list[Example] = []
     for row in _rows(named):
@@ -127,7 +129,7 @@ def _load(named: NamedSource, problems: list[str]) -> Loaded:
 
 
 def _rows(named: NamedSource) -> Iterator[Row | Example]:
-    """What a source holds, in its order."""
+    """Yield what a source holds, in its order."""
     key, _, number, source = named
     if source.files is not None:
         for file in find_files(f"{key}.files", source.files, tuple(READERS)):
@@ -151,7 +153,7 @@ def _generated(named: NamedSource) -> tuple[Example, ...]:
 
 
 def _instructed(source: SourceConfig, examples: list[Example]) -> list[Example]:
-    """With the source's instruction after every prompt."""
+    """Return the examples with the source's instruction after every prompt."""
     if source.instruction is None:
         return examples
     return [
@@ -163,8 +165,8 @@ def _instructed(source: SourceConfig, examples: list[Example]) -> list[Example]:
 def _by_set(
     sources: Sequence[NamedSource], examples: Sequence[Sequence[Example]]
 ) -> dict[str, tuple[Example, ...]]:
-    """One source after the other."""
+    """Return set -> its examples, one source after the other."""
     sets: dict[str, tuple[Example, ...]] = {}
-    for named, some in zip(sources, examples, strict=True):
-        sets[named.set_name] = sets.get(named.set_name, ()) + tuple(some)
+    for named, loaded in zip(sources, examples, strict=True):
+        sets[named.set_name] = sets.get(named.set_name, ()) + tuple(loaded)
     return sets

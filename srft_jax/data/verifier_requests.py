@@ -1,4 +1,4 @@
-"""What rows of data ask of verifiers, before a run starts and for each of its completions."""
+"""What rows of data ask of verifiers: when a run starts, and for each completion."""
 
 import dataclasses
 from collections import Counter
@@ -10,27 +10,35 @@ from srft_jax.data.examples import Example, place
 from srft_jax.rewards import RewardRequest
 from srft_jax.rewards.verifiers import columns_of, row_problem
 
-PROBED_ROWS = 3  # of each kind and set, when a run starts
+PROBED_ROWS = 3  # rows of each kind and set that verifiers are tried on when a run starts
 
 
 def verifier_requests(
     example: Example, text: str, num_tokens: int, shaping: Sequence[ShapingConfig]
 ) -> list[RewardRequest]:
-    """One for the example's own verifier, then one for each term."""
+    """Return a request for the example's own verifier, then one for each term of the shaping.
+
+    Args:
+        example: Row with the gold answer.
+        text: Completion to be verified.
+        num_tokens: Tokens of the completion.
+        shaping: Terms added to the reward, each with a verifier of its own.
+    """
     columns = {"prompt": example.prompt, **example.metadata, "num_tokens": num_tokens}
-    asked = [(example.kind, columns), *((one.kind, columns | one.options) for one in shaping)]
+    verifiers = [(example.kind, columns)]
+    verifiers += [(term.kind, columns | term.options) for term in shaping]
     return [
         RewardRequest(kind, text, example.answer, metadata, example.where)
-        for kind, metadata in asked
+        for kind, metadata in verifiers
     ]
 
 
 def probes(
     sets: Mapping[str, Sequence[Example]], shaping: Sequence[ShapingConfig]
 ) -> list[RewardRequest]:
-    """What to try verifiers on: the first rows of each kind in each set, as if they were answered.
+    """Return requests to try verifiers on: the first rows of each kind in each set.
 
-    The completion is the row's demonstration where it has one.
+    The completion is the row's first demonstration; without one, it is the gold answer.
     """
     requests = []
     for name, examples in sets.items():
@@ -49,7 +57,7 @@ def row_problems(
     shaping: Sequence[ShapingConfig],
     options: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[str]:
-    """Rows that no completion could be verified on: a kind, gold answer or option that is none."""
+    """Yield a sentence for each row whose kind, gold answer or options no verifier could take."""
     for name, examples in sets.items():
         for row, example in enumerate(examples, start=1):
             for request in verifier_requests(example, "", 0, shaping if name == "train" else ()):

@@ -13,11 +13,11 @@ import pytest
 from srft_jax.config import UsageError
 from srft_jax.config.data import ProceduralConfig
 from srft_jax.data.procedural import load
-from srft_jax.data.procedural.sets import FAMILIES, LARGEST
+from srft_jax.data.procedural.sets import LARGEST, PROBLEM_FAMILIES
 from srft_jax.rewards.verifiers import load_verifier
 
 CHAIN = ProceduralConfig(count=300, demonstrated=40)
-each_family = pytest.mark.parametrize("family", FAMILIES)
+each_family = pytest.mark.parametrize("family", PROBLEM_FAMILIES)
 
 
 def numbers_in(text):
@@ -53,7 +53,8 @@ def quickstart_set(set_name, **changes):
 
 
 def test_the_config_names_the_families_there_are():
-    assert set(typing.get_args(typing.get_type_hints(ProceduralConfig)["family"])) == set(FAMILIES)
+    names = typing.get_args(typing.get_type_hints(ProceduralConfig)["family"])
+    assert set(names) == set(PROBLEM_FAMILIES)
 
 
 def test_golden_problems():
@@ -77,12 +78,12 @@ def test_golden_problems():
 def test_answers_are_right_and_every_step_of_a_demonstration_is_true(family, sizes):
     least, most = {
         "default": (4, 6),
-        "smallest": (FAMILIES[family].smallest,) * 2,
+        "smallest": (PROBLEM_FAMILIES[family].smallest,) * 2,
         "largest": (LARGEST, LARGEST),
     }[sizes]
     count = 5 if sizes == "largest" else 40
     config = ProceduralConfig(family=family, count=count, min_size=least, max_size=most)
-    verify = load_verifier(FAMILIES[family].kind)
+    verify = load_verifier(PROBLEM_FAMILIES[family].kind)
     for example in load(config, "train"):
         assert is_right(family, example.prompt, example.answer)
         (demonstration,) = example.demonstrations
@@ -98,7 +99,7 @@ def test_answers_are_right_and_every_step_of_a_demonstration_is_true(family, siz
 
 @each_family
 def test_another_answer_is_wrong(family):
-    verify = load_verifier(FAMILIES[family].kind)
+    verify = load_verifier(PROBLEM_FAMILIES[family].kind)
     first, second = load(ProceduralConfig(family=family, count=2), "train")
     assert verify(second.demonstrations[0], first.answer, first.metadata).verdict == "wrong"
 
@@ -108,7 +109,7 @@ def test_no_set_seed_or_order_of_terms_moves_a_problem_across(family):
     """Few problems, so that a rule that looks at the prompt as it is written is found out."""
 
     def contents(set_name, seed, count):
-        size = 4 if family in ("products", "gcd_lcm") else FAMILIES[family].smallest
+        size = 4 if family in ("products", "gcd_lcm") else PROBLEM_FAMILIES[family].smallest
         config = ProceduralConfig(
             family=family, seed=seed, count=count, min_size=size, max_size=size
         )

@@ -5,7 +5,7 @@ import pytest
 from srft_jax.config import SourceConfig
 from srft_jax.data.examples import Example, Turn
 from srft_jax.data.reading import BadRow, read_example
-from srft_jax.data.rows import Row
+from srft_jax.data.source_rows import Row
 
 GOOD = {"prompt": "1+2", "answer": "3"}
 VERL = {

@@ -22,7 +22,7 @@ def spaces(size: int) -> list[Space]:
 
 
 def results(prompt: str) -> list[int]:
-    """Last digit after each operation. In: 7+5*3-4.  Out: [2, 6, 2]."""
+    """Return the last digit after each operation.  In: 7+5*3-4.  Out: [2, 6, 2]."""
     values = itertools.accumulate(
         zip(prompt[1::2], map(int, prompt[2::2]), strict=True),
         lambda value, step: OPERATORS[step[0]](value, step[1]) % 10,

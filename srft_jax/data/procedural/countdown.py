@@ -12,8 +12,8 @@ import functools
 
 from srft_jax.data.procedural.problem import Problem, Space, digits
 
-LEAST, MOST = 2, 25  # of the numbers; 1 as a factor would be a step that does nothing
-LIMIT = 999
+LEAST, MOST = 2, 25  # range of the numbers; 1 as a factor would be a step that does nothing
+LIMIT = 999  # largest result of a step
 SIGNS = 4
 
 
@@ -26,7 +26,7 @@ def _problem(size: int, index: int) -> Problem:
     choices, index = divmod(index, (MOST - LEAST + 1) ** size)
     first, *others = (LEAST + digit for digit in digits(index, MOST - LEAST + 1, size))
     value, expression, steps = first, str(first), list[str]()
-    last = "*"  # as after it, no brackets are needed around a number
+    last = "*"  # sign of the last step; a lone number needs no brackets, as after a product
     for number, choice in zip(others, digits(choices, SIGNS, size - 1), strict=True):
         results = _results(value, number)
         sign = list(results)[choice % len(results)]
@@ -39,7 +39,10 @@ def _problem(size: int, index: int) -> Problem:
 
 
 def _results(value: int, number: int) -> dict[str, int]:
-    """What each allowed sign gives; a sum or a difference always is. In: 8, 4.  Out: all four."""
+    """Return allowed sign -> result; a sum or a difference is always allowed.
+
+    In: 8, 4.  Out: {"+": 12, "-": 4, "*": 32, "/": 2}.
+    """
     results = {}
     if value + number <= LIMIT:
         results["+"] = value + number

@@ -1,4 +1,4 @@
-"""In which order the problems of a family are drawn: at random, each once."""
+"""Problems of a family in random order, each once."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from srft_jax.data.procedural.problem import Problem, Space
 
 
 def draw(rng: random.Random, spaces: Sequence[Space]) -> Iterator[Problem]:
-    """Every problem once, in random order, each space equally often while it lasts."""
+    """Yield every problem once, in random order, each space equally often while it lasts."""
     orders = [_in_random_order(rng, space) for space in spaces]
     while orders:
         order = rng.choice(orders)
@@ -28,7 +28,10 @@ def _in_random_order(rng: random.Random, space: Space) -> Iterator[Problem]:
 
 
 def _shuffled(rng: random.Random, size: int) -> Iterator[int]:
-    """0..size-1 in random order: Fisher-Yates that stores what moved, so `size` may be huge."""
+    """Yield 0..size-1 in random order, by a Fisher-Yates that stores only what moved.
+
+    So `size` may be huge.
+    """
     moved: dict[int, int] = {}
     for i in range(size):
         j = rng.randrange(i, size)

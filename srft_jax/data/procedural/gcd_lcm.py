@@ -39,7 +39,7 @@ def _problem(name: str, size: int, index: int) -> Problem | None:
 
 
 def _euclid(a: int, b: int) -> list[str]:
-    """In: 18, 48.  Out: 48=2*18+12, 18=1*12+6, 12=2*6+0."""
+    """Return Euclid's steps.  In: 18, 48.  Out: 48=2*18+12, 18=1*12+6, 12=2*6+0."""
     a, b = max(a, b), min(a, b)
     steps = []
     while b:

@@ -16,7 +16,7 @@ DIGITS = "0123456789abcdef"
 
 
 def spaces(size: int) -> list[Space]:
-    """One a base: together, most would be of base 16."""
+    """Return one space for each base: in a common space most problems would be of base 16."""
     return [
         Space((base - 1) * base ** (size - 1), functools.partial(_problem, base, size))
         for base in BASES

@@ -1,4 +1,4 @@
-"""What a family of problems gives: spaces of numbered problems, each with its answer worked out."""
+"""What a problem family gives: spaces of numbered problems, each with its answer worked out."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ class Problem(NamedTuple):
     Args:
         prompt: The problem as text.
         answer: Its answer, with which a demonstration ends.
-        working: The steps that lead there; what a demonstration thinks.
-        content: Decides whether the problem is held out; the same for problems that differ in
-            their order only, such as 12+34 and 34+12.
+        working: The steps that lead to it; what a demonstration thinks.
+        content: Text whose hash decides whether the problem is held out; the same for problems that
+            differ in their order only, such as 12+34 and 34+12.
     """
 
     prompt: str
@@ -27,8 +27,9 @@ class Space:
     """Problems of one size and form, numbered from 0 to count - 1.
 
     Args:
-        count: Of the numbers; it may be huge.
-        problem: The problem of a number. Two numbers may give the same one, some give none.
+        count: How many numbers there are; it may be huge.
+        problem: Function from a number to its problem. Two numbers may give the same problem, some
+            give none.
     """
 
     count: int
@@ -36,12 +37,13 @@ class Space:
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
-    """A kind of problem.
+class ProblemFamily:
+    """Problems of one kind, of all sizes.
 
     Args:
-        kind: The verifier of its completions.
-        spaces: Problems of a size, which counts what the family says: terms, digits, numbers.
+        kind: Verifier of completions.
+        spaces: Function from a size to its problems; each family counts sizes in its own unit:
+            terms, digits, numbers.
         smallest: Least size.
     """
 
@@ -51,7 +53,7 @@ class Family:
 
 
 def digits(index: int, base: int, count: int) -> list[int]:
-    """The lowest `count` digits, lowest first. In: 1203, 10, 3.  Out: [3, 0, 2]."""
+    """Return the lowest `count` digits, lowest first.  In: 1203, 10, 3.  Out: [3, 0, 2]."""
     values = []
     for _ in range(count):
         index, digit = divmod(index, base)

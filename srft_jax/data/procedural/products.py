@@ -18,7 +18,7 @@ def spaces(size: int) -> list[Space]:
 
 
 def pair(size: int, index: int) -> tuple[int, int]:
-    """Two numbers of `size` digits together. In: 5, 0.  Out: (100, 10)."""
+    """Return two numbers that have `size` digits together.  In: 5, 0.  Out: (100, 10)."""
     first, second = 10 ** (size - size // 2 - 1), 10 ** (size // 2 - 1)
     high, low = divmod(index, 9 * second)
     return first + high, second + low
@@ -35,7 +35,10 @@ def _problem(size: int, index: int) -> Problem:
 
 
 def _steps(a: int, b: int) -> list[str]:
-    """In: 123, 405.  Out: 123*400=49200, 123*5=615, 49200+615=49815. A digit 0 has no step."""
+    """Return the partial products and their sums; a digit 0 has no step.
+
+    In: 123, 405.  Out: 123*400=49200, 123*5=615, 49200+615=49815.
+    """
     steps: list[str] = []
     total = 0
     for place, digit in zip(reversed(range(len(str(b)))), str(b), strict=True):

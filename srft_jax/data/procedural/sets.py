@@ -18,29 +18,31 @@ from srft_jax.data.procedural import (
     sums,
 )
 from srft_jax.data.procedural.draw import draw
-from srft_jax.data.procedural.problem import Family, Problem
+from srft_jax.data.procedural.problem import Problem, ProblemFamily
 
-FAMILIES: Mapping[str, Family] = {
-    "chain": Family("final_answer", chain.spaces),
-    "sums": Family("final_answer", sums.spaces),
-    "products": Family("final_answer", products.spaces, smallest=3),  # 7*8 would spell a chain
-    "countdown": Family("countdown", countdown.spaces),
-    "gcd_lcm": Family("final_answer", gcd_lcm.spaces),
-    "number_base": Family("number_base", number_base.spaces),
-    "sorting": Family("sorting", sorting.spaces),
+PROBLEM_FAMILIES: Mapping[str, ProblemFamily] = {
+    "chain": ProblemFamily("final_answer", chain.spaces),
+    "sums": ProblemFamily("final_answer", sums.spaces),
+    "products": ProblemFamily(
+        "final_answer", products.spaces, smallest=3
+    ),  # 7*8 would spell a chain
+    "countdown": ProblemFamily("countdown", countdown.spaces),
+    "gcd_lcm": ProblemFamily("final_answer", gcd_lcm.spaces),
+    "number_base": ProblemFamily("number_base", number_base.spaces),
+    "sorting": ProblemFamily("sorting", sorting.spaces),
 }
-LARGEST = 100  # size; an answer of 100 numbers still is short enough to be verified
+LARGEST = 100  # largest size: an answer of 100 numbers is still short enough to be verified
 
 
 def load(config: ProceduralConfig, set_name: str) -> tuple[Example, ...]:
-    """Distinct problems of a family; a larger set starts with the smaller one.
+    """Return distinct problems of a family; a larger set starts with the smaller one.
 
-    A hash of a problem's content decides whether it may stand in the set `train` or in all others,
-    so neither a larger set nor another seed moves a problem across. The order is the set's own.
-    Problems of `train` alone come with demonstrations.
+    A hash of a problem's content decides whether it may stand in `train` or in evaluation sets, so
+    neither a larger set nor another seed moves a problem across. Each set has an order of its own.
+    Only problems of `train` come with demonstrations.
 
     Raises:
-        UsageError: A value out of its range, or fewer distinct problems exist than asked for.
+        UsageError: a value is out of its range, or fewer distinct problems exist than asked for.
     """
     _validate(config)
     shown = config.count if config.demonstrated is None else config.demonstrated
@@ -50,21 +52,24 @@ def load(config: ProceduralConfig, set_name: str) -> tuple[Example, ...]:
             prompt=problem.prompt,
             answer=problem.answer,
             demonstrations=(demonstrate(problem, config.terse_fraction),) if i < shown else (),
-            kind=FAMILIES[config.family].kind,
+            kind=PROBLEM_FAMILIES[config.family].kind,
         )
         for i, problem in enumerate(_take(config, set_name))
     )
 
 
 def demonstrate(problem: Problem, terse_fraction: float = 0.0) -> str:
-    """In: 7+5*3-4.  Out: <think>2 6 2</think>2, or <think></think>2 if its hash makes it terse."""
+    """Return the worked answer; a hash of the prompt makes some of them terse.
+
+    In: 7+5*3-4.  Out: <think>2 6 2</think>2, or terse <think></think>2.
+    """
     terse = unit_hash("terse " + problem.prompt) < terse_fraction
     return f"<think>{'' if terse else problem.working}</think>{problem.answer}"
 
 
 def _take(config: ProceduralConfig, set_name: str) -> list[Problem]:
     sizes = range(config.min_size, config.max_size + 1)
-    spaces = [space for size in sizes for space in FAMILIES[config.family].spaces(size)]
+    spaces = [space for size in sizes for space in PROBLEM_FAMILIES[config.family].spaces(size)]
     problems = draw(random.Random(f"{config.seed}/{set_name}"), spaces)
     kept = (problem for problem in problems if belongs(problem.content, set_name))
     taken = list(itertools.islice(kept, config.count))
@@ -79,7 +84,7 @@ def _take(config: ProceduralConfig, set_name: str) -> list[Problem]:
 
 
 def _validate(config: ProceduralConfig) -> None:
-    smallest = FAMILIES[config.family].smallest
+    smallest = PROBLEM_FAMILIES[config.family].smallest
     if not smallest <= config.min_size <= config.max_size <= LARGEST:
         raise UsageError(
             f"procedural needs {smallest} <= min_size <= max_size <= {LARGEST} for the family "

@@ -1,8 +1,7 @@
 """Rows as they stand in files and on the hub, before anybody asks what they mean.
 
-A row that cannot be read says why, and the rows after it are read all the same. Rows count from 1
-in the file that they stand in; in a file of lines every line is a row, so that row numbers are the
-line numbers of an editor.
+A row that cannot be read says why, and the rows after it are still read. Rows count from 1 in their
+file; in a file of lines every line is a row, so that row numbers are an editor's line numbers.
 """
 
 import dataclasses
@@ -29,9 +28,9 @@ class Row:
     """One row.
 
     Args:
-        where: Its file and number.
-        value: As JSON; anything but an object is a mistake.
-        problem: Why it could not be read; None for one that could.
+        where: File and number of the row.
+        value: JSON value; anything but an object is a mistake.
+        problem: Why the row could not be read; None if it could.
     """
 
     where: str
@@ -40,20 +39,20 @@ class Row:
 
 
 def type_name(value: Any) -> str:
-    """In: [1].  Out: a list."""
+    """Return what messages call the type of a value.  In: [1].  Out: a list."""
     return TYPE_NAMES.get(type(value), f"a {type(value).__name__}")
 
 
 def find_files(key: str, pattern: str, endings: tuple[str, ...]) -> list[epath.Path]:
-    """The files that a file, a folder or a glob names, sorted by their paths.
+    """Return the files that a file, a folder or a glob names, sorted by their paths.
 
     Args:
-        key: Of the configuration, for messages.
-        pattern: File, folder (its files that end so, not those of folders in it) or glob.
-        endings: That can be read.
+        key: Key of the configuration, for messages.
+        pattern: File, glob, or folder, of which only the files directly in it are taken.
+        endings: Endings of files that can be read, such as .jsonl.
 
     Raises:
-        UsageError: There is no such file, or one that cannot be read.
+        UsageError: there is no such file, or one with another ending.
     """
     path = epath.Path(pattern)
     if "**" in pattern:
@@ -75,7 +74,7 @@ def find_files(key: str, pattern: str, endings: tuple[str, ...]) -> list[epath.P
 
 
 def _glob(path: epath.Path) -> Iterator[epath.Path]:
-    """In: data/*/a?.jsonl.  Out: what matches */a?.jsonl under data."""
+    """Yield what matches a glob.  In: data/*/a?.jsonl.  Out: what matches */a?.jsonl in data."""
     parts = path.parts
     fixed = next(i for i, part in enumerate(parts) if set(part) & set("*?["))
     root = epath.Path(*parts[:fixed]) if fixed else epath.Path(".")
