@@ -94,7 +94,8 @@ def dry_inspect(config):
 
 def dry_export(config):
     trace, out = Trace(), io.StringIO()
-    export_module.keep_model_files(prepare(config))
+    setup = prepare(config)
+    export_module.keep_model_files(setup.config, setup.model_config, setup.tokenizer)
     with (
         mock.patch.object(export_module, "export_hf", trace.export_hf),
         mock.patch.object(export_module, "load_checkpoint", trace.load_checkpoint),

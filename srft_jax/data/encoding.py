@@ -69,6 +69,10 @@ class EncodedSets:
     rows: tuple[SourceRows, ...]
     dropped: Mapping[str, "Dropped"]
 
+    def named(self, name: str) -> tuple[EncodedExample, ...]:
+        """Return the problems of a set."""
+        return self.train if name == "train" else self.evaluation[name]
+
     @property
     def texts(self) -> dict[str, tuple[Example, ...]]:
         """All sets as text, `train` first."""

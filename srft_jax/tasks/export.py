@@ -10,19 +10,20 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from srft_jax.config import AdaptedModelConfig, RunConfig, UsageError
+from srft_jax.config import AdaptedModelConfig, ModelConfig, RunConfig, UsageError
 from srft_jax.mesh import flat_mesh
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params
 from srft_jax.models.hf_config import read_config
 from srft_jax.models.hf_export import check_target, export_hf, save_peft, write_model_files
 from srft_jax.models.safetensors_reader import stored_dtype
-from srft_jax.setup.prepare import Setup, check_export
+from srft_jax.models.tokenizer import Tokenizer
+from srft_jax.setup.prepare import check_export
 from srft_jax.training.loading import load_checkpoint, load_frozen
 
 
 def export(config: RunConfig) -> int:
-    """Writes the checkpoint of `export.step`."""
+    """Write the checkpoint of `export.step`."""
     check_export(config)
     check_target(_export_path(config))
     files = _model_files(config)
@@ -38,7 +39,7 @@ def export(config: RunConfig) -> int:
 
 
 def write_export(config: RunConfig, params: Params) -> str:
-    """Writes parameters of the run where the configuration says; returns where that is."""
+    """Write parameters of the run where the configuration says; return where that is."""
     path, files, base = _export_path(config), _model_files(config), config.model.path
     if config.export.lora == "adapter":
         architecture = lora.adapted(read_config(files), config.model.lora)
@@ -49,19 +50,19 @@ def write_export(config: RunConfig, params: Params) -> str:
     return path
 
 
-def keep_model_files(setup: Setup) -> None:
-    """Puts into the run directory what an export of this run will need beside the parameters.
+def keep_model_files(config: RunConfig, model_config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Put into the run directory what an export of this run will need beside the parameters.
 
     Raises:
         UsageError: the export at the end of training would overwrite what is not a model.
     """
-    check_target(_export_path(setup.config))
-    path = setup.config.model.path
+    check_target(_export_path(config))
+    path = config.model.path
     if jax.process_index() == 0:
         write_model_files(
-            _model_files(setup.config),
-            lora.base(setup.model_config),
-            setup.tokenizer,
+            _model_files(config),
+            lora.base(model_config),
+            tokenizer,
             dtype="float32" if path is None else stored_dtype(Path(path)),
             source=path,
         )

@@ -1,4 +1,4 @@
-"""Verb `replay`: the batch of a skipped update once more, term by term and sequence by sequence."""
+"""Verb `replay`: compute a skipped update again, term by term and sequence by sequence."""
 
 import dataclasses
 import functools
@@ -7,53 +7,57 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from srft_jax.batch import Batch, Role, Rows, TrainState
 from srft_jax.config import RunConfig, UsageError
+from srft_jax.models.tokenizer import Tokenizer
 from srft_jax.objectives import loss as losses
-from srft_jax.objectives.stages import Stage
+from srft_jax.objectives.stages import Stage, Stages
 from srft_jax.planning.microbatch_size import with_rows
 from srft_jax.report.terminal import table
-from srft_jax.setup.prepare import Setup, prepare
+from srft_jax.setup.prepare import prepare
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.loading import load_frozen, load_reference
-from srft_jax.training.microbatch import StepInputs, in_batch_order, make_loss_fn
+from srft_jax.training.microbatch import LossFn, StepInputs, in_batch_order, make_loss_fn
 from srft_jax.training.optimizer import make_optimizers
 from srft_jax.training.saved_batch import saved_batch
-from srft_jax.training.state import Transformations, abstract_state
+from srft_jax.training.state import abstract_state
 from srft_jax.training.updates import make_stage_functions, put
 
 MOST_SHOWN, LARGEST_SHOWN = 20, 5  # sequences: broken ones, or else of the largest loss
 
 
 class _Microbatch(NamedTuple):
-    """Of tokens [B, T]."""
+    """Tokens [B, T], their log-probs, and the loss's terms by name."""
 
     rows: Rows
     logprob: Array
-    terms: dict[str, Array]  # of the loss
+    terms: dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sequence:
-    prompt: list[int]  # up to the first trained token
+    """A sequence of the batch: ids up to its first trained token and from there on, loss of all
+    terms, and what the table shows of it."""
+
+    prompt: list[int]
     completion: list[int]
-    loss: float  # of all terms
+    loss: float
     facts: dict[str, str]
 
 
 def replay(config: RunConfig) -> int:
-    """Prints what the newest checkpoint makes of the newest saved batch; nothing is updated.
+    """Print what the newest checkpoint makes of the newest saved batch; nothing is updated.
 
     Raises:
         UsageError: the run has no saved batch, or no checkpoint.
     """
-    found = saved_batch(config.run_dir)
-    if found is None:
+    saved = saved_batch(config.run_dir)
+    if saved is None:
         raise UsageError(f"{config.run_dir} has no saved batch: none of its updates was skipped")
-    step, batch = found
+    step, batch = saved
     setup, _ = with_rows(prepare(config))  # which compiles where there is no run
     config = setup.config
     with jax.set_mesh(setup.mesh):
@@ -63,8 +67,10 @@ def replay(config: RunConfig) -> int:
             prompts_per_step=config.data.prompts_per_step,
             model_config=setup.model_config,
         ).transformations
-        saved_at, state = _newest_state(setup, transformations)
-        stage = _stage_of(setup, step, batch)
+        saved_at, state = _newest_state(
+            config.run_dir, abstract_state(transformations, setup.model_config, setup.mesh)
+        )
+        stage = _stage_of(setup.stages, step, batch)
         frozen_params = load_frozen(config.model, setup.model_config, setup.mesh, config.seed)
         reference_params = load_reference(config.model, setup.objective, frozen_params, setup.mesh)
         functions = make_stage_functions(
@@ -81,7 +87,14 @@ def replay(config: RunConfig) -> int:
         if functions.old_logprobs is not None and not batch.on_policy:
             batch = functions.old_logprobs(state, batch)
         inputs = StepInputs(state, frozen_params, reference_params, batch)
-        microbatches = _compute(setup, stage, inputs)
+        loss_fn = make_loss_fn(
+            setup.model_config,
+            stage.objective,
+            temperature=config.rollout.temperature,
+            runtime=setup.runtime,
+            logits_mib=config.training.logits_mib,
+        )
+        microbatches = _compute(loss_fn, inputs, setup.mesh)
         norms = jax.device_get(functions.gradient_norms(state, inputs.batch))
     print(f"the batch of step {step}, under the parameters of step {saved_at}\n")
     rows = [
@@ -89,46 +102,37 @@ def replay(config: RunConfig) -> int:
         for name in microbatches[0].terms
     ]
     print(table(["term", "loss", "gradient norm"], rows) + "\n")
-    print(_describe(setup, [one for part in microbatches for one in _sequences(part)]))
+    sequences = [sequence for part in microbatches for sequence in _sequences(part)]
+    print(_describe(sequences, setup.tokenizer))
     return 0
 
 
-def _newest_state(setup: Setup, transformations: Transformations) -> tuple[int, TrainState]:
-    with Checkpoints(setup.config.run_dir, setup.config.training.keep_checkpoints) as checkpoints:
+def _newest_state(run_dir: str, like: TrainState) -> tuple[int, TrainState]:
+    """Step and state of the newest checkpoint; `like` says shapes and shardings."""
+    with Checkpoints(run_dir) as checkpoints:
         step = checkpoints.newest()
         if step is None:
-            raise UsageError(f"{setup.config.run_dir} has no checkpoint yet")
-        return step, checkpoints.restore(
-            step, abstract_state(transformations, setup.model_config, setup.mesh)
-        )[0]
+            raise UsageError(f"{run_dir} has no checkpoint yet")
+        return step, checkpoints.restore(step, like)[0]
 
 
-def _stage_of(setup: Setup, step: int, batch: Batch) -> Stage:
+def _stage_of(stages: Stages, step: int, batch: Batch) -> Stage:
     """Where demonstrations are buffered, they are never in one batch with completions."""
     sampled = np.any(batch.rows.loss_mask & (batch.rows.role != Role.DEMONSTRATION))
-    if setup.stages.buffered is not None and not sampled:
-        return setup.stages.buffered
-    return setup.stages.at(step)
+    if stages.buffered is not None and not sampled:
+        return stages.buffered
+    return stages.at(step)
 
 
-def _compute(setup: Setup, stage: Stage, inputs: StepInputs) -> list[_Microbatch]:
-    """Those in use."""
-    training = setup.config.training
-    loss_fn = make_loss_fn(
-        setup.model_config,
-        stage.objective,
-        temperature=setup.config.rollout.temperature,
-        runtime=setup.runtime,
-        logits_mib=training.logits_mib,
-    )
-
-    everywhere = NamedSharding(setup.mesh, PartitionSpec())  # all processes look at all of it
+def _compute(loss_fn: LossFn, inputs: StepInputs, mesh: Mesh) -> list[_Microbatch]:
+    """The microbatches in use, on the host."""
+    everywhere = NamedSharding(mesh, PartitionSpec())  # all processes look at all of it
 
     @functools.partial(jax.jit, out_shardings=everywhere)
     def compute(inputs: StepInputs, i: Array) -> _Microbatch:
         tokens = loss_fn(inputs.state.params, inputs, i, None)[1]
-        found = _Microbatch(tokens.rows, tokens.stats.logprob, losses.loss_terms(*tokens))
-        return in_batch_order(found, inputs.batch)
+        terms = losses.loss_terms(*tokens)
+        return in_batch_order(_Microbatch(tokens.rows, tokens.stats.logprob, terms), inputs.batch)
 
     used = range(int(inputs.batch.num_microbatches))
     return [jax.device_get(compute(inputs, np.int32(i))) for i in used]
@@ -143,7 +147,7 @@ def _number(value: Any) -> str:
 
 
 def _sequences(microbatch: _Microbatch) -> Iterator[_Sequence]:
-    """Those that have trained tokens."""
+    """The microbatch's sequences that have trained tokens."""
     rows, logprob, terms = microbatch
     loss = sum(terms.values(), start=np.zeros_like(logprob))
     for number in np.unique(rows.sequence_ids):
@@ -169,7 +173,7 @@ def _sequences(microbatch: _Microbatch) -> Iterator[_Sequence]:
         )
 
 
-def _describe(setup: Setup, sequences: Sequence[_Sequence]) -> str:
+def _describe(sequences: Sequence[_Sequence], tokenizer: Tokenizer) -> str:
     """The sequences to look at: a table, and their text."""
     broken = [one for one in sequences if not np.isfinite(one.loss)]
     shown = broken[:MOST_SHOWN]
@@ -179,11 +183,11 @@ def _describe(setup: Setup, sequences: Sequence[_Sequence]) -> str:
         title = f"the loss of all {len(sequences)} sequences is finite; the largest are"
     facts = [[f"{number}", *one.facts.values()] for number, one in enumerate(shown, start=1)]
     texts = [
-        f"{number}  {_text(setup, one.prompt)}\n   {_text(setup, one.completion)}"
+        f"{number}  {_text(one.prompt, tokenizer)}\n   {_text(one.completion, tokenizer)}"
         for number, one in enumerate(shown, start=1)
     ]
     return "\n".join([title, "", table(["", *shown[0].facts], facts), "", *texts])
 
 
-def _text(setup: Setup, ids: list[int]) -> str:
-    return setup.tokenizer.decode(ids).strip().replace("\n", "\n   ")
+def _text(ids: list[int], tokenizer: Tokenizer) -> str:
+    return tokenizer.decode(ids).strip().replace("\n", "\n   ")

@@ -5,14 +5,14 @@ import time
 import jax
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from srft_jax.batch import TrainState
-from srft_jax.config import RunConfig, UsageError, to_yaml
+from srft_jax.config import ModelConfig, RunConfig, UsageError, to_yaml
 from srft_jax.config.stored_config import changes, stored_config
 from srft_jax.experience.streams import Streams
 from srft_jax.mesh import gathered
 from srft_jax.report.writers import cut_back
-from srft_jax.setup.prepare import Setup
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.loading import load_trained
 from srft_jax.training.state import Transformations, abstract_state, fresh_state
@@ -28,7 +28,7 @@ _SEEN_SECONDS = 60.0
 
 
 def check_same_run(config: RunConfig) -> None:
-    """Refuses to continue a run under another configuration, naming what differs."""
+    """Refuse to continue a run under another configuration, naming what differs."""
     stored = stored_config(config.run_dir)
     if stored is None:
         return
@@ -51,26 +51,43 @@ def _may_change(key: str, config: RunConfig) -> bool:
 
 
 def fresh_or_resumed(
-    setup: Setup, transformations: Transformations, checkpoints: Checkpoints, streams: Streams
+    config: RunConfig,
+    model_config: ModelConfig,
+    mesh: Mesh,
+    transformations: Transformations,
+    checkpoints: Checkpoints,
+    streams: Streams,
 ) -> tuple[TrainState, int]:
-    """The state to start from and its step; `streams` are moved to where they were then."""
-    start, run_dir = checkpoints.newest(), setup.config.run_dir
+    """Return the state to start from and its step; move `streams` to where they were then.
+
+    Args:
+        config: Where the model is, and how far the run goes.
+        model_config: Architecture, with its adapters if any.
+        mesh: Devices.
+        transformations: Optimizers by name.
+        checkpoints: Checkpoints of the run directory.
+        streams: Which prompts come next.
+
+    Raises:
+        UsageError: the checkpoint is beyond the end of the run, or of another training set.
+    """
+    start, run_dir = checkpoints.newest(), config.run_dir
     if start is None:
-        params = load_trained(setup.config.model, setup.model_config, setup.mesh, setup.config.seed)
-        return fresh_state(params, transformations, setup.model_config, setup.mesh), 0
-    if start > setup.config.training.num_steps:
+        params = load_trained(config.model, model_config, mesh, config.seed)
+        return fresh_state(params, transformations, model_config, mesh), 0
+    if start > config.training.num_steps:
         raise UsageError(
             f"{run_dir} has a checkpoint of step {start}, beyond "
-            f"training.num_steps = {setup.config.training.num_steps}"
+            f"training.num_steps = {config.training.num_steps}"
         )
-    like = abstract_state(transformations, setup.model_config, setup.mesh)
+    like = abstract_state(transformations, model_config, mesh)
     state, data_state = checkpoints.restore(start, like)
     streams.restore(data_state, run_dir)
     return state, start
 
 
 def open_run_dir(config: RunConfig, start: int) -> None:
-    """Records of steps after the checkpoint are dropped: those steps are done again.
+    """Write config.yaml, and drop records of steps after the checkpoint, which are done again.
 
     Raises:
         UsageError: some process does not see what process 0 has written there.

@@ -170,7 +170,7 @@ def _begin(
     pool = stack.enter_context(reward_pool(setup))
     stack.enter_context(jax.set_mesh(mesh))
     compilations = stack.enter_context(Compilations())
-    keep_model_files(setup)
+    keep_model_files(config, setup.model_config, setup.tokenizer)
     check_same_everywhere(gathered(digests(setup.data.texts)))
     streams = _streams(setup)
     optimizers = make_optimizers(
@@ -179,7 +179,9 @@ def _begin(
         prompts_per_step=config.data.prompts_per_step,
         model_config=setup.model_config,
     )
-    state, start = fresh_or_resumed(setup, optimizers.transformations, checkpoints, streams)
+    state, start = fresh_or_resumed(
+        config, setup.model_config, mesh, optimizers.transformations, checkpoints, streams
+    )
     # With LoRA; no checkpoint holds it.
     frozen = load_frozen(config.model, setup.model_config, mesh, config.seed)
     open_run_dir(config, start)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny_runs import NO_PROBLEMS, ROOT, tiny_config
 
-from srft_jax.experience.batches import demonstration_sequence
 from srft_jax.models.tokenizer import load_tokenizer
+from srft_jax.report.data_view import marked
 from srft_jax.setup.prepare import prepare
-from srft_jax.tasks.inspect import inspect, marked
+from srft_jax.tasks.inspect import inspect
 
 TOKENIZER = load_tokenizer(ROOT / "assets" / "tokenizer")
 
@@ -48,9 +48,9 @@ def test_what_is_shown_is_what_is_trained(data, capsys):
     out = capsys.readouterr().out
     shown = [json.loads(line) for line in re.findall(r"^    (\[.*\])$", out, re.MULTILINE)]
     setup = prepare(arguments(data))
-    given = [demonstration_sequence(setup, (index, 0)) for index in (0, 2)]
+    demonstrated = [setup.data.train[index] for index in (0, 2)]
     assert sorted(shown) == sorted(
-        [*one.prompt.tolist(), *one.completion.tolist()] for one in given
+        [*one.prompt.tolist(), *one.demonstrations[0].tolist()] for one in demonstrated
     )
     assert "    <|user|>1+1<|assistant|>«<think>1+1</think>2<|end|>»\n" in out
     assert "    <|user|>1+3<|assistant|>«<think></think>4<|end|>»\n" in out
