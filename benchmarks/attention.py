@@ -25,7 +25,7 @@ from srft_jax.config import MeshConfig
 from srft_jax.mesh import RULES, make_mesh
 from srft_jax.ops.attention import ScoreOptions
 from srft_jax.ops.mesh_attention import mesh_attention
-from srft_jax.planning.topology import prepare_backend, topology_of
+from srft_jax.planning.topology import find_topology, prepare_backend
 
 # Query heads, kv heads, head dim, softcap, window; of a window half the layers, chosen by the
 # device.
@@ -74,7 +74,7 @@ def abstract(mesh: Mesh, shape: Sequence[int], dtype: Any) -> Any:
 
 def compiled_for(args: argparse.Namespace) -> dict[str, Any]:
     prepare_backend(args.topology)
-    topology = topology_of(args.topology)
+    topology = find_topology(args.topology)
     sizes = MeshConfig(data=1, fsdp=-1, context=args.context, tensor=args.tensor)
     mesh = make_mesh(sizes, topology.devices)
     inputs = [abstract(mesh, *one) for one in shapes(args, args.batch * mesh.shape["fsdp"])]

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from srft_jax.config import MeshConfig, Truncation
+from srft_jax.config import MeshConfig
 from srft_jax.mesh import decode_mesh, make_mesh
 from srft_jax.models.hf_config import read_config
 from srft_jax.planning.hlo.count import count_module
@@ -31,10 +31,10 @@ from srft_jax.planning.sampler_programs import (
     abstract_sampler_state,
     lowered_sampler,
 )
-from srft_jax.planning.topology import Topology, prepare_backend, topology_of
-from srft_jax.planning.train_program import abstract_params
+from srft_jax.planning.topology import Topology, find_topology, prepare_backend
 from srft_jax.rollout import SamplingConfig
 from srft_jax.rollout.cache import CacheShape
+from srft_jax.training.loading import abstract_params
 
 LARGE = 2**20  # a copy of fewer bytes is not counted
 
@@ -96,7 +96,7 @@ def copies(computation: Computation) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     prepare_backend(args.topology)
-    topology = topology_of(args.topology)
+    topology = find_topology(args.topology)
     architecture = read_config(pathlib.Path(args.architecture))
     model = dataclasses.replace(architecture, num_layers=args.layers)
     sizes = MeshConfig(fsdp=args.fsdp, tensor=args.train_tensor)

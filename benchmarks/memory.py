@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from srft_jax.config import RunConfig, parse
-from srft_jax.planning.planned_run import planned_run
-from srft_jax.planning.topology import Topology, prepare_backend, topology_of
+from srft_jax.planning.topology import Topology, find_topology, prepare_backend
 from srft_jax.planning.train_program import lowered_train_step
 from srft_jax.report.terminal import table
+from srft_jax.setup.plan_checks import outline_for_plan
+from srft_jax.tasks.plan import planned
 
 SMALL = [
     f"--model.architecture={Path(__file__).parent}/architectures/small",
@@ -55,8 +56,8 @@ def halved(config: RunConfig) -> RunConfig:
 
 def measure(config: RunConfig, topology: Topology) -> dict[str, float]:
     """MiB by XLA; seconds to compile."""
-    run = planned_run(config, topology.devices)
-    lowered: Any = lowered_train_step(run.config, run.model_config, run.objective, run.mesh)
+    run = planned(outline_for_plan(config, topology.devices))
+    lowered: Any = lowered_train_step(run)
     start = time.perf_counter()
     memory = lowered.compile().memory_analysis()
     found = {
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     args, keys = parser.parse_known_args()
     prepare_backend(args.topology)
-    topology, results = topology_of(args.topology), {}
+    topology, results = find_topology(args.topology), {}
     for name in args.only:
         config = parse([*SMALL, *keys, *VARIANTS[name]])[1]
         results[name] = measure(halved(config) if name == "half the rows" else config, topology)

@@ -1,4 +1,4 @@
-"""What a device can do at best: one table of makers' figures."""
+"""What a device can do at best: one table of manufacturers' figures."""
 
 import dataclasses
 from typing import Any, Literal
@@ -8,20 +8,20 @@ GIB, GB, GBIT = 2.0**30, 1e9, 1e9 / 8
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Of one device as JAX counts them: a chip, or one of its cores where `cores` is 2.
+    """Figures of one device as JAX counts them: a chip, or one of its cores if `cores` is 2.
 
     Attributes:
-        kind: Who can compile for it: libtpu, XLA's own CPU backend, nobody here.
-        flops: Products of bfloat16 matrices, a second, dense.
+        kind: Compiler: libtpu for a TPU, XLA's own for a CPU, none here for a GPU.
+        flops: FLOPs per second of dense bfloat16 matmuls.
         hbm: Bytes of memory that a program may use.
-        hbm_rate: Of these, bytes read or written a second.
-        link_rate: Bytes a second that one link to a neighbour carries one way; of GPUs, all links
-            to the switch together.
-        dcn_rate: Bytes a second that it sends to other slices; 0 where those are not planned.
-        cores: Devices of a chip, which share its figures; those given are of one.
-        wraps: Multiples at which an axis of a slice closes to a ring; 0 where none does.
-        cubes: All axes of a slice close to rings or none, as cubes are joined.
-        config: Of libtpu's configurations of the chip, the one that runs have; None its default.
+        hbm_rate: Bytes per second read from that memory or written to it.
+        link_rate: Bytes per second that one link to a neighbour carries one way; for a GPU, all its
+            links to the switch together.
+        dcn_rate: Bytes per second sent to other slices; 0 if several are not planned.
+        cores: Devices per chip, which share its figures; the figures here are those of one.
+        wraps: An axis of a slice closes to a ring at multiples of this; 0 if none does.
+        cubes: All axes of a slice close to rings or none does, as cubes are joined.
+        config: The chip's configuration in libtpu that runs have; None is libtpu's default.
     """
 
     kind: Literal["tpu", "cpu", "gpu"]
@@ -36,16 +36,16 @@ class Chip:
     config: str | None = None
 
 
-# TPUs: peak, memory and its rate from docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; links
-# from jax-ml.github.io/scaling-book/tpus, by which a link of a v4 or v5e carries 45 GB/s one way,
-# of a v5p or v6e 90; a tpu7x as a v5p, whose 1,200 GB/s a chip, both ways together, it has too.
-# `hbm` is what libtpu 0.0.42 says a program may use, of nominal 32, 16, 95, 32 and 192 GiB a chip.
-# Where optical switches join cubes of 4 x 4 x 4 (v4, v5p, tpu7x), only slices of whole cubes are
-# tori; on a v5e or v6e an axis of 16 is a ring.
-# The data-centre network's share of a chip is in the same pages as gigabits; of a v4 as of a v5p.
-# Runs have both cores of a v4 as one device (megacore), and each of a tpu7x as one, half a chip.
+# TPUs: peak, memory and its rate are from docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}.
+# Link rates are from jax-ml.github.io/scaling-book/tpus: 45 GB/s one way for v4 and v5e, 90 for v5p
+# and v6e. A tpu7x has a v5p's 1,200 GB/s a chip, both ways together, so it counts as a v5p.
+# `hbm` is what libtpu 0.0.42 lets a program use, of nominal 32, 16, 95, 32 and 192 GiB a chip.
+# v4, v5p and tpu7x join cubes of 4 x 4 x 4 by optical switches: only whole cubes make a torus. On a
+# v5e or v6e an axis of 16 is a ring.
+# `dcn_rate` is a chip's share in the same pages, in gigabits; a v4 counts as a v5p.
+# Runs have both cores of a v4 as one device (megacore), each core of a tpu7x as one, half a chip.
 # GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM, dense rates; NVLink one way.
-# cpu: round figures for one core of a server, so that a plan of fake devices has something to say.
+# cpu: round figures for one core of a server, so that a plan of fake devices can be made.
 _CUBES: dict[str, Any] = {"wraps": 4, "cubes": True}
 CHIPS = {
     "v4": Chip(

@@ -1,6 +1,6 @@
-"""A plan by arithmetic alone: of GPUs, which nothing here compiles for, and to sort candidates.
+"""Updates by arithmetic alone: for GPUs, which nothing here compiles for, and to sort candidates.
 
-Rough where the compiled program is exact: kernels, padding and fusion are not in it.
+Rough where a compiled program is exact: kernels, padding and fusion are left out.
 """
 
 import dataclasses
@@ -8,24 +8,24 @@ import math
 
 from srft_jax.mesh import split_axes
 from srft_jax.models import families
-from srft_jax.planning.memory import Held, batch_bytes
+from srft_jax.planning.memory import ResidentBytes, batch_bytes
+from srft_jax.planning.planned_run import PlannedRun
 from srft_jax.planning.topology import Topology
 from srft_jax.planning.workload import Workload, model_flops
-from srft_jax.setup.outline import Outline
 
-# Of a train step's products of matrices, how much more is computed where the backward pass makes
-# parts of a block again; without it attention's own scores are, which is in all of them.
-_AGAIN: dict[str, float] = {"none": 1.05, "dots": 1.05, "offload": 1.05, "block": 1.36}
+# By remat, the matmul FLOPs of a train step over the model's own. "block" makes all of a block
+# again in the backward pass; every policy makes attention's scores again.
+_RECOMPUTED: dict[str, float] = {"none": 1.05, "dots": 1.05, "offload": 1.05, "block": 1.36}
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of the updates of a step, on one device.
+    """Updates of one step, on one device.
 
     Attributes:
-        flops: Products of matrices.
+        flops: FLOPs of matmuls.
         hbm: Bytes that the train step holds, by purpose.
-        compute: Seconds at peak.
+        compute: Seconds of matmuls at peak.
         exchange: Seconds of collectives at the links' rate.
     """
 
@@ -43,95 +43,93 @@ class Estimate:
         return max(self.compute, self.exchange)
 
 
-def estimate(run: Outline, work: Workload, topology: Topology, of_run: Held) -> Estimate:
-    """Of the run as configured, from what it holds anyway."""
-    chip = topology.chip
-    wasted = _read_tokens(run, work) / work.tokens  # rows that are not full cost as much
-    flops = _AGAIN[run.config.model.remat] * wasted * model_flops(run, work) / run.mesh.size
+def estimate_updates(
+    run: PlannedRun, work: Workload, topology: Topology, resident: ResidentBytes
+) -> Estimate:
+    """Return the estimate; `resident` is of any run on this mesh, whatever its rows and remat."""
+    chip, training = topology.chip, run.training
+    # Rows that are not full cost as much as full ones.
+    room = work.updates * work.microbatches * training.rows * training.row_length
+    padded = max(work.tokens, room) / work.tokens
+    flops = _RECOMPUTED[run.runtime.remat] * padded * model_flops(run.model_config, work)
+    flops /= run.mesh.size
     links = 1 if chip.kind != "tpu" else 2 * len(topology.sizes)
-    sent = _sent(run, work, of_run)
     return Estimate(
         flops=flops,
         hbm={
-            "parameters": of_run.parameters,
-            "optimizer": of_run.optimizer,
+            "parameters": resident.parameters,
+            "optimizer": resident.optimizer,
             "batch": batch_bytes(run),
-            "gradients": of_run.gradients,
-            "activations and temporaries": _activations(run) + _gathered(run, of_run),
+            "gradients": resident.gradients,
+            "activations and temporaries": _activations(run) + _gathered(run, resident),
         },
         compute=flops / chip.flops,
-        exchange=sent / (links * chip.link_rate),
+        exchange=_bytes_sent(run, work, resident) / (links * chip.link_rate),
     )
 
 
-def _read_tokens(run: Outline, work: Workload) -> int:
-    training = run.config.training
-    rows = work.updates * work.microbatches * training.rows
-    return max(work.tokens, rows * training.row_length)
-
-
-def _local_tokens(run: Outline) -> float:
-    """Of a microbatch, on one device."""
-    training, shape = run.config.training, run.mesh.shape
-    rows = training.rows / (shape["data"] * shape["fsdp"])
-    return rows * training.row_length / shape["context"]
-
-
-def _split(run: Outline, logical: str, size: int) -> float:
+def _part_on_device(run: PlannedRun, logical: str, size: int) -> float:
+    """Return a device's part of a dimension.  In: "heads", 28, on tensor=4.  Out: 7."""
     axes = split_axes(run.mesh, logical, size)
     return size / math.prod(run.mesh.shape[axis] for axis in axes)
 
 
-def _activations(run: Outline) -> float:
-    """What all layers keep of a microbatch, what one layer has at work, and tiles of logits."""
-    model, tokens = run.model_config, _local_tokens(run)
-    of_head = model.head_dim * (
-        2 * _split(run, "heads", model.num_heads) + 2 * _split(run, "kv_heads", model.num_kv_heads)
+def _itemsize(run: PlannedRun) -> int:
+    """Return the bytes of an activation."""
+    return 2 if run.runtime.dtype == "bfloat16" else 4
+
+
+def _activations(run: PlannedRun) -> float:
+    """Return bytes that all layers keep of a microbatch, that one layer works on, and of logits."""
+    model = run.model_config
+    heads = model.head_dim * (
+        2 * _part_on_device(run, "heads", model.num_heads)
+        + 2 * _part_on_device(run, "kv_heads", model.num_kv_heads)
     )
-    hidden = 2 * _split(run, "mlp", model.mlp_dim) * (model.experts_per_token or 1)
+    hidden = 2 * _part_on_device(run, "mlp", model.mlp_dim) * (model.experts_per_token or 1)
     kept = {
-        "none": 6 * model.dim + 2 * of_head + 2.5 * hidden,
-        "dots": 2 * model.dim + of_head + hidden,
+        "none": 6 * model.dim + 2 * heads + 2.5 * hidden,
+        "dots": 2 * model.dim + heads + hidden,
         "block": model.dim,
         "offload": model.dim,  # the rest is in the host's memory
-    }[run.config.model.remat]
-    at_work = 2 * (6 * model.dim + 2 * of_head + 2 * hidden)
-    size = 2 if run.config.model.dtype == "bfloat16" else 4
-    logits = run.config.training.logits_mib * 2**20
-    return tokens * size * (model.num_layers * kept + at_work) + logits
+    }[run.runtime.remat]
+    at_work = 2 * (6 * model.dim + 2 * heads + 2 * hidden)
+    tokens, logits = run.tokens_on_device, run.training.logits_mib * 2**20
+    return tokens * _itemsize(run) * (model.num_layers * kept + at_work) + logits
 
 
-def _gathered(run: Outline, of_run: Held) -> float:
-    """What is whole on a device for a moment, over `tensor` apart, and a microbatch's own gradient.
+def _gathered(run: PlannedRun, resident: ResidentBytes) -> float:
+    """Return bytes that are whole on a device for a moment, `tensor` apart.
 
-    The head and one layer, in the activations' dtype, and where they are trained their float32
-    gradients: the head's before and after it is summed.
+    These are the head and one layer, in the activations' dtype, and if they are trained their
+    float32 gradients; the head's is there before and after its sum. A microbatch's own gradient of
+    everything comes on top.
     """
-    model = run.model_config
-    size = 2 if run.config.model.dtype == "bfloat16" else 4
-    of_gradient = 0 if run.config.model.lora else 4
-    head = model.dim * _split(run, "vocab", model.vocab_size)
+    model, size = run.model_config, _itemsize(run)
+    gradient = 0 if run.has_adapters else 4
+    head = model.dim * _part_on_device(run, "vocab", model.vocab_size)
     stacked = (
-        families.stacked_shape(row, model) for row in families.parameters(model) if row.stacked
+        families.stacked_shape(parameter, model)
+        for parameter in families.parameters(model)
+        if parameter.stacked
     )
     layer = sum(map(math.prod, stacked)) / model.num_layers / run.mesh.shape["tensor"]
-    gathered = (size + 2 * of_gradient) * head + (size + of_gradient) * layer
-    return gathered + of_run.gradients
+    return (size + 2 * gradient) * head + (size + gradient) * layer + resident.gradients
 
 
-def _sent(run: Outline, work: Workload, of_run: Held) -> float:
-    """Bytes that a device sends in the updates of a step.
+def _bytes_sent(run: PlannedRun, work: Workload, resident: ResidentBytes) -> float:
+    """Return the bytes that a device sends in the updates of a step.
 
-    Each microbatch gathers parameters over `fsdp` twice in the activations' dtype and sums its
-    gradients over the devices that have other rows; blocks sum what `tensor` splits, four times.
+    Each microbatch gathers the parameters over `fsdp` twice, in the activations' dtype, and sums
+    its gradients over the devices with other rows. Blocks sum over `tensor` four times.
     """
-    model, shape = run.model_config, run.mesh.shape
-    size = 2 if run.config.model.dtype == "bfloat16" else 4
-    numbers = of_run.gradients / 4 * shape["fsdp"]  # of what is trained, on the devices of a copy
-    whole = size * (of_run.parameters / 4 * shape["fsdp"])
-    fsdp, rows = shape["fsdp"], shape["data"] * shape["fsdp"] * shape["context"]
-    sent = 2 * whole * (fsdp - 1) / fsdp + 2 * size * numbers * (rows - 1) / rows
-    tensor = shape["tensor"]
-    between = 4 * model.num_layers * model.dim * _local_tokens(run) * size
-    sent += 2 * between * (tensor - 1) / tensor
+    model, shape, size = run.model_config, run.mesh.shape, _itemsize(run)
+    fsdp, tensor = shape["fsdp"], shape["tensor"]
+    # Numbers on all devices that share a copy, from float32 bytes on one of them.
+    trained, all_parameters = resident.gradients / 4 * fsdp, resident.parameters / 4 * fsdp
+    row_devices = run.data_shards * shape["context"]
+    gathers = 2 * size * all_parameters * (fsdp - 1) / fsdp
+    sums = 2 * size * trained * (row_devices - 1) / row_devices
+    stream = 4 * model.num_layers * model.dim * run.tokens_on_device * size
+    sent = gathers + sums + 2 * stream * (tensor - 1) / tensor
     return sent * work.microbatches * work.updates

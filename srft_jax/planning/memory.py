@@ -1,74 +1,89 @@
 """Bytes on a device by purpose, in the two phases that hold the most: updates, and rollouts."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params
+from srft_jax.planning.planned_run import PlannedRun
 from srft_jax.planning.program_costs import ProgramCost, bytes_on_device
 from srft_jax.planning.train_program import abstract_batch, fixed_params, train_state
-from srft_jax.setup.outline import Outline
 from srft_jax.training.loading import abstract_params
 
 ByPurpose = dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
-    """What is there before any program runs, from the shards of each array."""
+class ResidentBytes:
+    """Bytes of a run's own arrays on each device, without XLA's tile padding.
 
-    parameters: float  # all that the run holds: trained, frozen, and a reference of their own
+    Attributes:
+        parameters: All parameters: trained, frozen, and a reference policy of its own.
+        optimizer: Moments and counters.
+        gradients: float32 gradients of what is trained, which exist in the train step only.
+    """
+
+    parameters: float
     optimizer: float
-    gradients: float  # float32, of what is trained; in the train step only
+    gradients: float
 
 
-def held(run: Outline) -> Held:
-    """Padding to XLA's tiles aside."""
+def resident_bytes(run: PlannedRun) -> ResidentBytes:
+    """Return what a device holds of the run's state, from the shards of each array."""
     state = train_state(run)
     frozen, reference = fixed_params(run)
     fixed = bytes_on_device(frozen) + (0 if reference is frozen else bytes_on_device(reference))
     trained = lora.trained(abstract_params(run.model_config, run.mesh), run.model_config)
-    return Held(
+    return ResidentBytes(
         parameters=bytes_on_device(state.params) + fixed,
         optimizer=bytes_on_device(state.optimizer_states),
         gradients=bytes_on_device(trained),
     )
 
 
-def batch_bytes(run: Outline) -> float:
-    """Of an update."""
-    stage = run.stages.policy
-    return bytes_on_device(abstract_batch(run, stage))
+def batch_bytes(run: PlannedRun) -> float:
+    """Return the bytes of one update's batch on a device."""
+    return bytes_on_device(abstract_batch(run))
 
 
-def of_updates(of_run: Held, batch: float, train: ProgramCost) -> ByPurpose:
-    """XLA's total of the train step; what its arguments and gradients leave is activations."""
-    named = of_run.parameters + of_run.optimizer + batch
+def memory_in_updates(resident: ResidentBytes, batch: float, train: ProgramCost) -> ByPurpose:
+    """Return XLA's total for the train step by purpose; what is not named is activations."""
+    named = resident.parameters + resident.optimizer + batch
     return {
-        "parameters": of_run.parameters,
-        "optimizer": of_run.optimizer,
+        "parameters": resident.parameters,
+        "optimizer": resident.optimizer,
         "batch": batch,
-        "gradients": min(of_run.gradients, train.temp),
-        "activations and temporaries": max(0.0, train.temp - of_run.gradients) + train.added,
+        "gradients": min(resident.gradients, train.temp),
+        "activations and temporaries": max(0.0, train.temp - resident.gradients) + train.added,
         "padding and code": max(0.0, train.arguments - named) + train.code,
     }
 
 
-def of_rollouts(
-    of_run: Held, sampler_params: float, cache: float, programs: Mapping[str, ProgramCost]
+def memory_in_rollouts(
+    resident: ResidentBytes,
+    sampler_params: float,
+    cache: float,
+    programs: Iterable[ProgramCost],
 ) -> ByPurpose:
-    """The sampler's copy of the parameters and its cache, beside the train state; no batch yet."""
-    temp = max((one.temp + one.code for one in programs.values()), default=0.0)
+    """Return the bytes while sampling, when the train state stays but has no batch yet.
+
+    Args:
+        resident: Train state.
+        sampler_params: Bytes of the sampler's copy of the parameters.
+        cache: Bytes of the KV cache.
+        programs: The sampler's programs, of which one runs at a time.
+    """
+    temp = max((program.temp + program.code for program in programs), default=0.0)
     return {
-        "parameters": of_run.parameters,
-        "optimizer": of_run.optimizer,
+        "parameters": resident.parameters,
+        "optimizer": resident.optimizer,
         "sampler's parameters": sampler_params,
         "KV cache": cache,
         "activations and temporaries": temp,
     }
 
 
-def policy_params(run: Outline) -> Params:
-    """Abstract, as the sampler is given them: what is frozen in its own dtype."""
+def policy_params(run: PlannedRun) -> Params:
+    """Return the abstract parameters that the sampler is given, frozen ones in their own dtype."""
     frozen, _ = fixed_params(run)
     return lora.whole(frozen, train_state(run).params)

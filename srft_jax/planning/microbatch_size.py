@@ -1,91 +1,73 @@
 """`training.rows_per_microbatch: auto`: the most rows whose compiled train step fits the memory."""
 
-import dataclasses
-from typing import TypeVar
+from collections.abc import Callable
 
 import jax
 
 from srft_jax.config import UsageError
-from srft_jax.config.stored_config import stored_config
 from srft_jax.mesh import gathered, least_mib_left
+from srft_jax.planning.planned_run import PlannedRun
 from srft_jax.planning.program_costs import bytes_needed
 from srft_jax.planning.train_program import lowered_train_step
-from srft_jax.setup.outline import Outline, check_sizes
 
-AnyRun = TypeVar("AnyRun", bound=Outline)
-
-# Of what a device has left: fragments and the runtime's own buffers take some.
-SHARE_OF_LEFT = 0.9
+# Share of a device's free memory that a step may take: fragments and the runtime need the rest.
+USABLE_SHARE = 0.9
 
 
-def with_rows(run: AnyRun) -> tuple[AnyRun, str]:
-    """The run with a number of rows, and a line that says how it was found, empty if it was given.
+def step_mib(run: PlannedRun) -> float:
+    """Return XLA's MiB of the train step on each device: state, batch, gradients and the rest.
 
-    A run that goes on keeps the number that it was started with. Otherwise the rows are doubled,
-    from one for each data-parallel device, until the next step would not fit or one microbatch
-    holds a whole update.
-
-    Raises:
-        UsageError: not even the fewest rows fit, the memory is not known, or the rows of a run that
-            goes on do not split over the mesh.
+    All processes must choose the same step, so it is the most that any of them finds.
     """
-    if run.config.training.rows_per_microbatch != "auto":
-        return run, ""
-    stored = stored_config(run.config.run_dir)
-    if stored is not None:
-        kept = _with(run, stored.training.rows)
-        check_sizes(kept)  # of a mesh that may be another one
-        return kept, ""
-    return most_rows(run, _budget_mib(run))
+    return max(gathered(bytes_needed("train_step", lowered_train_step(run)) / 2**20))
 
 
-def most_rows(run: AnyRun, budget: int) -> tuple[AnyRun, str]:
-    """The run with the most rows that so many MiB of each device hold, and what was tried.
+def most_rows(
+    run: PlannedRun, budget_mib: int, needed_mib: Callable[[PlannedRun], float] = step_mib
+) -> tuple[int, str]:
+    """Return the most rows that a device's memory holds, and a line that says what was tried.
+
+    Rows are doubled, from one for each data-parallel device.
+
+    Args:
+        run: Run; its own number of rows does not matter.
+        budget_mib: Memory of each device.
+        needed_mib: Memory of the train step; infinity if it cannot be compiled.
 
     Raises:
         UsageError: not even the fewest rows fit.
     """
-    rows = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
-    needed = {rows: _needed_mib(_with(run, rows))}
-    while needed[rows] <= budget and _num_microbatches(_with(run, rows)) > 1:
+    rows = run.data_shards
+    needed = {rows: needed_mib(run.with_rows(rows))}
+    # Until a step does not fit, or one microbatch holds a whole update.
+    while needed[rows] <= budget_mib and _most_microbatches(run.with_rows(rows)) > 1:
         rows *= 2
-        needed[rows] = _needed_mib(_with(run, rows))
-    said = ", ".join(f"{rows} rows need {mib:,.0f}" for rows, mib in needed.items())
-    fitting = [rows for rows, mib in needed.items() if mib <= budget]
+        needed[rows] = needed_mib(run.with_rows(rows))
+    tried = ", ".join(f"{rows} rows need {mib:,.0f}" for rows, mib in needed.items())
+    fitting = [rows for rows, mib in needed.items() if mib <= budget_mib]
     if not fitting:
         raise UsageError(
-            f"training.rows_per_microbatch = auto: of {budget:,} MiB on each device {said}; "
+            f"training.rows_per_microbatch = auto: of {budget_mib:,} MiB on each device {tried}; "
             "docs/memory.md says what needs less"
         )
-    line = f"training.rows_per_microbatch = {fitting[-1]}: of {budget:,} MiB on each device {said}"
-    return _with(run, fitting[-1]), line
+    line = f"training.rows_per_microbatch = {fitting[-1]}: of {budget_mib:,} MiB on each device "
+    return fitting[-1], line + tried
 
 
-def _with(run: AnyRun, rows: int) -> AnyRun:
-    training = dataclasses.replace(run.config.training, rows_per_microbatch=rows)
-    return dataclasses.replace(run, config=dataclasses.replace(run.config, training=training))
-
-
-def _num_microbatches(run: Outline) -> int:
+def _most_microbatches(run: PlannedRun) -> int:
     return max(run.num_microbatches(stage) for stage in run.stages.all)
 
 
-def _needed_mib(run: Outline) -> float:
-    """By XLA, on each device: state, batch, gradients, activations and the program. The most that
-    any process finds: they must all choose the same step."""
-    lowered = lowered_train_step(run.config, run.model_config, run.objective, run.mesh)
-    return max(gathered(bytes_needed("train_step", lowered) / 2**20))
+def free_mib() -> int:
+    """Return the MiB that a step may take on the device with the least, over all processes.
 
-
-def _budget_mib(run: Outline) -> int:
-    """Of the device that has the least, of all processes."""
-    given = run.config.training.memory_mib
-    if given is not None:
-        return given
+    Raises:
+        UsageError: devices do not say what they have left.
+    """
     left = least_mib_left()
     if left is None:
         raise UsageError(
             "training.rows_per_microbatch = auto needs training.memory_mib: a "
             f"{jax.default_backend()} device does not say what it has"
         )
-    return int(SHARE_OF_LEFT * left)
+    return int(USABLE_SHARE * left)

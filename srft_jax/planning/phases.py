@@ -1,26 +1,25 @@
 """The phases of a step, each one or more compiled programs, and the roofline time of each.
 
-A phase takes as long as the slowest of its products of matrices, its memory traffic and what it
-exchanges, each at the device's peak rate: all three overlap perfectly. Their sum, without any
-overlap, is the other end.
+A phase takes at least as long as the slowest of its matmuls, its memory traffic and its exchange,
+each at the device's peak rate: then all three overlap perfectly. It takes at most their sum.
 """
 
 import dataclasses
 
 from srft_jax.planning.hlo.count import Count
-from srft_jax.planning.topology import Topology, between_slices, seconds_to_send
+from srft_jax.planning.topology import Topology, bytes_between_slices, seconds_to_send
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Of one step, on one device.
+    """A phase of one step on one device.
 
     Attributes:
-        name: rollout's conversion, prefill and decode; train.
-        count: Of all its programs, as often as a step runs them.
-        compute: Seconds at peak.
-        memory: Likewise.
-        exchange: Likewise, within a slice and between slices one after the other.
+        name: "train", or a program of the sampler: conversion, prefill, decode.
+        count: Work of all its programs, as often as a step runs them.
+        compute: Seconds of matmuls at peak.
+        memory: Seconds of HBM traffic at peak.
+        exchange: Seconds to send within a slice and then between slices.
         to_slices: Bytes sent to other slices.
     """
 
@@ -45,9 +44,9 @@ class Phase:
         return max(times, key=lambda name: times[name])
 
 
-def phase(name: str, count: Count, topology: Topology) -> Phase:
-    """Of what the programs of a phase do in a step."""
-    chip, to_slices = topology.chip, between_slices(topology, count.summed)
+def make_phase(name: str, count: Count, topology: Topology) -> Phase:
+    """Return the phase whose programs do the work `count` in a step."""
+    chip, to_slices = topology.chip, bytes_between_slices(topology, count.summed)
     within = sum(
         seconds_to_send(topology, group, sent) for (_, group), sent in count.collectives.items()
     )

@@ -1,58 +1,117 @@
-"""The run that is planned: checked as a run is, but for weights, tokenizer and data."""
+"""The run that a plan is about: what its programs are compiled from, without weights and data."""
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from srft_jax.config import ModelConfig, RunConfig, UsageError
-from srft_jax.mesh import make_mesh
-from srft_jax.models import lora
-from srft_jax.models.hf_config import read_config
-from srft_jax.planning.workload import longest_answer
-from srft_jax.setup.config_checks import check_config
-from srft_jax.setup.outline import Outline, check_sizes, expanded, overridden
+from jax.sharding import Mesh
+
+from srft_jax.config import (
+    AdaptedModelConfig,
+    MeshConfig,
+    ModelConfig,
+    Objective,
+    TrainingConfig,
+)
+from srft_jax.mesh import decode_mesh, make_mesh
+from srft_jax.models.decoder import Runtime
+from srft_jax.objectives.stages import Stage, Stages, make_stages
+from srft_jax.rollout import SamplingConfig
+from srft_jax.training.optimizer import make_optimizers
+from srft_jax.training.state import Transformations
 
 
-def planned_run(config: RunConfig, devices: Sequence[Any]) -> Outline:
-    """What the programs of a run on these devices are compiled from.
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """What the programs of a run are compiled from, and how long its sequences are.
 
-    Raises:
-        UsageError: naming the key that cannot be run.
+    Attributes:
+        preset: Name of the method, for people.
+        objective: Coefficients of the loss.
+        model_config: Architecture, with its adapters if any.
+        runtime: Precision, remat and attention kernel of the train step.
+        mesh: Devices of the train step.
+        training: Rows of a microbatch, updates per rollout, optimizers.
+        sampling: Settings of rollouts, the longest completion among them.
+        prompts_per_step: Prompts of one rollout.
+        completions_per_prompt: G, which objectives without rollouts ignore.
+        longest_prompt: Most tokens of a prompt.
+        longest_sequence: Input tokens of the longest training sequence.
+        mean_prompt: Tokens of a prompt on average.
+        mean_completion: Tokens of a completion on average.
+        reference_is_base: The reference policy is the frozen base of the adapters, not a copy.
     """
-    config, objective = expanded(config)
-    check_config(config)
-    _check_length("mean_prompt", config.plan.mean_prompt, config.data.max_prompt_tokens)
-    longest = longest_answer(config, objective)
-    _check_length("mean_completion", config.plan.mean_completion, longest)
-    model = lora.adapted(_architecture(config), config.model.lora)
-    run = Outline(config, objective, model, make_mesh(config.mesh, devices))
-    check_sizes(run)
-    return run
 
+    preset: str
+    objective: Objective
+    model_config: ModelConfig
+    runtime: Runtime
+    mesh: Mesh
+    training: TrainingConfig
+    sampling: SamplingConfig
+    prompts_per_step: int
+    completions_per_prompt: int
+    longest_prompt: int
+    longest_sequence: int
+    mean_prompt: int
+    mean_completion: int
+    reference_is_base: bool
 
-def _check_length(key: str, mean: int | None, longest: int) -> None:
-    if mean is not None and not 1 <= mean <= longest:
-        raise UsageError(f"plan.{key} = {mean} is not from 1 to the longest, {longest}")
+    @property
+    def stages(self) -> Stages:
+        return make_stages(
+            self.objective,
+            prompts_per_step=self.prompts_per_step,
+            updates_per_rollout=self.training.updates_per_rollout,
+            completions_per_prompt=self.completions_per_prompt,
+        )
 
+    @property
+    def optimizers(self) -> Transformations:
+        """Optimizers by name; a plan follows no learning rate."""
+        return make_optimizers(
+            self.training,
+            self.stages,
+            prompts_per_step=self.prompts_per_step,
+            model_config=self.model_config,
+        ).transformations
 
-def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
-    """With other values in some sections: changed(config, mesh={"fsdp": 4})."""
-    values: Any = {
-        name: dataclasses.replace(vars(config)[name], **of_section)
-        for name, of_section in sections.items()
-    }
-    return dataclasses.replace(config, **values)
+    @property
+    def has_adapters(self) -> bool:
+        """LoRA: the adapters are trained, all other parameters are frozen."""
+        return isinstance(self.model_config, AdaptedModelConfig)
 
+    @property
+    def data_shards(self) -> int:
+        """Parts that the rows of a microbatch are split into."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
-def _architecture(config: RunConfig) -> ModelConfig:
-    """Of the model if it is there, else what stands in for it."""
-    section = config.model
-    if section.path is not None and (Path(section.path) / "config.json").is_file():
-        return overridden(read_config(Path(section.path)), section)
-    if (stand_in := config.plan.architecture or section.architecture) is not None:
-        return overridden(read_config(Path(stand_in)), section)
-    raise UsageError(
-        f"model.path = {section.path} holds no config.json to plan from; set plan.architecture to "
-        "one or to its directory, e.g. in assets/architectures/"
-    )
+    @property
+    def tokens_on_device(self) -> float:
+        """Tokens of a microbatch that one device reads."""
+        rows = self.training.rows / self.data_shards
+        return rows * self.training.row_length / self.mesh.shape["context"]
+
+    def num_microbatches(self, stage: Stage) -> int:
+        """Return M, the static number of microbatches of a stage's updates."""
+        return stage.num_microbatches(self.longest_sequence, self.training)
+
+    def decode_mesh(self) -> Mesh:
+        """Return the mesh of rollouts and evaluations.
+
+        Raises:
+            UsageError: these devices cannot share a copy of the parameters as `sampling` asks.
+        """
+        return decode_mesh(self.mesh, self.sampling.tensor)
+
+    def with_rows(self, rows: int) -> "PlannedRun":
+        """Return the run with so many rows in a microbatch."""
+        training = dataclasses.replace(self.training, rows_per_microbatch=rows)
+        return dataclasses.replace(self, training=training)
+
+    def on_mesh(
+        self, sizes: MeshConfig, devices: Sequence[Any], *, rows_per_shard: int
+    ) -> "PlannedRun":
+        """Return the run on another mesh, with so many rows on each data-parallel device."""
+        moved = dataclasses.replace(self, mesh=make_mesh(sizes, devices))
+        return moved.with_rows(rows_per_shard * moved.data_shards)

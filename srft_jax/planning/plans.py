@@ -1,15 +1,23 @@
-"""A plan: the run's programs compiled, and what they say about memory and time together."""
+"""A plan: a run's programs compiled, and what they say together about memory and time."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from srft_jax.config import UsageError
 from srft_jax.mesh import row_shards
-from srft_jax.planning import memory, workload
-from srft_jax.planning.estimate import estimate
+from srft_jax.planning import workload
+from srft_jax.planning.estimate import estimate_updates
 from srft_jax.planning.hlo.count import Count
-from srft_jax.planning.memory import ByPurpose, Held
-from srft_jax.planning.phases import Phase, phase
+from srft_jax.planning.memory import (
+    ByPurpose,
+    batch_bytes,
+    memory_in_rollouts,
+    memory_in_updates,
+    policy_params,
+    resident_bytes,
+)
+from srft_jax.planning.phases import Phase, make_phase
+from srft_jax.planning.planned_run import PlannedRun
 from srft_jax.planning.program_costs import (
     OutOfMemory,
     ProgramCost,
@@ -24,12 +32,12 @@ from srft_jax.planning.sampler_programs import (
 )
 from srft_jax.planning.topology import Topology
 from srft_jax.planning.train_program import lowered_train_step
-from srft_jax.planning.workload import Workload, model_flops, workload_of
+from srft_jax.planning.workload import Workload, make_workload, model_flops
 from srft_jax.rollout.cache import CacheShape
 from srft_jax.rollout.sizes import SHARE_OF_LEFT
-from srft_jax.setup.outline import Outline
 
-Report = Callable[[str], None]  # a line of progress
+Cost = ProgramCost | OutOfMemory
+Log = Callable[[str], None]  # shows a line of progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +45,16 @@ class Plan:
     """What is known of a run on a topology.
 
     Attributes:
-        run: As planned, which a search may have changed.
+        run: The run, as a search may have changed it.
         topology: Devices, in the mesh's order.
-        work: A step.
-        phases: Of a step, those that compiled.
-        memory: Of updates and rollouts, on a device.
+        work: Numbers of one step.
+        phases: Phases of one step that could be compiled.
+        memory: Bytes on a device by purpose, in "updates" and "rollouts".
         refused: Programs that do not fit.
-        compiled: Programs that do; none where the plan is by arithmetic alone.
+        compiled: Programs that fit; none in a plan by arithmetic alone.
     """
 
-    run: Outline
+    run: PlannedRun
     topology: Topology
     work: Workload
     phases: tuple[Phase, ...]
@@ -57,8 +65,8 @@ class Plan:
     @property
     def needed(self) -> float:
         """Bytes on a device, in the phase that holds the most."""
-        of_phases = [sum(by_purpose.values()) for by_purpose in self.memory.values()]
-        return max([*of_phases, *(one.needed or 0.0 for one in self.refused)])
+        held = [sum(by_purpose.values()) for by_purpose in self.memory.values()]
+        return max([*held, *(program.needed or 0.0 for program in self.refused)])
 
     @property
     def fits(self) -> bool:
@@ -66,153 +74,171 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of a step, everything overlapping within a phase."""
-        return sum(one.seconds for one in self.phases)
+        """Seconds of a step if everything overlaps within each phase."""
+        return sum(phase.seconds for phase in self.phases)
 
     @property
     def most_seconds(self) -> float:
-        """Of a step, nothing overlapping."""
-        return sum(one.most_seconds for one in self.phases)
+        """Seconds of a step if nothing overlaps."""
+        return sum(phase.most_seconds for phase in self.phases)
 
     @property
     def train(self) -> Phase | None:
-        return next((one for one in self.phases if one.name == "train"), None)
+        return next((phase for phase in self.phases if phase.name == "train"), None)
+
+    @property
+    def model_flops(self) -> float:
+        """FLOPs of the updates, over all devices, that no implementation can avoid."""
+        return model_flops(self.run.model_config, self.work)
 
     @property
     def mfu(self) -> float | None:
-        """Model's FLOPs of the updates over what the devices could do while they are made."""
+        """The model's FLOPs over what the devices could do while the updates are made."""
         if self.train is None:
             return None
         peak = self.topology.chip.flops * len(self.topology.devices)
-        return model_flops(self.run, self.work) / (self.train.seconds * peak)
+        return self.model_flops / (self.train.seconds * peak)
 
 
-def estimated_plan(run: Outline, topology: Topology) -> Plan:
-    """The updates alone, by arithmetic; UsageError as `compiled_plan`."""
-    run.decode_mesh()
-    work = workload_of(run)
-    found = estimate(run, work, topology, memory.held(run))
-    train = Phase("train", Count(found.flops), found.compute, 0.0, found.exchange)
-    ordered = topology.ordered(run.mesh)
-    return Plan(run, ordered, work, (train,), {"updates": found.hbm}, (), ())
-
-
-def compiled_plan(run: Outline, topology: Topology, report: Report) -> Plan:
-    """Updates, and rollouts where the objective has any, from compiled programs.
+def estimate_plan(run: PlannedRun, topology: Topology) -> Plan:
+    """Plan the updates alone, by arithmetic.
 
     Raises:
-        UsageError: of the mesh, rollouts and evaluations cannot make what `rollout.tensor` asks.
+        UsageError: see `compile_plan`.
     """
-    run.decode_mesh()  # before anything compiles
-    plan = updates_plan(run, topology, report)
+    run.decode_mesh()
+    work = make_workload(run)
+    estimate = estimate_updates(run, work, topology, resident_bytes(run))
+    train = Phase("train", Count(estimate.flops), estimate.compute, 0.0, estimate.exchange)
+    ordered = topology.ordered(run.mesh)
+    return Plan(run, ordered, work, (train,), {"updates": estimate.hbm}, (), ())
+
+
+def train_cost(run: PlannedRun, work: Workload) -> Cost:
+    """Compile one update."""
+    trip_count = workload.train_trip_count(run, work)
+    return program_cost("train", lowered_train_step(run), trip_count, run.mesh.size)
+
+
+def sampler_costs(run: PlannedRun, work: Workload, shape: CacheShape, log: Log) -> Iterable[Cost]:
+    """Compile each of the sampler's programs."""
+    decoding = run.decode_mesh()
+    shards = row_shards(decoding)
+    pass_rows = workload.prefill_rows(work, shape, shards)
+    # Outside of layers, decode loops over a segment's steps and prefill over its rows.
+    trips = {"decode": shape.segment, "prefill": pass_rows}
+    tokens = {"decode": shape.rows / shards, "prefill": pass_rows * shape.prompt_capacity}
+    for name, lowered in lowered_sampler(
+        policy_params(run),
+        run.model_config,
+        decoding,
+        shape,
+        sampling=run.sampling,
+        pass_rows=pass_rows,
+    ):
+        log(f"compiling {name}")
+        scopes = workload.layer_trips(run.model_config, tokens.get(name, 1), work.prompt_length)
+        trip_count = trips_by_scope(scopes, otherwise=trips.get(name, 1))
+        yield program_cost(name, lowered, trip_count, run.mesh.size)
+
+
+def compile_plan(
+    run: PlannedRun,
+    topology: Topology,
+    log: Log,
+    *,
+    train_cost: Callable[[PlannedRun, Workload], Cost] = train_cost,
+    sampler_costs: Callable[..., Iterable[Cost]] = sampler_costs,
+) -> Plan:
+    """Plan updates, and rollouts if the objective has any, from compiled programs.
+
+    Raises:
+        UsageError: rollouts and evaluations cannot use the mesh as `rollout.tensor` asks.
+    """
+    run.decode_mesh()  # raises before anything compiles
+    plan = compile_updates_plan(run, topology, log, train_cost=train_cost)
     if plan.refused or not plan.work.completions:
         return plan
-    return _with_rollouts(plan, memory.held(run), report)
+    return add_rollouts(plan, log, sampler_costs=sampler_costs)
 
 
-def updates_plan(run: Outline, topology: Topology, report: Report) -> Plan:
-    """Of the train step alone."""
-    topology, work, of_run = topology.ordered(run.mesh), workload_of(run), memory.held(run)
-    report(f"compiling train for {topology.name}")
-    train = train_account(run, work)
-    by_purpose: dict[str, ByPurpose]
+def compile_updates_plan(
+    run: PlannedRun,
+    topology: Topology,
+    log: Log,
+    *,
+    train_cost: Callable[[PlannedRun, Workload], Cost] = train_cost,
+) -> Plan:
+    """Plan the updates alone, from the compiled train step."""
+    topology, work, resident = topology.ordered(run.mesh), make_workload(run), resident_bytes(run)
+    log(f"compiling train for {topology.name}")
+    train = train_cost(run, work)
     if isinstance(train, OutOfMemory):
-        by_purpose = {"updates": dataclasses.asdict(of_run)}
-        return Plan(run, topology, work, (), by_purpose, (train,), ())
-    updates = phase("train", train.count.times(work.updates), topology)
-    by_purpose = {"updates": memory.of_updates(of_run, memory.batch_bytes(run), train)}
-    return Plan(run, topology, work, (updates,), by_purpose, (), (train,))
+        memory = {"updates": dataclasses.asdict(resident)}
+        return Plan(run, topology, work, (), memory, (train,), ())
+    updates = make_phase("train", train.count.times(work.updates), topology)
+    memory = {"updates": memory_in_updates(resident, batch_bytes(run), train)}
+    return Plan(run, topology, work, (updates,), memory, (), (train,))
 
 
-def train_account(run: Outline, work: Workload) -> ProgramCost | OutOfMemory:
-    """Of one update."""
-    lowered = lowered_train_step(run.config, run.model_config, run.objective, run.mesh)
-    return program_cost("train", lowered, workload.train_loops(run, work), run.mesh.size)
-
-
-def _with_rollouts(plan: Plan, of_run: Held, report: Report) -> Plan:
-    run, dtype = plan.run, plan.run.config.model.dtype
-    decoding, params = run.decode_mesh(), memory.policy_params(run)
-    copy = bytes_on_device(abstract_decode_params(params, run.model_config, decoding, dtype))
-    left = plan.topology.chip.hbm - of_run.parameters - of_run.optimizer - copy
+def add_rollouts(
+    plan: Plan, log: Log, *, sampler_costs: Callable[..., Iterable[Cost]] = sampler_costs
+) -> Plan:
+    """Return the plan of the updates with rollouts added."""
+    run, work, dtype = plan.run, plan.work, plan.run.sampling.dtype
+    resident, decoding = resident_bytes(run), run.decode_mesh()
+    params = abstract_decode_params(policy_params(run), run.model_config, decoding, dtype)
+    copy = bytes_on_device(params)
+    left = plan.topology.chip.hbm - resident.parameters - resident.optimizer - copy
     try:
-        shape = workload.cache_shape(run, plan.work, SHARE_OF_LEFT * left)
-    except UsageError as error:  # as with any program, that it does not fit is an answer
-        by_purpose = memory.of_rollouts(of_run, copy, 0.0, {})
+        shape = workload.cache_shape(run, work, SHARE_OF_LEFT * left)
+    except UsageError as error:  # that there is no room is an answer
+        memory = plan.memory | {"rollouts": memory_in_rollouts(resident, copy, 0.0, [])}
         no_room = OutOfMemory("the sampler's cache", None, (str(error),))
-        return _extended(plan, by_purpose, refused=(no_room,))
-    found = _sampler_accounts(run, plan.work, shape, report)
-    programs = {one.name: one for one in found if isinstance(one, ProgramCost)}
-    refused = tuple(one for one in found if isinstance(one, OutOfMemory))
+        return dataclasses.replace(plan, memory=memory, refused=(no_room,))
+    costs = list(sampler_costs(run, work, shape, log))
+    programs = {cost.name: cost for cost in costs if isinstance(cost, ProgramCost)}
     state = abstract_sampler_state(run.model_config, shape, decoding, dtype)
-    by_purpose = memory.of_rollouts(of_run, copy, bytes_on_device(state), programs)
+    held = memory_in_rollouts(resident, copy, bytes_on_device(state), programs.values())
     if "decode" in programs:
-        of_own = bytes_on_device((state.cache.keys, state.cache.values))
-        programs["decode"] = _as_the_cache_grows(programs["decode"], run, plan.work, shape, of_own)
-    times = _times(run, plan.work, shape)
+        own_cache = bytes_on_device((state.cache.keys, state.cache.values))
+        unused = 1 - workload.mean_capacity(run, work, shape) / shape.capacity
+        programs["decode"] = with_smaller_cache(
+            programs["decode"], shape.segment * own_cache * unused
+        )
+    times = _runs_per_step(run, work, shape)
     rollouts = [
-        phase(name, one.count.times(times[name]), plan.topology) for name, one in programs.items()
+        make_phase(name, program.count.times(times[name]), plan.topology)
+        for name, program in programs.items()
     ]
-    plan = _extended(plan, by_purpose, refused)
     return dataclasses.replace(
         plan,
         phases=(*rollouts, *plan.phases),
+        memory=plan.memory | {"rollouts": held},
+        refused=tuple(cost for cost in costs if isinstance(cost, OutOfMemory)),
         compiled=(*plan.compiled, *programs.values()),
     )
 
 
-def _extended(plan: Plan, of_rollouts: ByPurpose, refused: tuple[OutOfMemory, ...]) -> Plan:
-    return dataclasses.replace(
-        plan, memory=plan.memory | {"rollouts": of_rollouts}, refused=refused
-    )
-
-
-def _sampler_accounts(
-    run: Outline, work: Workload, shape: CacheShape, report: Report
-) -> list[ProgramCost | OutOfMemory]:
-    """Of each of the sampler's programs."""
-    decoding = run.decode_mesh()
-    shards = row_shards(decoding)
-    pass_rows = workload.prefill_rows(work, shape, shards)
-    otherwise = {"decode": shape.segment, "prefill": pass_rows}
-    tokens = {"decode": shape.rows / shards, "prefill": pass_rows * shape.prompt_capacity}
-    found = []
-    for name, lowered in lowered_sampler(
-        *(memory.policy_params(run), run.model_config, decoding, shape),
-        sampling=run.sampling,
-        pass_rows=pass_rows,
-    ):
-        report(f"compiling {name}")
-        by_scope = workload.block_loops(run, tokens.get(name, 1), work.prompt_length)
-        trips = trips_by_scope(by_scope, otherwise.get(name, 1))
-        found.append(program_cost(name, lowered, trips, run.mesh.size))
-    return found
-
-
-def _as_the_cache_grows(
-    decode: ProgramCost, run: Outline, work: Workload, shape: CacheShape, of_own: float
-) -> ProgramCost:
-    """Reading the cache of a mean segment in place of the largest, which was compiled.
+def with_smaller_cache(decode: ProgramCost, unread: float) -> ProgramCost:
+    """Return decode's cost for a mean segment: it was compiled for the largest cache.
 
     Args:
-        decode: Of one segment.
-        run: Lengths.
-        work: Likewise.
-        shape: The largest.
-        of_own: Bytes of the rows' own keys and values, which each step reads once.
+        decode: Cost of one segment.
+        unread: Bytes of the largest cache that a mean segment does not read.
     """
-    unused = 1 - workload.mean_capacity(run, work, shape) / shape.capacity
-    read = max(0.0, decode.count.hbm_bytes - shape.segment * of_own * unused)
-    return dataclasses.replace(decode, count=dataclasses.replace(decode.count, hbm_bytes=read))
+    count = decode.count
+    read = max(0.0, count.hbm_bytes - unread)
+    return dataclasses.replace(decode, count=dataclasses.replace(count, hbm_bytes=read))
 
 
-def _times(run: Outline, work: Workload, shape: CacheShape) -> dict[str, float]:
-    """How often a step runs each of the sampler's programs."""
+def _runs_per_step(run: PlannedRun, work: Workload, shape: CacheShape) -> dict[str, float]:
+    """Return how often a step runs each of the sampler's programs."""
     shards = row_shards(run.decode_mesh())
-    of_pass = shards * workload.prefill_rows(work, shape, shards)
+    prompts_per_pass = shards * workload.prefill_rows(work, shape, shards)
     return {
         "convert_layer": float(run.model_config.num_layers),
         "convert_rest": 1.0,
-        "prefill": float(-(-work.prompts // of_pass)),
+        "prefill": float(-(-work.prompts // prompts_per_pass)),
         "decode": workload.decode_steps(work, shape) / shape.segment,
     }

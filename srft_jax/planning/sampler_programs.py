@@ -23,19 +23,19 @@ from srft_jax.rollout.programs import (
 )
 from srft_jax.training.state import with_shardings
 
-Lowered = tuple[str, Any]  # a program's name, and what can be compiled
+Lowered = tuple[str, Any]  # name of a program, and what can be compiled
 
 
-def of_rows(mesh: Mesh, *shape: int, dtype: Any = jnp.int32) -> Any:
-    """An abstract array split by rows; a scalar is everywhere."""
-    where = sharding(mesh, ("rows", *(len(shape) - 1) * [None]) if shape else (), shape)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+def row_sharded(mesh: Mesh, *shape: int, dtype: Any = jnp.int32) -> Any:
+    """Return an abstract array whose first axis is split by rows; a scalar is on every device."""
+    axes = ("rows", *(len(shape) - 1) * [None]) if shape else ()
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, axes, shape))
 
 
 def abstract_sampler_state(
     config: ModelConfig, shape: CacheShape, mesh: Mesh, dtype: str
 ) -> SamplerState:
-    """A cache of this shape and what goes with it, on a decode mesh."""
+    """Return the abstract state of a sampler with a cache of this shape, on a decode mesh."""
 
     def make() -> SamplerState:
         return SamplerState(
@@ -50,11 +50,11 @@ def abstract_sampler_state(
 
 
 def _packed_prompts(mesh: Mesh, shape: CacheShape, pass_rows: int, forced: bool) -> PackedPrompts:
-    """One pass: so many rows on each shard, as long as the longest prompt."""
+    """Return the inputs of one prefill pass, each row as long as the longest prompt."""
     rows = row_shards(mesh) * pass_rows
-    tokens = of_rows(mesh, rows, shape.prompt_capacity)
-    places = Places(*4 * [of_rows(mesh, rows)])
-    temperatures = of_rows(mesh, rows, shape.prompt_capacity, dtype=jnp.float32)
+    tokens = row_sharded(mesh, rows, shape.prompt_capacity)
+    places = Places(*4 * [row_sharded(mesh, rows)])
+    temperatures = row_sharded(mesh, rows, shape.prompt_capacity, dtype=jnp.float32)
     return PackedPrompts(
         tokens,
         tokens,
@@ -66,28 +66,27 @@ def _packed_prompts(mesh: Mesh, shape: CacheShape, pass_rows: int, forced: bool)
 
 
 def _row_inputs(mesh: Mesh, rows: int) -> RowInputs:
-    of_row = of_rows(mesh, rows)
+    numbers = row_sharded(mesh, rows)
     return RowInputs(
-        keys=of_rows(mesh, rows, 2, dtype=jnp.uint32),
-        groups=of_row,
-        members=of_row,
-        counts=of_row,
-        limits=of_row,
-        positions=of_row,
-        stop_ids=of_rows(mesh, rows, 4),
-        temperatures=of_rows(mesh, rows, dtype=jnp.float32),
-        live=of_rows(mesh, rows, dtype=bool),
+        keys=row_sharded(mesh, rows, 2, dtype=jnp.uint32),
+        groups=numbers,
+        members=numbers,
+        counts=numbers,
+        limits=numbers,
+        positions=numbers,
+        stop_ids=row_sharded(mesh, rows, 4),
+        temperatures=row_sharded(mesh, rows, dtype=jnp.float32),
+        live=row_sharded(mesh, rows, dtype=bool),
     )
 
 
 def abstract_decode_params(
     params: Params, config: ModelConfig, decoding: Mesh, dtype: str
 ) -> Params:
-    """As `rollout.decode_layout.decode_params` makes them of the trainer's."""
-    of_layer, of_rest = conversions(config, dtype, decoding)
-    rest = _rest(params)
-    layers = (jax.eval_shape(of_layer, params["layers"], 0),) * config.num_layers
-    shapes = jax.eval_shape(of_rest, rest) | {"layers": layers}
+    """Return the sampler's parameters, as `rollout.decode_layout.decode_params` makes the trainer's."""
+    convert_layer, convert_rest = conversions(config, dtype, decoding)
+    layers = (jax.eval_shape(convert_layer, params["layers"], 0),) * config.num_layers
+    shapes = jax.eval_shape(convert_rest, _rest(params)) | {"layers": layers}
     return with_shardings(shapes, decode_shardings(decoding, config))
 
 
@@ -105,27 +104,28 @@ def lowered_sampler(
     pass_rows: int,
     forced: bool = False,
 ) -> Iterator[Lowered]:
-    """Each program, ready to be compiled.
+    """Yield each program of the sampler, ready to be compiled.
 
     Args:
-        params: Abstract, as the trainer has them.
+        params: Abstract parameters, as the trainer has them.
         config: Architecture.
-        decoding: The mesh as it is laid out for decoding.
-        shape: Of the cache, over all devices.
+        decoding: Mesh as it is laid out for decoding.
+        shape: Shape of the cache over all devices.
         sampling: Temperature, truncation, precision, kernel.
-        pass_rows: Of a prefill, on each shard of rows.
-        forced: Some request forces tokens.
+        pass_rows: Rows of a prefill pass on each shard.
+        forced: Whether some request forces tokens.
     """
     dtype, runtime = sampling.dtype, Runtime(dtype=sampling.dtype, attention=sampling.attention)
-    of_decode = abstract_decode_params(params, config, decoding, dtype)
+    decode_params = abstract_decode_params(params, config, decoding, dtype)
     state = abstract_sampler_state(config, shape, decoding, dtype)
-    of_layer, of_rest = conversions(config, dtype, decoding)
+    convert_layer, convert_rest = conversions(config, dtype, decoding)
     statics = Statics(config, runtime, sampling.truncation)
     with jax.set_mesh(decoding):
-        yield "convert_layer", of_layer.lower(params["layers"], 0)
-        yield "convert_rest", of_rest.lower(_rest(params))
+        yield "convert_layer", convert_layer.lower(params["layers"], 0)
+        yield "convert_rest", convert_rest.lower(_rest(params))
         packed = _packed_prompts(decoding, shape, pass_rows, forced)
-        of_prefill = of_decode | {"layers": params["layers"]}
-        yield "prefill", prefill.lower(of_prefill, state.prompts, packed, statics=statics)
-        rows, enough = _row_inputs(decoding, shape.rows), of_rows(decoding)
-        yield "decode", decode.lower(of_decode, state, rows, enough, statics=statics)
+        # A prefill scans over the trainer's stacked layers.
+        prefill_params = decode_params | {"layers": params["layers"]}
+        yield "prefill", prefill.lower(prefill_params, state.prompts, packed, statics=statics)
+        rows, enough = _row_inputs(decoding, shape.rows), row_sharded(decoding)
+        yield "decode", decode.lower(decode_params, state, rows, enough, statics=statics)

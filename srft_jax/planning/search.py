@@ -3,24 +3,24 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Literal
 
-from srft_jax.config import UsageError
-from srft_jax.mesh import row_shards
-from srft_jax.planning.estimate import Estimate, estimate
-from srft_jax.planning.memory import held
-from srft_jax.planning.phases import Phase, phase
-from srft_jax.planning.planned_run import changed, planned_run
-from srft_jax.planning.plans import Report, train_account
+from srft_jax.config import MeshConfig, UsageError
+from srft_jax.planning.estimate import Estimate, estimate_updates
+from srft_jax.planning.memory import resident_bytes
+from srft_jax.planning.phases import Phase, make_phase
+from srft_jax.planning.planned_run import PlannedRun
+from srft_jax.planning.plans import Cost, Log, train_cost
 from srft_jax.planning.program_costs import OutOfMemory
 from srft_jax.planning.topology import Topology
-from srft_jax.planning.workload import workload_of
-from srft_jax.setup.outline import Outline
+from srft_jax.planning.workload import Workload, make_workload
 
 _MOST_FITTING = 4
-_ROWS_OF_A_SHARD = (1, 2, 4, 8)
-_REMATS = ("none", "dots", "block")
-# Arithmetic has been up to 9% off: the compiler may find that more fits, or that it does not.
+_ROWS_PER_SHARD = (1, 2, 4, 8)
+# From the most memory to the least.
+_REMATS: tuple[Literal["none", "dots", "block"], ...] = ("none", "dots", "block")
+# Arithmetic has been up to 9% off: a candidate may fit that it rejects, and the other way round.
 _UNCERTAINTY = 1.1
 
 
@@ -29,166 +29,183 @@ class Candidate:
     """A run with other values for the keys of the search.
 
     Attributes:
-        run: As changed.
-        estimate: Of it.
-        train: What its compiled train step takes in a step; None where it was not compiled.
-        needed: Bytes by XLA, where it was.
+        run: The changed run.
+        estimate: Its updates by arithmetic.
+        train: Its compiled train step in one step of the run; None if it was not compiled.
+        needed: Bytes on a device by XLA, if it was compiled.
     """
 
-    run: Outline
+    run: PlannedRun
     estimate: Estimate
     train: Phase | None = None
     needed: float | None = None
 
     @property
     def flags(self) -> str:
-        """As a command line has them."""
-        mesh, config = self.run.mesh.shape, self.run.config
+        """The changed keys as a command line has them."""
+        mesh = self.run.mesh.shape
         return (
             f"--mesh.data={mesh['data']} --mesh.fsdp={mesh['fsdp']} --mesh.tensor={mesh['tensor']} "
-            f"--training.rows_per_microbatch={config.training.rows} "
-            f"--model.remat={config.model.remat}"
+            f"--training.rows_per_microbatch={self.run.training.rows} "
+            f"--model.remat={self.run.runtime.remat}"
         )
 
 
-def search(run: Outline, topology: Topology, report: Report) -> list[Candidate]:
-    """Candidates that were compiled and fit, the fastest first; of GPUs, the likeliest estimates.
+def search(
+    run: PlannedRun,
+    topology: Topology,
+    log: Log,
+    *,
+    seconds: int,
+    train_cost: Callable[[PlannedRun, Workload], Cost] = train_cost,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Candidate]:
+    """Return candidates that were compiled and fit, the fastest first; for GPUs, by estimate.
 
-    The context axis stays as configured.
+    Args:
+        run: Run to change; its context axis stays.
+        topology: Devices.
+        log: Shows progress.
+        seconds: Time after which no further candidate is compiled.
+        train_cost: Compiles a candidate's train step.
+        clock: Time in seconds.
 
     Raises:
         UsageError: no candidate that was compiled fits, not even the one that needs the least.
     """
     hbm = topology.chip.hbm
-    candidates = sorted(_candidates(run, topology), key=_slowness)
+    # If compute bounds several alike, the one with the most room comes first.
+    candidates = sorted(
+        make_candidates(run, topology),
+        key=lambda candidate: (candidate.estimate.seconds, candidate.estimate.needed),
+    )
     if not candidates:
         run.decode_mesh()  # says why: no mesh suits rollout.tensor
     likely = [one for one in candidates if one.estimate.needed < _UNCERTAINTY * hbm]
-    report(f"search: {len(candidates)} candidates, {len(likely)} that may fit")
+    log(f"search: {len(candidates)} candidates, {len(likely)} that may fit")
     if topology.chip.kind == "gpu":
-        fitting = _by_arithmetic(candidates, hbm)
+        fitting = fit_by_arithmetic(candidates, hbm)
     else:
-        least = min(candidates, key=lambda one: one.estimate.needed)
-        fitting = _fitting(likely, least, topology, run.config.plan.search_seconds, report)
+        compiler = _Compiler(topology, log, train_cost)
+        fitting = _fit_by_compiling(candidates, likely, compiler, seconds, clock)
     if not fitting:
         raise UsageError(_nothing_fits(candidates, topology))
-    return sorted(fitting, key=_time)
+    return fastest_first(fitting)
 
 
-def _time(one: Candidate) -> tuple[float, float]:
-    """Of several that are as fast if everything overlaps, the one that has less to overlap is."""
-    found = one.train or one.estimate
-    return found.seconds, found.exchange
+def fastest_first(candidates: list[Candidate]) -> list[Candidate]:
+    """Sort candidates; of equally fast ones the one with less to overlap comes first."""
+
+    def speed(candidate: Candidate) -> tuple[float, float]:
+        times = candidate.train or candidate.estimate
+        return times.seconds, times.exchange
+
+    return sorted(candidates, key=speed)
 
 
-def _slowness(one: Candidate) -> tuple[float, float]:
-    """Where compute bounds several equally, the one with the most room comes first."""
-    return one.estimate.seconds, one.estimate.needed
-
-
-def _by_arithmetic(candidates: list[Candidate], hbm: float) -> list[Candidate]:
-    """Those that fit whatever arithmetic is off by; where there is none, those that just fit."""
+def fit_by_arithmetic(candidates: list[Candidate], hbm: float) -> list[Candidate]:
+    """Return candidates that fit despite the error of arithmetic; if none, those that just fit."""
     roomy = [one for one in candidates if _UNCERTAINTY * one.estimate.needed < hbm]
     return roomy or [one for one in candidates if one.estimate.needed < hbm]
 
 
-def _fitting(
-    likely: list[Candidate], least: Candidate, topology: Topology, seconds: int, report: Report
-) -> list[Candidate]:
-    """Of the likely ones, the fastest first, those that do fit; else the one that needs least.
+@dataclasses.dataclass(frozen=True)
+class _Compiler:
+    topology: Topology
+    log: Log
+    train_cost: Callable[[PlannedRun, Workload], Cost]
 
-    Until no other is estimated to be faster than one that fits, or the seconds are over.
-    """
-    began, fitting, refused = time.monotonic(), list[Candidate](), list[Candidate]()
+    def compile(self, candidate: Candidate, note: str = "") -> Candidate | None:
+        """Return the candidate with what XLA says of it; None if it does not fit."""
+        self.log(f"compiling train of {candidate.flags}{note}")
+        work = make_workload(candidate.run)
+        cost = self.train_cost(candidate.run, work)
+        if isinstance(cost, OutOfMemory) or cost.needed > self.topology.chip.hbm:
+            return None
+        ordered = self.topology.ordered(candidate.run.mesh)
+        train = make_phase("train", cost.count.times(work.updates), ordered)
+        return dataclasses.replace(candidate, train=train, needed=cost.needed)
+
+
+def _fit_by_compiling(
+    candidates: list[Candidate],
+    likely: list[Candidate],
+    compiler: _Compiler,
+    seconds: int,
+    clock: Callable[[], float],
+) -> list[Candidate]:
+    """Return those of the likely candidates that do fit; if none, the one that needs the least."""
+    began, fitting, refused = clock(), list[Candidate](), list[Candidate]()
     for candidate in likely:
-        over = time.monotonic() - began > seconds
-        if over:
-            report(f"search: plan.search_seconds = {seconds} are over")
-        if over or len(fitting) == _MOST_FITTING or _is_slower(candidate, fitting):
+        if clock() - began > seconds:
+            compiler.log(f"search: plan.search_seconds = {seconds} are over")
             break
-        if any(_holds_more(candidate, one) for one in refused):
+        # Enough to choose from, or those that follow are estimated to be slower than one that fits.
+        if len(fitting) == _MOST_FITTING or _is_slower(candidate, fitting):
+            break
+        # It needs more memory than one that had too little.
+        if any(_holds_more(candidate, other) for other in refused):
             continue
-        report(f"compiling train of {candidate.flags}")
-        found = _compiled(candidate, topology)
-        fitting += found
-        refused += [] if found else [candidate]
+        if compiled := compiler.compile(candidate):
+            fitting.append(compiled)
+        else:
+            refused.append(candidate)
+    least = min(candidates, key=lambda candidate: candidate.estimate.needed)
     if not fitting and least not in refused:
-        report(f"compiling train of {least.flags}, which needs the least")
-        fitting += _compiled(least, topology)
+        fitting += filter(None, [compiler.compile(least, ", which needs the least")])
     return fitting
 
 
 def _is_slower(candidate: Candidate, fitting: list[Candidate]) -> bool:
-    """By arithmetic than one that was compiled."""
+    """Return whether a candidate is estimated to be slower than one that was compiled."""
     return any(one.train and one.train.seconds <= candidate.estimate.seconds for one in fitting)
 
 
 def _holds_more(candidate: Candidate, other: Candidate) -> bool:
-    """As much of everything, on the same mesh."""
-    mine, others = candidate.run.config, other.run.config
+    """Return whether a candidate holds at least as much of everything, on the same mesh."""
+    run, others = candidate.run, other.run
     return (
-        candidate.run.mesh.shape == other.run.mesh.shape
-        and mine.training.rows >= others.training.rows
-        and _REMATS.index(mine.model.remat) <= _REMATS.index(others.model.remat)
+        run.mesh.shape == others.mesh.shape
+        and run.training.rows >= others.training.rows
+        and _REMATS.index(run.runtime.remat) <= _REMATS.index(others.runtime.remat)
     )
 
 
-def _compiled(candidate: Candidate, topology: Topology) -> list[Candidate]:
-    """The candidate with what XLA says of it, or none if it does not fit."""
-    work = workload_of(candidate.run)
-    found = train_account(candidate.run, work)
-    if isinstance(found, OutOfMemory) or found.needed > topology.chip.hbm:
-        return []
-    of_step = found.count.times(work.updates)
-    train = phase("train", of_step, topology.ordered(candidate.run.mesh))
-    return [dataclasses.replace(candidate, train=train, needed=found.needed)]
-
-
-def _candidates(run: Outline, topology: Topology) -> Iterator[Candidate]:
-    for of_mesh in _meshes(run, topology):
-        of_run, shards = held(of_mesh), row_shards(of_mesh.mesh) // of_mesh.mesh.shape["context"]
-        for rows, remat in itertools.product(_ROWS_OF_A_SHARD, _REMATS):
-            config = changed(
-                of_mesh.config,
-                training={"rows_per_microbatch": rows * shards},
-                model={"remat": remat},
+def make_candidates(run: PlannedRun, topology: Topology) -> Iterator[Candidate]:
+    """Yield the run with each mesh, number of rows and remat that a search considers."""
+    for on_mesh in runs_on_meshes(run, topology):
+        resident = resident_bytes(on_mesh)  # the same for all rows and remats
+        for rows, remat in itertools.product(_ROWS_PER_SHARD, _REMATS):
+            runtime = dataclasses.replace(on_mesh.runtime, remat=remat)
+            changed = dataclasses.replace(
+                on_mesh.with_rows(rows * on_mesh.data_shards), runtime=runtime
             )
-            one = dataclasses.replace(of_mesh, config=config)
-            yield Candidate(one, estimate(one, workload_of(one), topology, of_run))
+            estimate = estimate_updates(changed, make_workload(changed), topology, resident)
+            yield Candidate(changed, estimate)
 
 
-def _meshes(run: Outline, topology: Topology) -> Iterator[Outline]:
-    """The run on every mesh that rollouts can be laid out on, whose axis `tensor` splits whole
-    heads, and `data` spans the slices."""
+def runs_on_meshes(run: PlannedRun, topology: Topology) -> Iterator[PlannedRun]:
+    """Yield the run on every mesh whose axis `tensor` splits whole heads, whose `data` spans the
+    slices, and that rollouts can use."""
     size, context = run.mesh.size, run.mesh.shape["context"]
-    for fsdp, tensor in itertools.product(_divisors(size), repeat=2):
+    divisors = [number for number in range(1, size + 1) if size % number == 0]
+    for fsdp, tensor in itertools.product(divisors, repeat=2):
         data, rest = divmod(size, fsdp * tensor * context)
-        if rest or data % run.config.mesh.slices or run.model_config.num_heads % tensor:
+        if rest or data % topology.slices or run.model_config.num_heads % tensor:
             continue
-        config = changed(
-            run.config,
-            mesh={"data": data, "fsdp": fsdp, "tensor": tensor},
-            training={"rows_per_microbatch": data * fsdp},
+        sizes = MeshConfig(
+            data=data, fsdp=fsdp, context=context, tensor=tensor, slices=topology.slices
         )
-        of_mesh = planned_run(config, topology.devices)
-        if _can_decode(of_mesh):
-            yield of_mesh
-
-
-def _can_decode(run: Outline) -> bool:
-    try:
-        run.decode_mesh()
-    except UsageError:  # a copy of the parameters over several processes
-        return False
-    return True
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+        on_mesh = run.on_mesh(sizes, topology.devices, rows_per_shard=1)
+        try:
+            on_mesh.decode_mesh()
+        except UsageError:  # a copy of the parameters would span several processes
+            continue
+        yield on_mesh
 
 
 def _nothing_fits(candidates: list[Candidate], topology: Topology) -> str:
-    least = min(candidates, key=lambda one: one.estimate.needed)
+    least = min(candidates, key=lambda candidate: candidate.estimate.needed)
     largest = sorted(least.estimate.hbm.items(), key=lambda item: -item[1])[:3]
     listed = ", ".join(f"{name} {size / 2**30:.3g} GiB" for name, size in largest)
     return (

@@ -4,33 +4,32 @@ import dataclasses
 import math
 import statistics
 
-from srft_jax.config import Objective, RunConfig
+from srft_jax.config import ModelConfig
 from srft_jax.mesh import split_axes
 from srft_jax.models import families
-from srft_jax.objectives.stages import Stage
 from srft_jax.ops import head_passes
 from srft_jax.ops.attention_terms import TileSizes
 from srft_jax.ops.experts import block_size
 from srft_jax.planning.hlo.count import TripCount
+from srft_jax.planning.planned_run import PlannedRun
 from srft_jax.planning.program_costs import trips_by_scope
 from srft_jax.rollout.cache import CacheShape
 from srft_jax.rollout.packing import TOKENS_PER_PASS
 from srft_jax.rollout.sizes import Demand, capacity_for, sampler_sizes
-from srft_jax.setup.outline import Outline
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Of one step: rollouts, then the updates on them.
+    """Numbers of one step: rollouts, then the updates on them.
 
     Attributes:
-        prompt_length: Tokens, on average.
-        completion_length: Likewise.
-        sequences: Of one update.
-        microbatches: Of one update, in use; their rows are taken as full.
-        updates: Of one step.
-        completions: Sampled in one step; 0 for an objective without rollouts.
-        prompts: Likewise.
+        prompt_length: Tokens of a prompt on average.
+        completion_length: Tokens of a completion on average.
+        sequences: Sequences of one update.
+        microbatches: Microbatches that one update uses; their rows count as full.
+        updates: Updates of one step.
+        completions: Completions sampled in one step; 0 for an objective without rollouts.
+        prompts: Prompts of these completions.
     """
 
     prompt_length: int
@@ -48,180 +47,162 @@ class Workload:
 
     @property
     def trained_tokens(self) -> int:
-        """Of one step that a loss is taken of."""
+        """Tokens of one step that have a loss."""
         return self.updates * self.sequences * self.completion_length
 
     @property
     def tokens(self) -> int:
-        """Of one step that the train step reads."""
+        """Tokens of one step that the train step reads."""
         return self.updates * self.sequences * self.inputs
 
 
-def longest_answer(config: RunConfig, objective: Objective) -> int:
-    """Return the most tokens after a prompt: of a completion, without rollouts a demonstration."""
-    completion, demonstration = config.rollout.max_new_tokens, config.max_demonstration_tokens
-    return completion if objective.uses_rollouts else demonstration
-
-
-def workload_of(run: Outline) -> Workload:
-    """Of the run's last stage."""
-    config = run.config
-    stage = run.stages.policy
-    prompt, completion = config.plan.mean_prompt, config.plan.mean_completion
-    prompt = config.data.max_prompt_tokens if prompt is None else prompt
-    completion = longest_answer(config, run.objective) if completion is None else completion
-    group = config.rollout.completions_per_prompt if run.objective.uses_rollouts else 0
+def make_workload(run: PlannedRun) -> Workload:
+    """Return the workload of a step in the policy's stage."""
+    stage, training = run.stages.policy, run.training
+    group_size = run.completions_per_prompt if run.objective.uses_rollouts else 0
+    # Rows are packed full, as mixed lengths make them; the static number M is the limit.
+    tokens = stage.sequences_per_update * (run.mean_prompt + run.mean_completion - 1)
+    full = math.ceil(math.ceil(tokens / training.row_length) / training.rows)
     return Workload(
-        prompt_length=prompt,
-        completion_length=completion,
+        prompt_length=run.mean_prompt,
+        completion_length=run.mean_completion,
         sequences=stage.sequences_per_update,
-        microbatches=_microbatches(run, stage, prompt + completion - 1),
-        updates=config.training.updates_per_rollout,
-        completions=group * config.data.prompts_per_step,
-        prompts=config.data.prompts_per_step if group else 0,
+        microbatches=min(full, run.num_microbatches(stage)),
+        updates=training.updates_per_rollout,
+        completions=group_size * run.prompts_per_step,
+        prompts=run.prompts_per_step if group_size else 0,
     )
 
 
-def _microbatches(run: Outline, stage: Stage, length: int) -> int:
-    """Rows packed full, as mixed lengths make them, but no more than the run has."""
-    training = run.config.training
-    rows = math.ceil(stage.sequences_per_update * length / training.row_length)
-    return min(math.ceil(rows / training.rows), run.num_microbatches(stage))
+def train_trip_count(run: PlannedRun, work: Workload) -> TripCount:
+    """Return how often the train step's loops of unknown length run."""
+    layer = layer_trips(run.model_config, run.tokens_on_device, work.inputs)
+    head = {"head": float(num_head_tiles(run, work))}
+    return trips_by_scope(head | layer, otherwise=work.microbatches)
 
 
-def head_blocks(run: Outline, work: Workload) -> int:
-    """How often the head's loop over blocks of trained tokens runs on a device, a microbatch."""
-    training, model, shape = run.config.training, run.model_config, run.mesh.shape
-    shards = shape["data"] * shape["fsdp"] * shape["context"]
-    tokens = training.rows * training.row_length // shards
+def num_head_tiles(run: PlannedRun, work: Workload) -> int:
+    """Return how often the head's loop over tiles of trained tokens runs in a microbatch."""
+    model, tokens = run.model_config, int(run.tokens_on_device)
     columns = model.vocab_size
     for axis in split_axes(run.mesh, "vocab", columns):
-        columns //= shape[axis]
+        columns //= run.mesh.shape[axis]
     options = head_passes.Options(
         softcap=model.logit_softcap,
         transposed=model.tie_embeddings,
-        logits_bytes=training.logits_mib * 2**20,
-        frozen=run.config.model.lora is not None,
+        logits_bytes=run.training.logits_mib * 2**20,
+        frozen=run.has_adapters,
     )
     num_heads = 2 if run.objective.uses_reference else 1
     layout = head_passes.make_layout(tokens, columns, num_heads, options)
     return math.ceil(tokens * work.completion_length / work.inputs / layout.rows)
 
 
-def block_loops(run: Outline, tokens: float, length: int) -> dict[str, float]:
-    """Loops inside a layer whose range comes with the data, by the scope that they are in.
+def layer_trips(model: ModelConfig, tokens: float, length: int) -> dict[str, float]:
+    """Return the trips of loops inside a layer, whose range comes with the data, by their scope.
 
-    Attention without a kernel goes over the blocks of keys at or before each block of queries;
-    experts over the blocks that their tokens fill, the last of each half.
+    Attention without a kernel loops over the tiles of keys at or before each tile of queries.
+    Experts loop over the tiles that their tokens fill; each expert's last tile is half full.
 
     Args:
-        run: Model.
-        tokens: Of a forward pass, on one device.
-        length: Of a sequence.
+        model: Architecture.
+        tokens: Tokens of a forward pass on one device.
+        length: Tokens of a sequence.
     """
-    model = run.model_config
-    found = {"attention": (math.ceil(length / TileSizes().loop_keys) + 1) / 2}
+    trips = {"attention": (math.ceil(length / TileSizes().loop_keys) + 1) / 2}
     if model.num_experts:
         assigned = int(tokens) * (model.experts_per_token or 1)
-        found["mlp"] = assigned / block_size(assigned, model.num_experts) + model.num_experts / 2
-    return found
+        trips["mlp"] = assigned / block_size(assigned, model.num_experts) + model.num_experts / 2
+    return trips
 
 
-def train_loops(run: Outline, work: Workload) -> TripCount:
-    """Of the train step."""
-    training, shape = run.config.training, run.mesh.shape
-    shards = shape["data"] * shape["fsdp"] * shape["context"]
-    tokens = training.rows * training.row_length / shards
-    by_scope = {"head": float(head_blocks(run, work))} | block_loops(run, tokens, work.inputs)
-    return trips_by_scope(by_scope, otherwise=work.microbatches)
-
-
-def cache_shape(run: Outline, work: Workload, budget: float) -> CacheShape:
-    """Of a step's rollouts, as the sampler plans it for so many bytes on each device.
+def cache_shape(run: PlannedRun, work: Workload, budget: float) -> CacheShape:
+    """Return the cache that the sampler makes for a step's rollouts with `budget` bytes a device.
 
     Raises:
-        UsageError: they do not hold one completion and its prompt.
+        UsageError: memory does not hold one completion and its prompt.
     """
-    config, sampling = run.config, run.sampling
-    group = config.rollout.completions_per_prompt
     demand = Demand(
-        longest_prompt=config.data.max_prompt_tokens,
-        longest_completion=config.rollout.max_new_tokens,
+        longest_prompt=run.longest_prompt,
+        longest_completion=run.sampling.max_new_tokens,
         prompts=work.prompts,
-        largest_group=group,
+        largest_group=run.completions_per_prompt,
         completions=work.completions,
         stop_ids=1,
     )
-    given = sampling.cache_mib
+    configured = run.sampling.cache_mib
     sizes = sampler_sizes(
         run.model_config,
         demand,
-        sampling,
+        run.sampling,
         run.decode_mesh(),
-        budget_mib=max(1, int(budget / 2**20)) if given is None else given,
+        budget_mib=max(1, int(budget / 2**20)) if configured is None else configured,
     )
     return CacheShape(
         rows=sizes.shards * sizes.rows,
         prompts=sizes.shards * sizes.prompts,
         lanes=sizes.lanes,
-        prompt_capacity=capacity_for(config.data.max_prompt_tokens),
+        prompt_capacity=capacity_for(run.longest_prompt),
         capacity=sizes.capacity,
-        segment=sampling.segment,
+        segment=run.sampling.segment,
     )
 
 
 def prefill_rows(work: Workload, shape: CacheShape, shards: int) -> int:
-    """Of a pass, on each shard: as wide as the longest prompt, no more than there are prompts."""
+    """Return the rows of a prefill pass on each shard, as wide as the longest prompt."""
     most = max(1, TOKENS_PER_PASS // shape.prompt_capacity)
     return min(most, math.ceil(work.prompts / shards))
 
 
 def decode_steps(work: Workload, shape: CacheShape) -> int:
-    """With all rows busy until the last completions, which all take as long."""
+    """Return the decode steps of a rollout: all rows are busy until the last completions, and all
+    completions have the mean length.
+
+    In: 100 completions of 50 tokens in 64 rows.  Out: 100.
+    """
     if not work.completions:
         return 0
     return math.ceil(work.completions / shape.rows) * work.completion_length
 
 
-def mean_capacity(run: Outline, work: Workload, shape: CacheShape) -> float:
-    """Own tokens that a row's cache has room for, over the segments of a completion.
+def mean_capacity(run: PlannedRun, work: Workload, shape: CacheShape) -> float:
+    """Return the tokens that a row's cache has room for, on average over a completion's segments.
 
-    It grows with the longest row there is, so with all of them if they start together: those of a
-    step that the rows hold at once, or as long as each other. Else the longest is taken throughout.
+    The cache grows with its longest row: with all of them if they start together or have the full
+    length. Otherwise some row is always long, and the cache is large throughout.
 
     In: completions of 8,192 in segments of 256.  Out: 4,528, as it grows 0, 256, 512, 768, 1,024,
     1,536, 1,536, 2,048, ...
     """
-    is_longest = work.completion_length >= run.config.rollout.max_new_tokens
-    if work.completions > shape.rows and not is_longest:
+    start_together = work.completions <= shape.rows
+    if not start_together and work.completion_length < run.sampling.max_new_tokens:
         return shape.capacity
     return statistics.fmean(map(capacity_for, range(0, work.completion_length, shape.segment)))
 
 
-def model_flops(run: Outline, work: Workload) -> float:
-    """Of a step's updates, over all devices, that no implementation can avoid.
+def model_flops(model: ModelConfig, work: Workload) -> float:
+    """Return the FLOPs of a step's updates, over all devices, that no implementation can avoid.
 
-    6 for each token and matrix parameter (2 forward, 4 backward; the head for trained tokens alone;
-    of experts those that a token is given to), and attention of each sequence to itself, causal:
-    12 L N H T^2 / 2, in layers that slide of no more keys than the window.
+    6 for each token and matrix parameter: 2 forward, 4 backward. The head counts for trained tokens
+    alone; of the experts, those that a token is given to. Causal attention of each sequence to
+    itself takes 12 L N H T^2 / 2; a sliding layer sees at most its window of keys.
     """
-    model = run.model_config
-    of_layers, of_head = _matrices(run)
-    lengths = [
+    layer_size, head_size = _matrix_sizes(model)
+    keys_seen = [
         min(work.inputs / 2, float(model.sliding_window or math.inf)) if slides else work.inputs / 2
         for slides in model.slides
     ]
-    attention = 12 * model.num_heads * model.head_dim * sum(lengths) * work.tokens
-    return 6 * (of_layers * work.tokens + of_head * work.trained_tokens) + attention
+    attention = 12 * model.num_heads * model.head_dim * sum(keys_seen) * work.tokens
+    return 6 * (layer_size * work.tokens + head_size * work.trained_tokens) + attention
 
 
-def _matrices(run: Outline) -> tuple[float, float]:
-    """Numbers in matrices that a token is multiplied with: of all layers, and of the head."""
-    model, of_layers = run.model_config, 0.0
-    for row in families.parameters(model):
-        if row.stacked and len(row.axes) >= 2:
-            size = float(math.prod(families.stacked_shape(row, model)))
-            if "experts" in row.axes and row.name != "router" and model.num_experts:
+def _matrix_sizes(model: ModelConfig) -> tuple[float, float]:
+    """Return the numbers in the matrices that a token meets: of all layers, and of the head."""
+    layers = 0.0
+    for parameter in families.parameters(model):
+        if parameter.stacked and len(parameter.axes) >= 2:
+            size = float(math.prod(families.stacked_shape(parameter, model)))
+            if "experts" in parameter.axes and parameter.name != "router" and model.num_experts:
                 size = size * (model.experts_per_token or 1) / model.num_experts
-            of_layers += size
-    return of_layers, model.dim * model.vocab_size
+            layers += size
+    return layers, model.dim * model.vocab_size

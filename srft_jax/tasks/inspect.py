@@ -8,10 +8,10 @@ import jax
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.models import lora
 from srft_jax.models.decoder import init_params
-from srft_jax.planning.microbatch_size import with_rows
 from srft_jax.report import data_view
 from srft_jax.report.terminal import shows_colours
 from srft_jax.setup.prepare import Setup, prepare
+from srft_jax.tasks.plan import with_rows
 from srft_jax.tasks.train import batch_arithmetic
 
 

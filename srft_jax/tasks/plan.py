@@ -3,66 +3,156 @@
 The run's own programs are compiled for the topology from abstract shapes; see docs/plan.md.
 """
 
+import dataclasses
 import json
 import sys
+import time
+from collections.abc import Callable, Iterable
 
 from srft_jax.config import RunConfig, UsageError
-from srft_jax.planning import table
-from srft_jax.planning.microbatch_size import SHARE_OF_LEFT, most_rows
-from srft_jax.planning.planned_run import planned_run
-from srft_jax.planning.plans import compiled_plan, estimated_plan
-from srft_jax.planning.scaling import scaled_plans
+from srft_jax.config.stored_config import stored_config
+from srft_jax.planning import plans, topology
+from srft_jax.planning.microbatch_size import USABLE_SHARE, free_mib, most_rows, step_mib
+from srft_jax.planning.plan_text import format_plan, format_scaling, format_search, plan_as_json
+from srft_jax.planning.planned_run import PlannedRun
+from srft_jax.planning.plans import Cost, compile_plan, estimate_plan
+from srft_jax.planning.scaling import plan_scaling
 from srft_jax.planning.search import search
-from srft_jax.planning.topology import Topology, prepare_backend, topology_of
-from srft_jax.setup.outline import Outline
+from srft_jax.planning.topology import Topology
+from srft_jax.planning.workload import Workload
+from srft_jax.setup.outline import Outline, check_sizes
+from srft_jax.setup.plan_checks import longest_answer, outline_for_plan
+from srft_jax.setup.prepare import Setup
 
 
-def plan(config: RunConfig) -> int:
-    """Prints the plan; that a run does not fit is an answer, not an error.
+def plan(
+    config: RunConfig,
+    *,
+    prepare_backend: Callable[[str], object] = topology.prepare_backend,
+    find_topology: Callable[[str, int], Topology] = topology.find_topology,
+    train_cost: Callable[[PlannedRun, Workload], Cost] = plans.train_cost,
+    sampler_costs: Callable[..., Iterable[Cost]] = plans.sampler_costs,
+    needed_mib: Callable[[PlannedRun], float] = step_mib,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Print the plan; that a run does not fit is an answer, not an error.
+
+    Args:
+        config: Configuration of the run, and of the plan.
+        prepare_backend: Sets JAX up for a topology.
+        find_topology: Returns the devices of a number of slices.
+        train_cost: Compiles one update.
+        sampler_costs: Compiles the sampler's programs.
+        needed_mib: Memory of the train step, to choose the rows of a microbatch.
+        clock: Time in seconds, which limits a search.
 
     Returns:
         Exit code: 0.
     """
-    wanted = config.plan
-    if wanted.topology is None:
+    section = config.plan
+    if section.topology is None:
         raise UsageError("plan needs plan.topology, e.g. --topology v5p:4x4x4, cpu:8 or h100:8")
-    prepare_backend(wanted.topology)
-    topology = topology_of(wanted.topology, config.mesh.slices)
-    if wanted.scaling and topology.chip.kind != "tpu":
-        raise UsageError(f"plan.scaling plans for slices of TPUs, not for {topology.name}")
-    run = planned_run(config, topology.devices)
-    if wanted.search:
-        candidates = search(run, topology, _report)
-        print(table.search_text(candidates) + "\n")
+    prepare_backend(section.topology)
+    machine = find_topology(section.topology, config.mesh.slices)
+    if section.scaling and machine.chip.kind != "tpu":
+        raise UsageError(f"plan.scaling plans for slices of TPUs, not for {machine.name}")
+    run = planned(outline_for_plan(config, machine.devices))
+    if section.search:
+        candidates = search(
+            run,
+            machine,
+            _log,
+            seconds=section.search_seconds,
+            train_cost=train_cost,
+            clock=clock,
+        )
+        print(format_search(candidates) + "\n")
         run = candidates[0].run
-    elif run.config.training.rows_per_microbatch == "auto" and topology.chip.kind != "gpu":
-        run = _with_rows(run, topology)
-    if topology.chip.kind == "gpu":
+    elif run.training.rows_per_microbatch == "auto" and machine.chip.kind != "gpu":
+        # As a run would choose on devices with nothing else in their memory.
+        budget = run.training.memory_mib or int(USABLE_SHARE * machine.chip.hbm / 2**20)
+        _log("compiling train for more and more rows")
+        rows, line = most_rows(run, budget, needed_mib)
+        _log(line)
+        run = run.with_rows(rows)
+    if machine.chip.kind == "gpu":
         print(
-            f"{topology.name}: by arithmetic alone, as nothing here compiles for GPUs, and of the "
+            f"{machine.name}: by arithmetic alone, as nothing here compiles for GPUs, and of the "
             "updates alone: the sampler's parameters, its cache and its time come on top\n"
         )
-        found = estimated_plan(run, topology)
+        result = estimate_plan(run, machine)
     else:
-        found = compiled_plan(run, topology, _report)
-    print(table.plan_text(found))
-    scaling = scaled_plans(run, topology, _report) if wanted.scaling else {}
+        result = compile_plan(
+            run, machine, _log, train_cost=train_cost, sampler_costs=sampler_costs
+        )
+    print(format_plan(result))
+    scaling = {}
+    if section.scaling:
+        scaling = plan_scaling(
+            run, machine, _log, find_topology=find_topology, train_cost=train_cost
+        )
     if scaling:
-        print("\n" + table.scaling_text(scaling))
-    if wanted.json:
-        print(json.dumps(table.plan_json(found, scaling)))
+        print("\n" + format_scaling(scaling))
+    if section.json:
+        print(json.dumps(plan_as_json(result, scaling)))
     return 0
 
 
-def _with_rows(run: Outline, topology: Topology) -> Outline:
-    """As many rows as a run would choose on devices with nothing else in their memory."""
-    budget = run.config.training.memory_mib or int(SHARE_OF_LEFT * topology.chip.hbm / 2**20)
-    _report("compiling train for more and more rows")
-    run, line = most_rows(run, budget)
-    _report(line)
-    return run
+def planned(run: Outline) -> PlannedRun:
+    """Return what planning takes of a run."""
+    config = run.config
+    mean_prompt, mean_completion = config.plan.mean_prompt, config.plan.mean_completion
+    longest = longest_answer(config, run.objective)
+    return PlannedRun(
+        preset=config.objective.preset,
+        objective=run.objective,
+        model_config=run.model_config,
+        runtime=run.runtime,
+        mesh=run.mesh,
+        training=config.training,
+        sampling=run.sampling,
+        prompts_per_step=config.data.prompts_per_step,
+        completions_per_prompt=config.rollout.completions_per_prompt,
+        longest_prompt=config.data.max_prompt_tokens,
+        longest_sequence=config.longest_sequence,
+        mean_prompt=config.data.max_prompt_tokens if mean_prompt is None else mean_prompt,
+        mean_completion=longest if mean_completion is None else mean_completion,
+        reference_is_base=run.base_is_reference,
+    )
 
 
-def _report(line: str) -> None:
-    """Progress is no part of the result."""
+def with_rows(
+    setup: Setup, needed_mib: Callable[[PlannedRun], float] = step_mib
+) -> tuple[Setup, str]:
+    """Return the setup with a number of rows per microbatch, and a line that says how it was found.
+
+    The line is empty if the number was given. A run that goes on keeps the number that it was
+    started with.
+
+    Args:
+        setup: Setup, whose training.rows_per_microbatch may be auto.
+        needed_mib: Memory of the train step, to choose the number by.
+
+    Raises:
+        UsageError: not even the fewest rows fit, the memory is not known, or the rows of a run that
+            goes on do not split over the mesh.
+    """
+    config = setup.config
+    if config.training.rows_per_microbatch != "auto":
+        return setup, ""
+    stored = stored_config(config.run_dir)
+    if stored is not None:
+        rows, line = stored.training.rows, ""
+    else:
+        memory = config.training.memory_mib
+        budget = free_mib() if memory is None else memory
+        rows, line = most_rows(planned(setup), budget, needed_mib)
+    training = dataclasses.replace(config.training, rows_per_microbatch=rows)
+    chosen = dataclasses.replace(setup, config=dataclasses.replace(config, training=training))
+    check_sizes(chosen)  # the mesh may be another one than the stored run's
+    return chosen, line
+
+
+def _log(line: str) -> None:
+    """Show progress, which is no part of the result."""
     print(line, file=sys.stderr, flush=True)

@@ -15,9 +15,9 @@ from srft_jax.config import RunConfig, UsageError
 from srft_jax.models.tokenizer import Tokenizer
 from srft_jax.objectives import loss as losses
 from srft_jax.objectives.stages import Stage, Stages
-from srft_jax.planning.microbatch_size import with_rows
 from srft_jax.report.terminal import table
 from srft_jax.setup.prepare import prepare
+from srft_jax.tasks.plan import with_rows
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.loading import load_frozen, load_reference
 from srft_jax.training.microbatch import LossFn, StepInputs, in_batch_order, make_loss_fn

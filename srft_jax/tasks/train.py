@@ -33,7 +33,6 @@ from srft_jax.mesh import gathered
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params
 from srft_jax.objectives.stages import Stage, Stages
-from srft_jax.planning.microbatch_size import with_rows
 from srft_jax.report import summary
 from srft_jax.report.page import write_report
 from srft_jax.report.records import Diverged, Recorder, StepRecord
@@ -44,6 +43,7 @@ from srft_jax.rewards import RewardPool
 from srft_jax.rollout import Sampler
 from srft_jax.setup.prepare import Setup, prepare, reward_pool
 from srft_jax.tasks.export import keep_model_files, write_export
+from srft_jax.tasks.plan import with_rows
 from srft_jax.tasks.resume import check_same_run, fresh_or_resumed, open_run_dir
 from srft_jax.training import updates
 from srft_jax.training.checkpoint import Checkpoints

@@ -8,7 +8,7 @@ from srft_jax.planning.chips import CHIPS
 from srft_jax.planning.hlo.count import count_module
 from srft_jax.planning.hlo.device_groups import device_group
 from srft_jax.planning.hlo.parser import parse_hlo
-from srft_jax.planning.phases import phase
+from srft_jax.planning.phases import make_phase
 from srft_jax.planning.program_costs import program_cost, trips_by_scope
 from srft_jax.planning.topology import Topology
 
@@ -297,7 +297,7 @@ def test_what_slices_sum_goes_over_their_own_network(slices, sent):
     found = count_module(parse_hlo(BETWEEN_SLICES), trips_by_scope({}, 1), 8).times(3)
     size = 3 * 4 * 4096 * 8 * 128
     assert found.summed == size and not found.collectives
-    of_step = phase("train", found, Topology("v5e:2x2", CHIPS["v5e"], (2, 2), (), slices))
+    of_step = make_phase("train", found, Topology("v5e:2x2", CHIPS["v5e"], (2, 2), (), slices))
     assert of_step.to_slices == sent * size and of_step.bound == "links"
     assert of_step.exchange == sent * size / 3.125e9
 

@@ -8,14 +8,15 @@ from tiny_runs import tiny_arguments, tiny_config
 
 from srft_jax.config import parse
 from srft_jax.objectives.rows import make_batch
-from srft_jax.planning import plans
 from srft_jax.planning.hlo.count import Count
-from srft_jax.planning.planned_run import planned_run
+from srft_jax.planning.plans import with_smaller_cache
 from srft_jax.planning.program_costs import ProgramCost
-from srft_jax.planning.train_program import lowered_train_step, optimizers
-from srft_jax.planning.workload import mean_capacity, workload_of
+from srft_jax.planning.train_program import lowered_train_step
+from srft_jax.planning.workload import make_workload, mean_capacity
 from srft_jax.rollout.cache import CacheShape
+from srft_jax.setup.plan_checks import outline_for_plan
 from srft_jax.setup.prepare import prepare
+from srft_jax.tasks.plan import planned
 from srft_jax.training.loading import load_trained
 from srft_jax.training.state import fresh_state
 from srft_jax.training.updates import make_stage_functions, put
@@ -25,7 +26,7 @@ def test_the_abstract_train_step_is_the_runs(tmp_path):
     """Of the text that JAX hands to XLA, shardings and shapes included, not a character differs."""
     setup = prepare(tiny_config(tmp_path / "run", "--mesh.data=1"))
     stage, training, model = setup.stages.at(1), setup.config.training, setup.model_config
-    transformations = optimizers(setup).transformations
+    run = planned(setup)
     with jax.set_mesh(setup.mesh):
         batch = make_batch(
             [],
@@ -38,7 +39,7 @@ def test_the_abstract_train_step_is_the_runs(tmp_path):
         step = make_stage_functions(
             stage,
             model,
-            transformations["policy"],
+            run.optimizers["policy"],
             temperature=setup.config.rollout.temperature,
             runtime=setup.runtime,
             logits_mib=training.logits_mib,
@@ -46,9 +47,9 @@ def test_the_abstract_train_step_is_the_runs(tmp_path):
             reference_params=None,
         ).train_step
         params = load_trained(setup.config.model, model, setup.mesh, seed=0)
-        state = fresh_state(params, transformations, model, setup.mesh)
+        state = fresh_state(params, run.optimizers, model, setup.mesh)
         real = step.func.lower(*step.args, state, put(batch, setup.mesh))
-    plan = lowered_train_step(setup.config, setup.model_config, setup.objective, setup.mesh)
+    plan = lowered_train_step(run)
     assert plan.as_text() == real.as_text() and len(plan.as_text()) > 10_000
 
 
@@ -65,12 +66,12 @@ def test_decode_reads_the_cache_as_it_grows(changes, rows, capacity, tmp_path):
     lengths = ("training.row_length=8256", "model.max_positions=16384")
     flags = [f"--{one}" for one in (*changes, *lengths, "rollout.segment=256")]
     config = parse(tiny_arguments(tmp_path, *flags))[1]
-    run = planned_run(config, jax.devices()[:1])
-    work = dataclasses.replace(workload_of(run), completions=12)
+    run = planned(outline_for_plan(config, jax.devices()[:1]))
+    work = dataclasses.replace(make_workload(run), completions=12)
     shape = CacheShape(rows, 4, 4, 64, 8192, 256)
     assert mean_capacity(run, work, shape) == capacity
-    decode = ProgramCost(
-        "decode", *5 * [0.0], Count(1.0, 256 * 8192.0 + 5.0)
-    )  # a byte a token and step, and others
-    found = plans._as_the_cache_grows(decode, run, work, shape, of_own=8192.0)
-    assert found.count == Count(1.0, 256 * capacity + 5.0)
+
+
+def test_a_segment_does_not_read_the_cache_that_it_has_no_need_of():
+    decode = ProgramCost("decode", *5 * [0.0], Count(1.0, 100.0))
+    assert with_smaller_cache(decode, unread=30.0).count == Count(1.0, 70.0)

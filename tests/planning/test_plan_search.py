@@ -1,6 +1,6 @@
 """Which candidates a search compiles, and in what order they are named."""
 
-from unittest import mock
+import math
 
 import jax
 import pytest
@@ -11,11 +11,16 @@ from tiny_runs import tiny_arguments, tiny_model
 from srft_jax.config import UsageError, parse
 from srft_jax.planning import search
 from srft_jax.planning.chips import CHIPS
-from srft_jax.planning.estimate import Estimate, estimate
-from srft_jax.planning.memory import held
-from srft_jax.planning.planned_run import planned_run
+from srft_jax.planning.estimate import Estimate, estimate_updates
+from srft_jax.planning.memory import resident_bytes
 from srft_jax.planning.topology import Topology
-from srft_jax.planning.workload import workload_of
+from srft_jax.planning.workload import make_workload
+from srft_jax.setup.plan_checks import outline_for_plan
+from srft_jax.tasks.plan import planned
+
+
+def planned_run(config, devices):
+    return planned(outline_for_plan(config, devices))
 
 
 def test_a_search_falls_back_to_what_needs_the_least(tmp_path):
@@ -23,10 +28,10 @@ def test_a_search_falls_back_to_what_needs_the_least(tmp_path):
     config = parse(tiny_arguments(tmp_path, "--plan.topology=cpu:1", "--plan.search=true"))[1]
 
     def is_least(run):
-        return run.config.training.rows == 1 and run.config.model.remat == "block"
+        return run.training.rows == 1 and run.runtime.remat == "block"
 
     asked, out = dry_plan(config, fits=is_least)
-    tried = [(remat, training.rows) for remat, training, *_ in asked]
+    tried = [(run.runtime.remat, run.training.rows) for run, _ in asked]
     assert tried == [("dots", 1), ("block", 1), ("block", 1)]  # searched twice, planned
     assert "--training.rows_per_microbatch=1 --model.remat=block" in out
     with pytest.raises(UsageError, match="no mesh, microbatch and remat fits"):
@@ -39,8 +44,8 @@ UNHURRIED = ("--plan.topology=cpu:1", "--plan.search=true", "--plan.search_secon
 def test_a_search_ends_where_no_other_is_estimated_to_be_faster(tmp_path):
     """The first that fits takes next to no time here."""
     config = parse(tiny_arguments(tmp_path, *UNHURRIED))[1]
-    asked, _ = dry_plan(config, fits=lambda run: run.config.model.remat == "block", flops=1.0)
-    tried = [(remat, training.rows) for remat, training, *_ in asked]
+    asked, _ = dry_plan(config, fits=lambda run: run.runtime.remat == "block", flops=1.0)
+    tried = [(run.runtime.remat, run.training.rows) for run, _ in asked]
     assert tried == [("dots", 1), ("block", 1), ("block", 1)]  # refused, searched, planned
 
 
@@ -62,12 +67,12 @@ def test_a_search_leaves_out_meshes_that_rollouts_cannot_have(tmp_path):
         return planned_run(parse(flags)[1], devices)
 
     def found(tensor):
-        return {one.mesh.axis_sizes for one in search._meshes(run(tensor), topology)}
+        return {moved.mesh.axis_sizes for moved in search.runs_on_meshes(run(tensor), topology)}
 
     assert {(1, 16, 1, 1), (4, 4, 1, 1)} < found(1)
     assert found(4) & {(1, 16, 1, 1), (4, 4, 1, 1)} == {(1, 16, 1, 1)}
     with pytest.raises(UsageError, match="rollout.tensor = 32 does not divide the 16 devices"):
-        search.search(run(32), topology, report=print)
+        search.search(run(32), topology, print, seconds=1)
 
 
 def test_what_rollouts_cannot_have_is_said_before_anything_compiles(tmp_path):
@@ -95,28 +100,25 @@ def test_a_plan_that_makes_no_sense_is_refused(flags, said, tmp_path):
         dry_plan(config)
 
 
-def of_gpus(run_dir, *needed_and_exchange):
-    """What a search makes of candidates that need so much of an h100 and exchange for so long."""
+def order_on_gpus(run_dir, *needed_and_exchange):
+    """Exchange of the candidates that a search names, from shares of an h100 and seconds."""
     config = parse(tiny_arguments(run_dir, "--plan.topology=h100:8", "--plan.search=true"))[1]
-    run = planned_run(config, jax.devices()[:1])
-    topology = Topology("h100:1", CHIPS["h100"], (1,), tuple(jax.devices()[:1]))
-    made = [
-        search.Candidate(
-            run, Estimate(1.0, {"parameters": share * topology.chip.hbm}, 5.0, exchange)
-        )
+    run, hbm = planned_run(config, jax.devices()[:1]), CHIPS["h100"].hbm
+    candidates = [
+        search.Candidate(run, Estimate(1.0, {"parameters": share * hbm}, 5.0, exchange))
         for share, exchange in needed_and_exchange
     ]
-    with mock.patch.object(search, "_candidates", lambda *_: iter(made)):
-        return [one.estimate.exchange for one in search.search(run, topology, report=print)]
+    fitting = search.fastest_first(search.fit_by_arithmetic(candidates, hbm))
+    return [candidate.estimate.exchange for candidate in fitting]
 
 
 def test_of_candidates_as_fast_the_one_that_sends_less_comes_first(tmp_path):
-    assert of_gpus(tmp_path, (0.1, 3.0), (0.2, 1.0), (0.3, 2.0)) == [1.0, 2.0, 3.0]
+    assert order_on_gpus(tmp_path, (0.1, 3.0), (0.2, 1.0), (0.3, 2.0)) == [1.0, 2.0, 3.0]
 
 
-def test_of_gpus_what_just_fits_by_arithmetic_is_named_where_nothing_else_is(tmp_path):
-    assert of_gpus(tmp_path, (0.95, 1.0), (0.8, 2.0)) == [2.0]
-    assert of_gpus(tmp_path, (0.95, 1.0), (1.05, 2.0)) == [1.0]
+def test_on_gpus_what_just_fits_by_arithmetic_is_named_only_if_nothing_else_fits(tmp_path):
+    assert order_on_gpus(tmp_path, (0.95, 1.0), (0.8, 2.0)) == [2.0]
+    assert order_on_gpus(tmp_path, (0.95, 1.0), (1.05, 2.0)) == [1.0]
 
 
 def test_an_estimate_counts_gradients_of_what_is_trained(tmp_path):
@@ -134,7 +136,7 @@ def estimated(run_dir, *flags):
     config = parse(tiny_arguments(run_dir, *flags))[1]
     topology = Topology("cpu:1", CHIPS["cpu"], (1,), tuple(jax.devices()[:1]))
     run = planned_run(config, topology.devices)
-    return estimate(run, workload_of(run), topology, held(run))
+    return estimate_updates(run, make_workload(run), topology, resident_bytes(run))
 
 
 @pytest.mark.parametrize(("number", "data"), [(1, {1, 2, 4, 8}), (2, {2, 4, 8})])
@@ -142,6 +144,7 @@ def test_a_search_keeps_data_over_all_slices(number, data, tmp_path):
     config = parse(tiny_arguments(tmp_path, f"--mesh.slices={number}"))[1]
     devices = tuple(slices(number, 8 // number))
     topology = Topology("h100:8", CHIPS["h100"], (8,), devices, number)
-    found = [one.config.mesh for one in search._meshes(planned_run(config, devices), topology)]
-    assert {one.data for one in found} == data
-    assert all(one.data * one.fsdp * one.tensor == 8 for one in found)
+    moved = search.runs_on_meshes(planned_run(config, devices), topology)
+    shapes = [run.mesh.shape for run in moved]
+    assert {shape["data"] for shape in shapes} == data
+    assert all(math.prod(shape.values()) == 8 for shape in shapes)

@@ -9,23 +9,20 @@ import jax
 import pytest
 from tiny_runs import ROOT, tiny_arguments
 
-import run
 from srft_jax.config import UsageError, parse
-from srft_jax.planning import plans
 from srft_jax.planning.chips import CHIPS
-from srft_jax.planning.memory import held
-from srft_jax.planning.planned_run import planned_run
-from srft_jax.planning.plans import compiled_plan
+from srft_jax.planning.plan_text import format_plan
+from srft_jax.planning.plans import Plan, add_rollouts, compile_plan
 from srft_jax.planning.program_costs import (
     OutOfMemory,
     bytes_needed,
     program_cost,
     trips_by_scope,
 )
-from srft_jax.planning.table import plan_text
-from srft_jax.planning.topology import Topology, seconds_to_send, split_name
-from srft_jax.planning.workload import workload_of
-from srft_jax.tasks import plan as verb
+from srft_jax.planning.topology import Topology, parse_topology, seconds_to_send
+from srft_jax.planning.workload import make_workload
+from srft_jax.setup.plan_checks import outline_for_plan
+from srft_jax.tasks.plan import plan, planned
 
 ARCHITECTURE = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -54,7 +51,7 @@ def arguments(tmp_path):
     """Of a run whose model, tokenizer and data are nowhere."""
     (tmp_path / "config.json").write_text(json.dumps(ARCHITECTURE))
     return [
-        f"--config={ROOT / 'tests' / 'tasks' / 'tiny.yaml'}",
+        f"--config={ROOT / 'tests' / 'tiny.yaml'}",
         "--model.architecture=null",
         "--model.tokenizer=/nowhere",
         "--model.path=nobody/model",
@@ -108,9 +105,10 @@ def test_what_rollouts_hold_is_what_xla_says_of_decode(arguments):
     """The sampler's parameters and cache are its arguments, but for a few numbers a row."""
     config = parse(["plan", *arguments, "--plan.topology=cpu:1"])[1]
     topology = Topology("cpu:1", CHIPS["cpu"], (1,), tuple(jax.devices()[:1]))
-    plan = compiled_plan(planned_run(config, topology.devices), topology, report=print)
-    (decode,) = (one for one in plan.compiled if one.name == "decode")
-    held = plan.memory["rollouts"]
+    run = planned(outline_for_plan(config, topology.devices))
+    compiled = compile_plan(run, topology, log=print)
+    (decode,) = (program for program in compiled.compiled if program.name == "decode")
+    held = compiled.memory["rollouts"]
     ours = held["sampler's parameters"] + held["KV cache"]
     assert ours == pytest.approx(decode.arguments, rel=0.02)
 
@@ -158,16 +156,16 @@ def test_gpus_are_planned_by_arithmetic(arguments, command):
         (("--topology=h100:8", "--mesh.slices=2"), "only of TPUs several are planned"),
     ],
 )
-def test_what_cannot_be_planned(flags, message, arguments, capsys, monkeypatch):
-    monkeypatch.setattr(verb, "prepare_backend", split_name)  # the tests' own devices stay
-    assert run.main(["plan", *arguments, *flags]) == 2
-    assert message in capsys.readouterr().err
+def test_what_cannot_be_planned(flags, message, arguments):
+    config = parse(["plan", *arguments, *flags])[1]
+    with pytest.raises(UsageError, match=message):
+        plan(config, prepare_backend=parse_topology)  # the tests' own devices stay
 
 
 def test_a_missing_architecture_names_the_key(tmp_path):
     config = parse(tiny_arguments(tmp_path, "--model.architecture=null", "--model.path=no/one"))[1]
     with pytest.raises(UsageError, match="set plan.architecture"):
-        planned_run(config, [])
+        outline_for_plan(config, [])
 
 
 def test_short_flags_are_the_verbs_alone():
@@ -212,18 +210,21 @@ def test_no_room_for_a_cache_is_an_answer(tmp_path):
     flags = [f"--{one}" for one in (*lengths, "model.max_positions=131072")]
     config = parse(tiny_arguments(tmp_path, *flags))[1]
     chip = dataclasses.replace(CHIPS["cpu"], hbm=1.0)
-    run = planned_run(config, jax.devices()[:1])
+    run = planned(outline_for_plan(config, jax.devices()[:1]))
     topology = Topology("cpu:1", chip, (1,), tuple(jax.devices()[:1]))
-    plan = plans.Plan(run, topology, workload_of(run), (), {"updates": {}}, (), ())
-    plan = plans._with_rollouts(plan, held(run), print)
-    assert plan.refused[0].name == "the sampler's cache" and not plan.fits
-    text = plan_text(plan)
+    updates = Plan(run, topology, make_workload(run), (), {"updates": {}}, (), ())
+    refused = add_rollouts(updates, log=print)
+    assert refused.refused[0].name == "the sampler's cache" and not refused.fits
+    text = format_plan(refused)
     assert "there is no room for the sampler's cache:\n    the KV cache of one prompt" in text
-    assert plan.memory["rollouts"]["sampler's parameters"] > 0
+    assert refused.memory["rollouts"]["sampler's parameters"] > 0
 
 
 def test_names_of_topologies():
-    assert split_name("v5p:4x4x4") == ("v5p", (4, 4, 4)) and split_name("cpu:8") == ("cpu", (8,))
+    assert parse_topology("v5p:4x4x4") == ("v5p", (4, 4, 4)) and parse_topology("cpu:8") == (
+        "cpu",
+        (8,),
+    )
 
 
 REFUSED = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in hbm. \

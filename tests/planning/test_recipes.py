@@ -19,7 +19,7 @@ from srft_jax.models.hf_config import read_config
 from srft_jax.models.tokenizer import load_tokenizer
 from srft_jax.objectives.methods import expand
 from srft_jax.planning.chips import CHIPS, GIB
-from srft_jax.planning.topology import split_name
+from srft_jax.planning.topology import parse_topology
 from srft_jax.setup.config_checks import check_config
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import new_state, state_shardings
@@ -165,7 +165,7 @@ def test_the_7b_recipe_is_the_papers(configs):
 
 
 def mesh_of(config):
-    sizes = mesh_shape(config.mesh, math.prod(split_name(config.plan.topology)[1]))
+    sizes = mesh_shape(config.mesh, math.prod(parse_topology(config.plan.topology)[1]))
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -213,7 +213,7 @@ def state_gib(config, mesh):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_split_over_the_hardware(path, hardware, on):
     config = on(path, hardware)
-    mesh, (kind, sizes) = mesh_of(config), split_name(config.plan.topology)
+    mesh, (kind, sizes) = mesh_of(config), parse_topology(config.plan.topology)
     assert mesh.size == math.prod(sizes) == DEVICES[hardware]
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     assert config.training.rows_per_microbatch % ways == 0

@@ -25,8 +25,8 @@ from srft_jax.data.sources import load_sets
 from srft_jax.host import processes
 from srft_jax.host.jax_options import jax_options
 from srft_jax.models import forward, init_params, output_head
-from srft_jax.planning import microbatch_size
 from srft_jax.setup.prepare import prepare
+from srft_jax.tasks.plan import with_rows
 from srft_jax.training.loading import load_frozen
 from srft_jax.training.logprobs import make_old_logprobs
 
@@ -112,18 +112,8 @@ def cached(config):
 
 def microbatch(config):
     """Rows that are chosen, were each to need 4 MiB."""
-
-    def lowered(config, *_):
-        return config.training
-
-    def needed(name, training, *_):
-        return training.rows * 2**22
-
-    with (
-        mock.patch.object(microbatch_size, "lowered_train_step", lowered),
-        mock.patch.object(microbatch_size, "bytes_needed", needed),
-    ):
-        return microbatch_size.with_rows(prepare(config))[0].config.training.rows
+    setup, _ = with_rows(prepare(config), needed_mib=lambda run: 4 * run.training.rows)
+    return setup.config.training.rows
 
 
 def kept(config):
