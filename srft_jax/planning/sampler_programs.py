@@ -83,7 +83,7 @@ def _row_inputs(mesh: Mesh, rows: int) -> RowInputs:
 def abstract_decode_params(
     params: Params, config: ModelConfig, decoding: Mesh, dtype: str
 ) -> Params:
-    """Return the sampler's parameters, as `rollout.decode_layout.decode_params` makes the trainer's."""
+    """Return the sampler's parameters, laid out as `decode_layout.decode_params` makes them."""
     convert_layer, convert_rest = conversions(config, dtype, decoding)
     layers = (jax.eval_shape(convert_layer, params["layers"], 0),) * config.num_layers
     shapes = jax.eval_shape(convert_rest, _rest(params)) | {"layers": layers}
