@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from srft_jax.config import MeshConfig
+from srft_jax.config import MeshConfig, Truncation
 from srft_jax.mesh import decode_mesh, make_mesh
 from srft_jax.models.hf_config import read_config
 from srft_jax.planning.hlo.count import count_module

@@ -85,6 +85,16 @@ def test_rooms_import_only_from_above():
     assert not upward
 
 
+def test_only_verbs_see_a_whole_run():
+    """What a function needs stands in its signature: rooms take parts of a setup, never all."""
+    importers = {
+        room_of(module)
+        for module in FILES
+        if any(room_of(other) == "setup" for other in own_imports(module) - {PACKAGE})
+    }
+    assert importers == {"setup", "tasks"}
+
+
 def test_no_circles():
     """Among modules, the package's own included: a circle within a room counts."""
     graph = {module: own_imports(module) - {module} for module in FILES}

@@ -20,7 +20,6 @@ NOT_YET = {
     "evaluation",
     "experience",
     "ops",
-    "planning",
     "rollout",
     "setup",
     "tasks",

@@ -106,7 +106,7 @@ class _Counter:
             return self.count_computation(self.module.called_by(instruction, "to_apply"))
         moved = hbm_bytes(instruction, computation, self.module)
         if opcode in ("fusion", "async-start"):
-            # Of the instructions inside, matmuls and collectives count; their bytes stay on chip.
+            # Inside, matmuls and collectives count; the bytes between them stay on the chip.
             called = self.module.called_by(instruction)
             inside = self.count_computation(called)
             return Count(inside.flops, moved, _fused_collectives(called, inside))
