@@ -81,7 +81,8 @@ def search(
     )
     if not candidates:
         run.decode_mesh()  # says why: no mesh suits rollout.tensor
-    likely = [one for one in candidates if one.estimate.needed < _UNCERTAINTY * hbm]
+    most = _UNCERTAINTY * hbm
+    likely = [candidate for candidate in candidates if candidate.estimate.needed < most]
     log(f"search: {len(candidates)} candidates, {len(likely)} that may fit")
     if topology.chip.kind == "gpu":
         fitting = fit_by_arithmetic(candidates, hbm)
@@ -105,8 +106,9 @@ def fastest_first(candidates: list[Candidate]) -> list[Candidate]:
 
 def fit_by_arithmetic(candidates: list[Candidate], hbm: float) -> list[Candidate]:
     """Return candidates that fit despite the error of arithmetic; if none, those that just fit."""
-    roomy = [one for one in candidates if _UNCERTAINTY * one.estimate.needed < hbm]
-    return roomy or [one for one in candidates if one.estimate.needed < hbm]
+    needed = [(candidate, candidate.estimate.needed) for candidate in candidates]
+    roomy = [candidate for candidate, size in needed if _UNCERTAINTY * size < hbm]
+    return roomy or [candidate for candidate, size in needed if size < hbm]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +160,8 @@ def _fit_by_compiling(
 
 def _is_slower(candidate: Candidate, fitting: list[Candidate]) -> bool:
     """Return whether a candidate is estimated to be slower than one that was compiled."""
-    return any(one.train and one.train.seconds <= candidate.estimate.seconds for one in fitting)
+    estimated = candidate.estimate.seconds
+    return any(other.train and other.train.seconds <= estimated for other in fitting)
 
 
 def _holds_more(candidate: Candidate, other: Candidate) -> bool:

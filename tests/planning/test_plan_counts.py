@@ -22,6 +22,11 @@ def counted(function, *shapes, trips=lambda op_name: pytest.fail(f"unknown loop 
     return count_module(parse_hlo(text), trips, 1)
 
 
+def count_text(text, num_devices):
+    """Work of a program's text whose loops all have a fixed range."""
+    return count_module(parse_hlo(text), lambda op_name: pytest.fail(op_name), num_devices)
+
+
 X, W, STACK = ((N, D), jnp.float32), ((D, D), jnp.float32), ((L, D, D), jnp.float32)
 
 
@@ -42,15 +47,15 @@ def test_a_scan_counts_as_often_as_it_runs():
 
 def test_xla_itself_counts_a_scan_once():
     """Which is why it is counted here."""
-    shapes = [jax.ShapeDtypeStruct(*one) for one in (X, STACK)]
-    of_xla = jax.jit(layers).lower(*shapes).compile().cost_analysis()["flops"]
-    assert PRODUCT <= of_xla < 2 * PRODUCT
+    shapes = [jax.ShapeDtypeStruct(*array) for array in (X, STACK)]
+    xla_flops = jax.jit(layers).lower(*shapes).compile().cost_analysis()["flops"]
+    assert PRODUCT <= xla_flops < 2 * PRODUCT
 
 
 def test_a_gradient_counts_three_times_its_forward_pass():
-    found = counted(jax.grad(lambda w, x: layers(x, w).sum()), STACK, X)
+    count = counted(jax.grad(lambda w, x: layers(x, w).sum()), STACK, X)
     # The first layer's input takes no gradient, but a scan forms it all the same.
-    assert found.flops == 3 * L * PRODUCT
+    assert count.flops == 3 * L * PRODUCT
 
 
 def test_a_loop_over_what_comes_with_the_data_runs_as_often_as_one_says():
@@ -118,15 +123,15 @@ ENTRY %main (a: bf16[4,7168,128], b: bf16[4,1024,128], c: f32[64,128], d: bf16[8
 
 
 def test_what_libtpu_writes():
-    found = count_module(parse_hlo(TPU), trips_by_scope({}, 1), 8)
-    assert found.flops == 2 * 4 * 7168 * 1024 * 128 + 1000
-    assert found.collectives == {
+    count = count_text(TPU, num_devices=8)
+    assert count.flops == 2 * 4 * 7168 * 1024 * 128 + 1000
+    assert count.collectives == {
         ("all-gather", (0, 4)): 2 * 8 * 32,
         ("reduce-scatter", (0, 1, 2, 3)): 4 * 64 * 128 * 3 / 4,
     }
     # The product reads a alone, as b and the scores are in fast memory; the kernel says for itself.
     a, gathered, scattered = 2 * 4 * 7168 * 128, 2 * (8 + 16) * 32, 4 * (64 + 16) * 128
-    assert found.hbm_bytes == a + 300 + gathered + scattered
+    assert count.hbm_bytes == a + 300 + gathered + scattered
 
 
 ASYNCHRONOUS = """%begin (p: bf16[8,32]) -> (bf16[8,32], bf16[32,32], u32[]) {
@@ -170,13 +175,13 @@ ENTRY %main (a: bf16[8,32], x: f32[32,64], w: f32[64,64]) -> bf16[32,32] {
 
 
 def test_a_gather_that_goes_on_beside_products_is_sent_once():
-    """Begun in one fusion, named again in two more, of which one computes something else."""
-    found = count_module(parse_hlo(ASYNCHRONOUS), trips_by_scope({}, 1), 8)
+    """One fusion starts it; two more name it again, and one of these computes something else."""
+    count = count_text(ASYNCHRONOUS, num_devices=8)
     shard, whole = 2 * 8 * 32, 2 * 32 * 32
-    assert found.collectives == {("all-gather", (0, 1, 2, 3)): 3 * shard}
+    assert count.collectives == {("all-gather", (0, 1, 2, 3)): 3 * shard}
     # Shard and result in the fusion that begins it, and what the product reads and writes.
-    assert found.hbm_bytes == shard + (shard + whole) + 4 * (32 * 64 + 64 * 64 + 32 * 64)
-    assert found.flops == PRODUCT
+    assert count.hbm_bytes == shard + (shard + whole) + 4 * (32 * 64 + 64 * 64 + 32 * 64)
+    assert count.flops == PRODUCT
 
 
 PREFETCHED = """%renamed (p: f32[64,64]) -> f32[64,64] {
@@ -233,18 +238,15 @@ ENTRY %main (w: f32[28,64,64], i: s32[], p: f32[64,64], q: f32[64,64]) -> (f32[6
 """  # noqa: E501
 
 
-def test_of_a_renamed_stack_a_layer_is_read_and_what_a_fusion_copies_is_written():
+def test_a_layer_of_a_renamed_stack_is_read_and_what_a_fusion_copies_is_written():
     """A layer read and written; an array read, its negative and itself written; another copied."""
-    assert (
-        count_module(parse_hlo(STACKED), trips_by_scope({}, 1), 1).hbm_bytes
-        == (2 + 3 + 2) * 4 * 64 * 64
-    )
+    assert count_text(STACKED, num_devices=1).hbm_bytes == (2 + 3 + 2) * 4 * 64 * 64
 
 
-def test_of_a_slice_that_is_fetched_ahead_the_slice_is_read():
-    """A quarter of one array, and all of another, which a fusion within the fusion renames."""
-    found = count_module(parse_hlo(PREFETCHED), trips_by_scope({}, 1), 1)
-    assert found.hbm_bytes == 4 * 64 * 64 + 4 * 64 * 64 and found.flops == 2 * PRODUCT
+def test_only_the_slice_is_read_that_is_fetched_ahead():
+    """A quarter of an array is read, and all of another, which an inner fusion renames."""
+    count = count_text(PREFETCHED, num_devices=1)
+    assert count.hbm_bytes == 4 * 64 * 64 + 4 * 64 * 64 and count.flops == 2 * PRODUCT
 
 
 DOUBLED = """%condition (t: (s32[], f32[32,64])) -> pred[] {
@@ -275,9 +277,9 @@ ENTRY %main (s: (s32[], f32[32,64])) -> (s32[], f32[32,64]) {
 
 def test_a_loop_whose_number_rises_by_two_runs_half_as_often():
     """As libtpu doubles the bodies of loops that send parts of a product's operand around."""
-    assert count_module(parse_hlo(DOUBLED), trips_by_scope({}, 99), 8).flops == 4 * PRODUCT
+    assert count_text(DOUBLED, num_devices=8).flops == 4 * PRODUCT
     single = DOUBLED.replace("tuple(%last", "tuple(%next")
-    assert count_module(parse_hlo(single), trips_by_scope({}, 99), 8).flops == 8 * PRODUCT
+    assert count_text(single, num_devices=8).flops == 8 * PRODUCT
 
 
 BETWEEN_SLICES = """ENTRY %main (g: f32[4096,8,128]) -> f32[4096,8,128] {
@@ -294,12 +296,12 @@ BETWEEN_SLICES = """ENTRY %main (g: f32[4096,8,128]) -> f32[4096,8,128] {
 
 @pytest.mark.parametrize(("slices", "sent"), [(2, 1.0), (4, 1.5)])
 def test_what_slices_sum_goes_over_their_own_network(slices, sent):
-    found = count_module(parse_hlo(BETWEEN_SLICES), trips_by_scope({}, 1), 8).times(3)
+    count = count_text(BETWEEN_SLICES, num_devices=8).times(3)
     size = 3 * 4 * 4096 * 8 * 128
-    assert found.summed == size and not found.collectives
-    of_step = make_phase("train", found, Topology("v5e:2x2", CHIPS["v5e"], (2, 2), (), slices))
-    assert of_step.to_slices == sent * size and of_step.bound == "links"
-    assert of_step.exchange == sent * size / 3.125e9
+    assert count.summed == size and not count.collectives
+    phase = make_phase("train", count, Topology("v5e:2x2", CHIPS["v5e"], (2, 2), (), slices))
+    assert phase.to_slices == sent * size and phase.bound == "links"
+    assert phase.exchange == sent * size / 3.125e9
 
 
 SPLASH = """ENTRY %main (m: s8[1,16,16], q: bf16[28,8192,128], k: bf16[4,8192,128]) -> bf16[28,8192,128] {
@@ -318,23 +320,21 @@ SPLASH = """ENTRY %main (m: s8[1,16,16], q: bf16[28,8192,128], k: bf16[4,8192,12
 )
 def test_splash_attention_by_its_formula(name, products):
     """Blocks of 512 x 512 on and below the diagonal: 136 of 256."""
-    found = count_module(parse_hlo(SPLASH.replace("PASS", name)), trips_by_scope({}, 1), 1)
-    assert found.flops == products * 2 * 28 * 136 * 512 * 512 * 128
+    count = count_text(SPLASH.replace("PASS", name), num_devices=1)
+    assert count.flops == products * 2 * 28 * 136 * 512 * 512 * 128
     queries, keys = 2 * 28 * 8192 * 128, 2 * 4 * 8192 * 128
     once = queries + queries  # queries are read, outputs are written
     again = 2 * 28 * 136 * 512 * 128 * 2  # two blocks for each pair of blocks and head
-    assert found.hbm_bytes == once + again and again > once + 2 * keys
+    assert count.hbm_bytes == once + again and again > once + 2 * keys
 
 
 def test_splash_attention_of_three_rows_costs_three_times_as_much():
-    one = several = SPLASH.replace("PASS", "splash_mha_dq")
+    single = several = SPLASH.replace("PASS", "splash_mha_dq")
     for shape in ("28,8192,128", "4,8192,128"):
         several = several.replace(f"[{shape}]", f"[3,{shape}]")
     several = several.replace("{2,1,0:T(8,128)(2,1)}", "{3,2,1,0:T(8,128)(2,1)}")
-    found, wanted = (
-        count_module(parse_hlo(text), trips_by_scope({}, 1), 1) for text in (several, one)
-    )
-    assert (found.flops, found.hbm_bytes) == (3 * wanted.flops, 3 * wanted.hbm_bytes)
+    count, expected = (count_text(text, num_devices=1) for text in (several, single))
+    assert (count.flops, count.hbm_bytes) == (3 * expected.flops, 3 * expected.hbm_bytes)
 
 
 @pytest.mark.parametrize(
@@ -362,8 +362,8 @@ def test_groups_in_all_spellings(groups, first):
 
 
 def test_memory_is_xlas_own():
-    shapes = [jax.ShapeDtypeStruct(*one) for one in (X, STACK)]
+    shapes = [jax.ShapeDtypeStruct(*array) for array in (X, STACK)]
     compiled = jax.jit(layers).lower(*shapes).compile().memory_analysis()
-    found = program_cost("layers", jax.jit(layers).lower(*shapes), trips_by_scope({}, 1), 1)
-    assert found.arguments == compiled.argument_size_in_bytes == 4 * (N * D + L * D * D)
-    assert found.temp == compiled.temp_size_in_bytes and found.added == 4 * N * D
+    count = program_cost("layers", jax.jit(layers).lower(*shapes), trips_by_scope({}, 1), 1)
+    assert count.arguments == compiled.argument_size_in_bytes == 4 * (N * D + L * D * D)
+    assert count.temp == compiled.temp_size_in_bytes and count.added == 4 * N * D

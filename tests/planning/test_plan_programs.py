@@ -23,7 +23,7 @@ from srft_jax.training.updates import make_stage_functions, put
 
 
 def test_the_abstract_train_step_is_the_runs(tmp_path):
-    """Of the text that JAX hands to XLA, shardings and shapes included, not a character differs."""
+    """Not a character differs of the text that JAX hands to XLA, shardings and shapes included."""
     setup = prepare(tiny_config(tmp_path / "run", "--mesh.data=1"))
     stage, training, model = setup.stages.at(1), setup.config.training, setup.model_config
     run = planned(setup)
@@ -64,7 +64,7 @@ def test_the_abstract_train_step_is_the_runs(tmp_path):
 def test_decode_reads_the_cache_as_it_grows(changes, rows, capacity, tmp_path):
     """Twelve completions in segments of 256: 0, 256, 512, 768, 1,024, 1,536, 1,536, 2,048, ..."""
     lengths = ("training.row_length=8256", "model.max_positions=16384")
-    flags = [f"--{one}" for one in (*changes, *lengths, "rollout.segment=256")]
+    flags = [f"--{key}" for key in (*changes, *lengths, "rollout.segment=256")]
     config = parse(tiny_arguments(tmp_path, *flags))[1]
     run = planned(outline_for_plan(config, jax.devices()[:1]))
     work = dataclasses.replace(make_workload(run), completions=12)

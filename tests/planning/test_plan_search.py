@@ -66,11 +66,11 @@ def test_a_search_leaves_out_meshes_that_rollouts_cannot_have(tmp_path):
         flags = tiny_arguments(tmp_path, *mesh, f"--rollout.tensor={tensor}")
         return planned_run(parse(flags)[1], devices)
 
-    def found(tensor):
+    def mesh_sizes(tensor):
         return {moved.mesh.axis_sizes for moved in search.runs_on_meshes(run(tensor), topology)}
 
-    assert {(1, 16, 1, 1), (4, 4, 1, 1)} < found(1)
-    assert found(4) & {(1, 16, 1, 1), (4, 4, 1, 1)} == {(1, 16, 1, 1)}
+    assert {(1, 16, 1, 1), (4, 4, 1, 1)} < mesh_sizes(1)
+    assert mesh_sizes(4) & {(1, 16, 1, 1), (4, 4, 1, 1)} == {(1, 16, 1, 1)}
     with pytest.raises(UsageError, match="rollout.tensor = 32 does not divide the 16 devices"):
         search.search(run(32), topology, print, seconds=1)
 
@@ -112,7 +112,7 @@ def order_on_gpus(run_dir, *needed_and_exchange):
     return [candidate.estimate.exchange for candidate in fitting]
 
 
-def test_of_candidates_as_fast_the_one_that_sends_less_comes_first(tmp_path):
+def test_among_equally_fast_candidates_the_one_that_sends_less_comes_first(tmp_path):
     assert order_on_gpus(tmp_path, (0.1, 3.0), (0.2, 1.0), (0.3, 2.0)) == [1.0, 2.0, 3.0]
 
 

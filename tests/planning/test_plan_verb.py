@@ -48,7 +48,7 @@ NUM_BIASES = 4 * (512 + 2 * 256)  # which fsdp does not split
 
 @pytest.fixture
 def arguments(tmp_path):
-    """Of a run whose model, tokenizer and data are nowhere."""
+    """Flags of a run whose model, tokenizer and data do not exist."""
     (tmp_path / "config.json").write_text(json.dumps(ARCHITECTURE))
     return [
         f"--config={ROOT / 'tests' / 'tiny.yaml'}",
@@ -67,20 +67,20 @@ def last_line(out):
 
 @pytest.mark.slow
 def test_plan_on_fake_devices(arguments, command, tmp_path):
-    """Of supervised training, which has no rollouts to compile."""
+    """Supervised training, which has no rollouts to compile."""
     flags = ("--objective.preset=sft", "--mesh.fsdp=2", "--topology", "cpu:8", "--json")
     code, out, err = command("plan", *arguments, *flags, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     assert code == 0, err
-    found = last_line(out)
-    assert f"{NUM_PARAMETERS:,}" in out and "fits: yes" in out and found["fits"]
-    held = found["hbm_by_purpose"]["updates"]
+    figures = last_line(out)
+    assert f"{NUM_PARAMETERS:,}" in out and "fits: yes" in out and figures["fits"]
+    held = figures["hbm_by_purpose"]["updates"]
     assert held["parameters"] == held["gradients"] == 4 * (NUM_PARAMETERS + NUM_BIASES) / 2
     assert held["optimizer"] == 2 * held["parameters"] + 8  # two moments, two counters
-    assert sum(held.values()) == pytest.approx(found["hbm_bytes_per_device"])
+    assert sum(held.values()) == pytest.approx(figures["hbm_bytes_per_device"])
     # Gradients are summed over devices with other rows, a quarter of which holds each shard.
-    sent = found["collective_bytes"]["train"]
+    sent = figures["collective_bytes"]["train"]
     assert sum(sent.values()) > 2 * 4 * NUM_PARAMETERS * 7 / 8
-    assert found["flops_per_device"]["train"] >= found["model_flops_per_device"]
+    assert figures["flops_per_device"]["train"] >= figures["model_flops_per_device"]
     assert not (tmp_path / "run").exists()
 
 
@@ -90,13 +90,13 @@ def test_plan_of_rollouts_and_updates(arguments, command):
     flags = ("--topology=cpu:4", "--json", "--search")
     code, out, err = command("plan", *arguments, *flags, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     assert code == 0, err
-    found = last_line(out)
-    assert list(found["flops_per_device"]) == [
+    figures = last_line(out)
+    assert list(figures["flops_per_device"]) == [
         *("convert_layer", "convert_rest", "prefill", "decode", "train")
     ]
-    rollouts = found["hbm_by_purpose"]["rollouts"]
+    rollouts = figures["hbm_by_purpose"]["rollouts"]
     assert rollouts["KV cache"] > 0 and rollouts["parameters"] > 0
-    assert "found by --search" in out and found["step_seconds"] > 0
+    assert "found by --search" in out and figures["step_seconds"] > 0
 
 
 @pytest.mark.slow
@@ -120,9 +120,9 @@ def test_plan_for_tpus(arguments, command):
     flags = ("--topology=v5e:2x2", "--json", "--mesh.fsdp=2", "--model.dtype=bfloat16")
     code, out, err = command("plan", *arguments, *flags, JAX_PLATFORMS="cpu")
     assert code == 0, err
-    found = last_line(out)
-    assert found["fits"] and found["hbm_bytes_of_device"] == 15.75 * 2**30
-    assert found["flops_per_device"]["train"] >= found["model_flops_per_device"]
+    figures = last_line(out)
+    assert figures["fits"] and figures["hbm_bytes_of_device"] == 15.75 * 2**30
+    assert figures["flops_per_device"]["train"] >= figures["model_flops_per_device"]
     assert all(line.startswith("compiling ") for line in err.splitlines()), err
     code, out, err = command("plan", *arguments, *flags, "--training.rows_per_microbatch=262144")
     assert code == 0 and "fits: no" in out and not last_line(out)["fits"], err
@@ -181,10 +181,10 @@ class Place:
 
 
 def links(chip, sizes, places):
-    """How many a group of these places has, on a slice of these sizes."""
+    """Number of links that a group of these places uses, on a slice of these sizes."""
     every = list(itertools.product(*map(range, sizes)))
-    topology = Topology("a slice", CHIPS[chip], sizes, tuple(Place(*one) for one in every))
-    group = tuple(every.index(one) for one in places)
+    topology = Topology("a slice", CHIPS[chip], sizes, tuple(Place(*place) for place in every))
+    group = tuple(every.index(place) for place in places)
     return 1e9 / seconds_to_send(topology, group, 1e9) / CHIPS[chip].link_rate
 
 
@@ -198,16 +198,16 @@ def test_a_group_has_the_links_of_the_axes_it_extends_over():
 
 
 def test_which_slices_are_tori():
-    """Of a v5p whole cubes alone; of a v5e each axis of 16."""
-    of_v5p = list(itertools.product(range(2), range(2), range(4)))
-    assert links("v5p", (2, 2, 4), of_v5p) == pytest.approx(3)
-    of_v5e = list(itertools.product(range(8), range(16), [0]))
-    assert links("v5e", (8, 16, 1), of_v5e) == pytest.approx(3)
+    """Whole cubes of a v5p, each axis of 16 of a v5e."""
+    half_cube = list(itertools.product(range(2), range(2), range(4)))
+    assert links("v5p", (2, 2, 4), half_cube) == pytest.approx(3)
+    with_16 = list(itertools.product(range(8), range(16), [0]))
+    assert links("v5e", (8, 16, 1), with_16) == pytest.approx(3)
 
 
 def test_no_room_for_a_cache_is_an_answer(tmp_path):
     lengths = ("rollout.max_new_tokens=65536", "training.row_length=65568")
-    flags = [f"--{one}" for one in (*lengths, "model.max_positions=131072")]
+    flags = [f"--{flag}" for flag in (*lengths, "model.max_positions=131072")]
     config = parse(tiny_arguments(tmp_path, *flags))[1]
     chip = dataclasses.replace(CHIPS["cpu"], hbm=1.0)
     run = planned(outline_for_plan(config, jax.devices()[:1]))
@@ -249,8 +249,8 @@ def test_out_of_memory_is_an_answer():
         def compile(self):
             raise jax.errors.JaxRuntimeError(REFUSED)
 
-    found = program_cost("train", Refusing(), trips_by_scope({}, 1), 8)
-    assert found == OutOfMemory(
+    figures = program_cost("train", Refusing(), trips_by_scope({}, 1), 8)
+    assert figures == OutOfMemory(
         "train",
         18.51 * 2**30,
         (

@@ -38,13 +38,13 @@ DEVICES = {"v5e_8x8": 64, "v5p_2x2x4": 16, "v6e_4x8": 32, "8x80gb_gpu": 8}
 
 def names(path):
     """In: srft_qwen3_8b_openr1_math_46k.yaml.  Out: ("srft", "qwen3_8b")."""
-    (found,) = [
+    (method_and_model,) = [
         (method, model)
         for method in METHODS
         for model in MODELS
         if path.stem == f"{method}_{model}_openr1_math_46k"
     ]
-    return found
+    return method_and_model
 
 
 def command(path):
@@ -53,7 +53,7 @@ def command(path):
 
 @pytest.fixture(scope="module")
 def configs():
-    """Of each recipe's first line, run from the repository."""
+    """The configuration of each recipe's first line, read from the repository."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         return {path: parse(command(path))[1] for path in RECIPES}
@@ -118,18 +118,18 @@ def test_recipes_of_a_model_or_a_method_agree(configs):
     """They are copies; here is what holds them together."""
     for path, config in configs.items():
         method, model = names(path)
-        of_srft = configs[path.with_name(f"srft_{model}_openr1_math_46k.yaml")]
-        of_7b = configs[path.with_name(f"{method}_qwen2.5_math_7b_openr1_math_46k.yaml")]
-        assert config.model == of_srft.model
+        srft = configs[path.with_name(f"srft_{model}_openr1_math_46k.yaml")]
+        recipe_7b = configs[path.with_name(f"{method}_qwen2.5_math_7b_openr1_math_46k.yaml")]
+        assert config.model == srft.model
         assert (config.data, config.rewards, config.evaluation) == (
-            of_srft.data,
-            of_srft.rewards,
-            of_srft.evaluation,
+            srft.data,
+            srft.rewards,
+            srft.evaluation,
         )
-        assert config.training.optimizer == of_srft.training.optimizer
-        assert (config.objective, config.training) == (of_7b.objective, of_7b.training)
+        assert config.training.optimizer == srft.training.optimizer
+        assert (config.objective, config.training) == (recipe_7b.objective, recipe_7b.training)
         assert config.rollout == dataclasses.replace(
-            of_srft.rollout, completions_per_prompt=METHODS[method]
+            srft.rollout, completions_per_prompt=METHODS[method]
         )
 
 
@@ -182,7 +182,7 @@ def one_device(mesh):
 
 
 def bytes_on_a_device(shapes, shardings):
-    """Of arrays of these shapes, where they are laid out so."""
+    """Bytes on a device of arrays of these shapes, laid out by these shardings."""
     sizes = jax.tree.map(
         lambda x, where: math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize, shapes, shardings
     )
@@ -190,7 +190,7 @@ def bytes_on_a_device(shapes, shardings):
 
 
 def state_gib(config, mesh):
-    """Of parameters, optimizer states and float32 gradients on each device."""
+    """GiB of parameters, optimizer states and float32 gradients on each device."""
     model = read_config(ROOT / config.plan.architecture)
     two_stages = expand(config.objective).sft_steps > 0
     optimizers = {
