@@ -171,7 +171,7 @@ class Trace:
 
     def make_train_step(self, model_config, objective, optimizer, **options):
         """Real loss terms on made-up statistics; real updates with their gradients' mean."""
-        self.add("train step", model_config, objective, options)
+        self.add("train step", model_config, options)  # what the objective does is in the loss
         name = options["optimizer_name"]
 
         def train_step(state, batch):

@@ -5,6 +5,7 @@ import functools
 import json
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -182,11 +183,38 @@ class Refused:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """Another value for a key, how its effect shows, and what else the run is given."""
+    """Another value for a key, how its effect shows, and what else the run is given.
+
+    Attributes:
+        value: The other value.
+        probe: Observation that must change, or the expectation that the value is refused.
+        base: Arguments of both runs.
+        at: The part of a dry run, one of WALK, that changes first.
+        says: Text in what the other value changes there, e.g. the value itself.
+    """
 
     value: str
     probe: Callable | Refused = run
     base: tuple[str, ...] = ()
+    at: str = ""
+    says: str = ""
+
+
+# Parts of a dry run, in the order in which a step comes to them.
+WALK = (
+    *("reference", "checkpoints", "pool", "sample", "score", "train step", "old logprobs"),
+    *("gradient norms", "batch", "loss", "params", "old logprobs of", "metrics", "samples"),
+    *("save", "export"),
+)
+
+
+def first_change(before, after):
+    """The first part of two dry runs that differs, and its lines that only the second has."""
+    before, after = before.split("\n"), after.split("\n")
+    gone, new = Counter(before) - Counter(after), Counter(after) - Counter(before)
+    parts = {line.partition(" [")[0] for line in gone + new}
+    first = min(parts, key=WALK.index)
+    return first, [line for line in new if line.partition(" [")[0] == first]
 
 
 def objective(**coefficients):
@@ -299,17 +327,19 @@ def scalings(prefix):
 
 TABLE = {
     "run_dir": Change("elsewhere", place),
-    "seed": Change("1"),
+    "seed": Change("1", at="sample"),
     "compilation_cache": Change("none", cached),
     "model.path": Change("{dir}", Refused("exactly one of model.path and model.architecture")),
     "model.architecture": Change("{dir}/deeper", program),
-    "model.tokenizer": Change("{dir}/tokenizer"),
-    "model.chat_template": Change("{dir}/own.jinja"),
+    "model.tokenizer": Change("{dir}/tokenizer", at="sample"),
+    "model.chat_template": Change("{dir}/own.jinja", at="sample"),
     "model.lora.rank": Change("4", program, base=LORA),
     "model.lora.alpha": Change("8", program, base=LORA),
     "model.lora.targets": Change("[query,value]", program, base=LORA),
     "model.lora.base_dtype": Change("bfloat16", frozen, base=LORA),
-    "model.reference": Change("{dir}/other_reference", base=KL),
+    "model.reference": Change(
+        "{dir}/other_reference", at="reference", says="other_reference", base=KL
+    ),
     "model.rope_theta": Change("1000", program),
     "model.max_positions": Change("20", Refused("exceed the model's 20")),
     **scalings("model.rope_scaling"),
@@ -326,113 +356,121 @@ TABLE = {
     "distributed.num_processes": Change("2", met, TOGETHER),
     "distributed.process_id": Change("1", met, TOGETHER),
     **source_rows("data.train"),
-    "data.mixture": Change("[{files: {dir}/a.jsonl}, {files: {dir}/b.jsonl}]", base=MIXTURE),
-    "data.evaluation": Change("{other: {files: {dir}/b.jsonl}}"),
+    "data.mixture": Change(
+        "[{files: {dir}/a.jsonl}, {files: {dir}/b.jsonl}]", at="sample", base=MIXTURE
+    ),
+    "data.evaluation": Change("{other: {files: {dir}/b.jsonl}}", at="sample"),
     "data.system_prompt": Change("Be brief.", Refused("refuses a conversation with the roles sys")),
     "data.overlap": Change("drop", kept, base=OVERLAP),
     "data.too_long": Change("drop", kept, base=("--data.max_demonstration_tokens=6",)),
-    "data.prompts_per_step": Change("6"),
+    "data.prompts_per_step": Change("6", at="sample"),
     "data.max_prompt_tokens": Change("5", Refused("but data.max_prompt_tokens is 5")),
     "data.max_demonstration_tokens": Change("6", kept, base=("--data.too_long=drop",)),
-    "rollout.top_k": Change("5"),
-    "rollout.top_p": Change("0.5"),
-    "rollout.min_p": Change("0.1"),
-    "rollout.completions_per_prompt": Change("4"),
-    "rollout.temperature": Change("0.5"),
-    "rollout.max_new_tokens": Change("15"),
-    "rollout.slots": Change("8"),
-    "rollout.segment": Change("4"),
-    "rollout.cache_mib": Change("64"),
+    "rollout.top_k": Change("5", at="sample", says="top_k=5"),
+    "rollout.top_p": Change("0.5", at="sample", says="top_p=0.5"),
+    "rollout.min_p": Change("0.1", at="sample", says="min_p=0.1"),
+    "rollout.completions_per_prompt": Change("4", at="sample"),
+    "rollout.temperature": Change("0.5", at="sample", says='"temperature": 0.5'),
+    "rollout.max_new_tokens": Change("15", at="sample", says='"max_new_tokens": 15'),
+    "rollout.slots": Change("8", at="sample", says='"slots": 8'),
+    "rollout.segment": Change("4", at="sample", says='"segment": 4'),
+    "rollout.cache_mib": Change("64", at="sample", says='"cache_mib": 64'),
     "rollout.tensor": Change("2", Refused("does not divide the 1 devices of a process")),
-    "rewards.workers": Change("3"),
-    "rewards.timeout_seconds": Change("1"),
-    "rewards.correct_threshold": Change("0", base=("--objective.self_form=likelihood",)),
-    "rewards.options": Change('{"math": {"require_think": false}}'),
-    "rewards.shaping": Change('[{"kind": "format", "weight": 0.5}]'),
-    "objective.preset": Change("grpo"),
+    "rewards.workers": Change("3", at="pool", says="[3, 2.0"),
+    "rewards.timeout_seconds": Change("1", at="pool", says="[2, 1.0"),
+    "rewards.correct_threshold": Change(
+        "0", at="batch", base=("--objective.self_form=likelihood",)
+    ),
+    "rewards.options": Change(
+        '{"math": {"require_think": false}}', at="pool", says="require_think"
+    ),
+    "rewards.shaping": Change('[{"kind": "format", "weight": 0.5}]', at="pool", says="format"),
+    "objective.preset": Change("grpo", at="score"),
     "objective.expanded_from": Change("grpo", Refused("holds all coefficients of grpo")),
-    "objective.demo_nll": Change("0.25"),
-    "objective.demo_nll_entropy": Change("1"),
-    "objective.demo_nll_probability": Change("p"),
-    "objective.demo_policy": Change("0.5"),
-    "objective.demo_ratio_gamma": Change("0.5"),
-    "objective.demo_source": Change("own", base=OWN[:1] + OWN[2:]),
-    "objective.demo_per_step": Change("4", base=OWN),
-    "objective.demo_buffer": Change("2", base=OWN[:1]),
-    "objective.gate": Change("either"),
-    "objective.gate_solved": Change("1", base=objective(gate="demonstrations")),
-    "objective.sft_steps": Change("1"),
-    "objective.mix": Change("share", base=MIX[1:]),
-    "objective.mix_start": Change("0.5", base=MIX),
-    "objective.mix_end": Change("0.5", base=MIX),
-    "objective.mix_steps": Change("1", base=MIX),
-    "objective.self_form": Change("likelihood"),
-    "objective.self_positive": Change("0.5"),
-    "objective.self_positive_entropy": Change("-1"),
-    "objective.self_negative": Change("0.5"),
-    "objective.surrogate": Change("cispo"),
-    "objective.clip_low": Change("0.1"),
-    "objective.clip_high": Change("0.3"),
-    "objective.dual_clip": Change("1.1"),
-    "objective.old_logprobs": Change("trainer"),
-    "objective.importance_cap": Change("1.01", base=objective(old_logprobs="trainer")),
-    "objective.keep": Change("correct"),
-    "objective.mask_truncated": Change("true"),
-    "objective.overlong_buffer": Change("0.5"),
-    "objective.drop_zero_std": Change("true", base=DROP[1:]),
-    "objective.max_refills": Change("1", base=DROP),
-    "objective.prefix": Change("one", base=PREFIX),
-    "objective.prefix_start": Change("0.6", base=PREFIX),
-    "objective.prefix_end": Change("0.6", base=PREFIX),
-    "objective.prefix_steps": Change("1", base=PREFIX),
-    "objective.prefix_until": Change("1", base=PREFIX),
-    "objective.prefix_chunks": Change("2", base=PREFIX),
-    "objective.hint_nll": Change("0.5", base=PREFIX),
-    "objective.prefix_policy": Change("0.5", base=PREFIX),
-    "objective.prefix_top_entropy": Change("0.4", base=PREFIX + objective(prefix_policy=1)),
-    "objective.entropy_scope": Change("token"),
-    "objective.advantage_group": Change("self"),
-    "objective.advantage_std": Change("true"),
-    "objective.kl": Change("0.2", base=KL),
-    "objective.kl_estimator": Change("k2", base=KL),
-    "objective.kl_role": Change("demo", base=KL + objective(kl_estimator="full")),
-    "objective.entropy_bonus": Change("0.01"),
-    "objective.demo_aggregation": Change("sequences"),
-    "objective.policy_aggregation": Change("length_cap"),
-    "training.num_steps": Change("2"),
-    "training.updates_per_rollout": Change("1"),
-    "training.row_length": Change("40"),
-    "training.rows_per_microbatch": Change("16"),
+    "objective.demo_nll": Change("0.25", at="loss"),
+    "objective.demo_nll_entropy": Change("1", at="loss"),
+    "objective.demo_nll_probability": Change("p", at="loss"),
+    "objective.demo_policy": Change("0.5", at="loss"),
+    "objective.demo_ratio_gamma": Change("0.5", at="loss"),
+    "objective.demo_source": Change("own", at="batch", base=OWN[:1] + OWN[2:]),
+    "objective.demo_per_step": Change("4", at="batch", base=OWN),
+    "objective.demo_buffer": Change("2", at="batch", base=OWN[:1]),
+    "objective.gate": Change("either", at="batch"),
+    "objective.gate_solved": Change("1", at="batch", base=objective(gate="demonstrations")),
+    "objective.sft_steps": Change("1", at="sample"),
+    "objective.mix": Change("share", at="batch", base=MIX[1:]),
+    "objective.mix_start": Change("0.5", at="batch", base=MIX),
+    "objective.mix_end": Change("0.5", at="batch", base=MIX),
+    "objective.mix_steps": Change("1", at="batch", base=MIX),
+    "objective.self_form": Change("likelihood", at="loss"),
+    "objective.self_positive": Change("0.5", at="loss"),
+    "objective.self_positive_entropy": Change("-1", at="loss"),
+    "objective.self_negative": Change("0.5", at="loss"),
+    "objective.surrogate": Change("cispo", at="loss"),
+    "objective.clip_low": Change("0.1", at="loss"),
+    "objective.clip_high": Change("0.3", at="loss"),
+    "objective.dual_clip": Change("1.1", at="loss"),
+    "objective.old_logprobs": Change("trainer", at="old logprobs"),
+    "objective.importance_cap": Change("1.01", at="loss", base=objective(old_logprobs="trainer")),
+    "objective.keep": Change("correct", at="batch"),
+    "objective.mask_truncated": Change("true", at="batch"),
+    "objective.overlong_buffer": Change("0.5", at="batch"),
+    "objective.drop_zero_std": Change("true", at="batch", base=DROP[1:]),
+    "objective.max_refills": Change("1", at="sample", base=DROP),
+    "objective.prefix": Change("one", at="sample", base=PREFIX),
+    "objective.prefix_start": Change("0.6", at="sample", base=PREFIX),
+    "objective.prefix_end": Change("0.6", at="sample", base=PREFIX),
+    "objective.prefix_steps": Change("1", at="sample", base=PREFIX),
+    "objective.prefix_until": Change("1", at="sample", base=PREFIX),
+    "objective.prefix_chunks": Change("2", at="sample", base=PREFIX),
+    "objective.hint_nll": Change("0.5", at="batch", base=PREFIX),
+    "objective.prefix_policy": Change("0.5", at="batch", base=PREFIX),
+    "objective.prefix_top_entropy": Change(
+        "0.4", at="batch", base=PREFIX + objective(prefix_policy=1)
+    ),
+    "objective.entropy_scope": Change("token", at="loss"),
+    "objective.advantage_group": Change("self", at="batch"),
+    "objective.advantage_std": Change("true", at="batch"),
+    "objective.kl": Change("0.2", at="loss", base=KL),
+    "objective.kl_estimator": Change("k2", at="loss", base=KL),
+    "objective.kl_role": Change("demo", at="batch", base=KL + objective(kl_estimator="full")),
+    "objective.entropy_bonus": Change("0.01", at="loss"),
+    "objective.demo_aggregation": Change("sequences", at="batch"),
+    "objective.policy_aggregation": Change("length_cap", at="batch"),
+    "training.num_steps": Change("2", at="sample"),
+    "training.updates_per_rollout": Change("1", at="batch"),
+    "training.row_length": Change("40", at="batch"),
+    "training.rows_per_microbatch": Change("16", at="batch"),
     "training.memory_mib": Change("64", microbatch, base=AUTO),
-    "training.checkpoint_every": Change("2"),
-    "training.keep_checkpoints": Change("1"),
-    "training.logits_mib": Change("32"),
+    "training.checkpoint_every": Change("2", at="save"),
+    "training.keep_checkpoints": Change("1", at="checkpoints", says="[1]"),
+    "training.logits_mib": Change("32", at="train step", says="32"),
     "training.max_skipped": Change("2", dry_divergence),
-    "training.gradient_norms_every": Change("2"),
+    "training.gradient_norms_every": Change("2", at="gradient norms"),
     "training.profile_steps": Change("[1]", traces),
-    "training.optimizer.name": Change("adafactor"),
-    "training.optimizer.state_dtype": Change("bfloat16"),
-    "training.optimizer.learning_rate": Change("0.02"),
-    "training.optimizer.warmup_steps": Change("3"),
-    "training.optimizer.schedule": Change("constant"),
-    "training.optimizer.final_fraction": Change("0.5"),
-    "training.optimizer.b1": Change("0.8"),
-    "training.optimizer.b2": Change("0.9"),
-    "training.optimizer.weight_decay": Change("0.2"),
-    "training.optimizer.clip_norm": Change("0.5"),
-    "training.demonstration_optimizer.name": Change("adafactor", base=SFT),
-    "training.demonstration_optimizer.state_dtype": Change("bfloat16", base=SFT),
-    "training.demonstration_optimizer.learning_rate": Change("0.02", base=SFT),
-    "training.demonstration_optimizer.warmup_steps": Change("3", base=SFT),
-    "training.demonstration_optimizer.schedule": Change("constant", base=SFT),
-    "training.demonstration_optimizer.final_fraction": Change("0.5", base=SFT),
-    "training.demonstration_optimizer.b1": Change("0.8", base=SFT),
-    "training.demonstration_optimizer.b2": Change("0.9", base=SFT),
-    "training.demonstration_optimizer.weight_decay": Change("0.2", base=SFT),
-    "training.demonstration_optimizer.clip_norm": Change("0.5", base=SFT),
-    "evaluation.every": Change("2"),
-    "evaluation.max_new_tokens": Change("15"),
-    "evaluation.slots": Change("16"),
+    "training.optimizer.name": Change("adafactor", at="params"),
+    "training.optimizer.state_dtype": Change("bfloat16", at="params"),
+    "training.optimizer.learning_rate": Change("0.02", at="params"),
+    "training.optimizer.warmup_steps": Change("3", at="params"),
+    "training.optimizer.schedule": Change("constant", at="params"),
+    "training.optimizer.final_fraction": Change("0.5", at="params"),
+    "training.optimizer.b1": Change("0.8", at="params"),
+    "training.optimizer.b2": Change("0.9", at="params"),
+    "training.optimizer.weight_decay": Change("0.2", at="params"),
+    "training.optimizer.clip_norm": Change("0.5", at="params"),
+    "training.demonstration_optimizer.name": Change("adafactor", at="params", base=SFT),
+    "training.demonstration_optimizer.state_dtype": Change("bfloat16", at="params", base=SFT),
+    "training.demonstration_optimizer.learning_rate": Change("0.02", at="params", base=SFT),
+    "training.demonstration_optimizer.warmup_steps": Change("3", at="params", base=SFT),
+    "training.demonstration_optimizer.schedule": Change("constant", at="params", base=SFT),
+    "training.demonstration_optimizer.final_fraction": Change("0.5", at="params", base=SFT),
+    "training.demonstration_optimizer.b1": Change("0.8", at="params", base=SFT),
+    "training.demonstration_optimizer.b2": Change("0.9", at="params", base=SFT),
+    "training.demonstration_optimizer.weight_decay": Change("0.2", at="params", base=SFT),
+    "training.demonstration_optimizer.clip_norm": Change("0.5", at="params", base=SFT),
+    "evaluation.every": Change("2", at="sample"),
+    "evaluation.max_new_tokens": Change("15", at="sample", says='"max_new_tokens": 15'),
+    "evaluation.slots": Change("16", at="sample"),
     "generate.top_k": Change("5", dry_generate),
     "generate.top_p": Change("0.5", dry_generate),
     "generate.min_p": Change("0.1", dry_generate),
@@ -445,7 +483,7 @@ TABLE = {
     "inspect.ids": Change("true", dry_inspect),
     "export.step": Change("2", dry_export),
     "export.path": Change("elsewhere", dry_export),
-    "export.dtype": Change("bfloat16"),
+    "export.dtype": Change("bfloat16", at="export", says="bfloat16"),
     "export.lora": Change("adapter", Refused("export.lora = adapter needs model.path"), base=LORA),
     "plan.topology": Change("h100:1", dry_plan, PLAN),
     "plan.architecture": Change("{dir}/deeper", dry_plan, PLAN),
@@ -456,7 +494,7 @@ TABLE = {
     "plan.scaling": Change("true", dry_plan, ("--plan.topology=v5e:1x1",)),
     "plan.json": Change("true", dry_plan, PLAN),
     "report.samples_every": Change("1", printed),
-    "report.samples_per_step": Change("1"),
+    "report.samples_per_step": Change("1", at="samples"),
 }
 
 # Keys of an item of `data.evaluation`, which is one key of the configuration.
@@ -543,7 +581,12 @@ def test_another_value_shows(key, observe, tmp_path, monkeypatch):
         with pytest.raises(UsageError, match=change.probe.message):
             observe(prepare, other)
         return
-    assert observe(change.probe, base) != observe(change.probe, other)
+    before, after = observe(change.probe, base), observe(change.probe, other)
+    assert before != after
+    if change.probe is run:
+        part, lines = first_change(before, after)
+        assert part == change.at
+        assert change.says in "\n".join(lines)
 
 
 @pytest.mark.slow
