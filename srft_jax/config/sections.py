@@ -100,6 +100,8 @@ class RolloutConfig(Truncation):
         completions_per_prompt: Group size G; the demonstration comes on top.
         temperature: Divides the logits in sampling, and in the log-probs and entropies of the loss.
         max_new_tokens: Longest completion.
+        stop_strings: Texts that end a completion, of evaluations and the verb `generate` too,
+            besides the model's own stop ids; by default none.
         slots: Most completions decoded side by side, by all devices together, rounded up.
         segment: Most decode steps between two looks at what has finished. Where completions wait
             for a slot, a segment ends as soon as an eighth of the slots is free.
@@ -114,6 +116,7 @@ class RolloutConfig(Truncation):
     completions_per_prompt: int = 7
     temperature: float = 1.0
     max_new_tokens: int = 64
+    stop_strings: list[str] = dataclasses.field(default_factory=list)
     slots: int = 256
     segment: int = 64
     cache_mib: int | None = None

@@ -29,6 +29,8 @@ def check_config(config: RunConfig) -> None:
     for key in ("rollout.cache_mib", "data.max_demonstration_tokens"):
         if _value(config, key) is not None:
             _at_least(config, 1, key)
+    if "" in config.rollout.stop_strings:
+        raise UsageError("rollout.stop_strings holds an empty text, which ends every completion")
     _check_shapes(config)
     _check_shaping(config)
     _check_objective(config)

@@ -38,6 +38,7 @@ def evaluate(config: RunConfig) -> int:
             sets,
             Scorer(pool, setup.tokenizer, threshold=config.rewards.correct_threshold),
             stop_ids=setup.tokenizer.stop_ids,
+            stop_strings=tuple(config.rollout.stop_strings),
             max_new_tokens=config.evaluation.max_new_tokens,
             slots=config.evaluation.slots,
             observer=observer if jax.process_index() == 0 else None,

@@ -29,13 +29,20 @@ def generate(config: RunConfig) -> int:
         slots=config.evaluation.slots,
     )
     requests = [
-        Request(problem.prompt, section.completions, stop_ids=setup.tokenizer.stop_ids)
+        Request(
+            problem.prompt,
+            section.completions,
+            stop_ids=setup.tokenizer.stop_ids,
+            stop_strings=config.rollout.stop_strings,
+        )
         for problem in problems
     ]
     key = jax.random.key(config.seed)
     params = load_policy(config.run_dir, config.model, setup.model_config, setup.mesh, config.seed)
     with jax.set_mesh(setup.mesh):
-        groups = sample(params, setup.model_config, requests, key, sampling)
+        groups = sample(
+            params, setup.model_config, requests, key, sampling, tokenizer=setup.tokenizer
+        )
     for problem, group in zip(problems, groups, strict=True):
         print(problem.example.prompt)
         for trajectory in group:

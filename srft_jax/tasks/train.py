@@ -89,6 +89,7 @@ class _Evaluations:
     sets: Mapping[str, Sequence[EncodedExample]]
     scorer: Scorer
     stop_ids: tuple[int, ...]
+    stop_strings: tuple[str, ...]
     max_new_tokens: int
     slots: int
 
@@ -227,6 +228,7 @@ def _begin(
         setup.data.evaluation,
         dataclasses.replace(rollouts.scorer, shaping=()),
         stop_ids=setup.tokenizer.stop_ids,
+        stop_strings=tuple(config.rollout.stop_strings),
         max_new_tokens=config.evaluation.max_new_tokens,
         slots=config.evaluation.slots,
     )
@@ -280,6 +282,7 @@ def _open_rollouts(
             config.data.prompts_per_step,
             config.rollout.completions_per_prompt,
             stop_ids=setup.tokenizer.stop_ids,
+            stop_strings=tuple(config.rollout.stop_strings),
             seed=config.seed,
         ),
     )
@@ -402,6 +405,7 @@ def _evaluate(sampler: Sampler, evaluations: _Evaluations, records: _Records, st
         evaluations.sets,
         evaluations.scorer,
         stop_ids=evaluations.stop_ids,
+        stop_strings=evaluations.stop_strings,
         max_new_tokens=evaluations.max_new_tokens,
         slots=evaluations.slots,
         observer=summary.rollout_observer(records.progress, f"step {step}, evaluation"),

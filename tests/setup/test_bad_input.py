@@ -267,6 +267,10 @@ CASES = {
     "mesh above the devices": (["--mesh.fsdp=3"], "fsdp=3 x context=1 x tensor=1 does not fit"),
     "mesh of nothing": (["--mesh.tensor=0"], "mesh.tensor = 0 is below 1"),
     "temperature 0": (["--rollout.temperature=0"], "rollout.temperature = 0.0 is not above 0"),
+    "a stop string that is empty": (
+        ["--rollout.stop_strings=['']"],
+        "rollout.stop_strings holds an empty text",
+    ),
     "top-p": (["--generate.top_p=1.5"], "generate.top_p must be above 0 and at most 1"),
     "copy over more than there is": (
         ["--rollout.tensor=2"],

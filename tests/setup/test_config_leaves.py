@@ -372,6 +372,7 @@ TABLE = {
     "rollout.completions_per_prompt": Change("4", at="sample"),
     "rollout.temperature": Change("0.5", at="sample", says='"temperature": 0.5'),
     "rollout.max_new_tokens": Change("15", at="sample", says='"max_new_tokens": 15'),
+    "rollout.stop_strings": Change("[</think>]", at="sample", says="</think>"),
     "rollout.slots": Change("8", at="sample", says='"slots": 8'),
     "rollout.segment": Change("4", at="sample", says='"segment": 4'),
     "rollout.cache_mib": Change("64", at="sample", says='"cache_mib": 64'),
