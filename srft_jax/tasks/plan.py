@@ -69,12 +69,7 @@ def plan(
         print(format_search(candidates) + "\n")
         run = candidates[0].run
     elif run.training.rows_per_microbatch == "auto" and machine.chip.kind != "gpu":
-        # As a run would choose on devices with nothing else in their memory.
-        budget = run.training.memory_mib or int(USABLE_SHARE * machine.chip.hbm / 2**20)
-        _log("compiling train for more and more rows")
-        rows, line = most_rows(run, budget, needed_mib)
-        _log(line)
-        run = run.with_rows(rows)
+        run = _with_most_rows(run, machine, needed_mib)
     if machine.chip.kind == "gpu":
         print(
             f"{machine.name}: by arithmetic alone, as nothing here compiles for GPUs, and of the "
@@ -96,6 +91,17 @@ def plan(
     if section.json:
         print(json.dumps(plan_as_json(result, scaling)))
     return 0
+
+
+def _with_most_rows(
+    run: PlannedRun, machine: Topology, needed_mib: Callable[[PlannedRun], float]
+) -> PlannedRun:
+    """Return the run with the rows that it would choose on devices with nothing else in memory."""
+    budget = run.training.memory_mib or int(USABLE_SHARE * machine.chip.hbm / 2**20)
+    _log("compiling train for more and more rows")
+    rows, line = most_rows(run, budget, needed_mib)
+    _log(line)
+    return run.with_rows(rows)
 
 
 def planned(run: Outline) -> PlannedRun:
