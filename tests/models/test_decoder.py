@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from srft_jax.rollout.params import decode_params
 from tiny_models import FAMILIES, TIED, UNTIED, jit_forward, logits, random_params
 
 from srft_jax.models import Runtime, families, forward, init_params, output_head
 from srft_jax.models.decoder import forward_one, forward_with_keys, rotary_of
 from srft_jax.rollout.cache import CacheShape, Places, empty_cache, put_prompts
+from srft_jax.rollout.decode_layout import decode_params
 
 
 @pytest.fixture(autouse=True)
