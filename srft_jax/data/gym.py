@@ -19,7 +19,7 @@ from srft_jax.data.held_out import belongs
 from srft_jax.rewards.extraction import MAX_ANSWER
 
 DRAWS_PER_PROBLEM = 32  # the most draws for each problem asked for; evaluated sets keep 1 of 8
-BLOCK = 1024  # draws from one dataset
+DRAWS_PER_DATASET = 1024
 KINDS = {"countdown": "countdown", "puzzle24": "countdown"}  # any right expression is right
 # These generators go through sets of strings, as two processes with other seeds of `hash` showed.
 UNSTABLE = frozenset(
@@ -86,13 +86,13 @@ def _entries(config: GymConfig) -> Iterator[Entry]:
     """Yield draws: i of seed s is item i % 1024 of the dataset of seed s * 2^20 + i - i % 1024.
 
     Most generators seed an item with the sum of seed and index, so other seeds must be far off.
-    Blocks have one size because a few, such as acre, give other items in datasets of other sizes.
+    Datasets have one size because a few generators, such as acre, give other items in other sizes.
     """
     create = _factory(config)
     try:
-        for start in range(0, DRAWS_PER_PROBLEM * config.count, BLOCK):
-            dataset = create(seed=(config.seed << 20) + start, size=BLOCK)
-            for index in range(BLOCK):
+        for start in range(0, DRAWS_PER_PROBLEM * config.count, DRAWS_PER_DATASET):
+            dataset = create(seed=(config.seed << 20) + start, size=DRAWS_PER_DATASET)
+            for index in range(DRAWS_PER_DATASET):
                 yield dataset[index]
     except Exception as error:  # a refused value shows where it is used, by whatever it leads to
         raise UsageError(

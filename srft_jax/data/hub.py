@@ -12,16 +12,17 @@ from srft_jax.data.arrow import BATCH, table_rows
 from srft_jax.data.source_rows import Row
 
 
-def read_hub(config: HubConfig, key: str) -> Iterator[Row]:
+def read_hub(config: HubConfig, key: str, *, batch: int = BATCH) -> Iterator[Row]:
     """Yield every row of the split.
 
     Args:
         config: Dataset, subset and split.
         key: Key of the configuration, for messages.
+        batch: Rows turned into Python's objects at a time.
 
     Raises:
         UsageError: `datasets` is not installed, or the dataset, its subset or its split cannot be
-            had.
+            loaded.
     """
     try:
         import datasets
@@ -46,7 +47,7 @@ def read_hub(config: HubConfig, key: str) -> Iterator[Row]:
     except Exception as error:
         raise UsageError(_sentence(config, key, error)) from error
     name, first = f"{config.name}[{config.split}]", 1
-    for table in dataset.with_format("arrow").iter(BATCH):
+    for table in dataset.with_format("arrow").iter(batch):
         yield from table_rows(table, name, first)
         first += len(table)
 

@@ -10,7 +10,7 @@ from srft_jax.data.examples import Example, ExampleSets, SourceRows
 from srft_jax.data.hub import read_hub
 from srft_jax.data.jsonl import read_json, read_lines
 from srft_jax.data.named_sources import TRAIN, NamedSource, check_source, named_sources
-from srft_jax.data.problems import raise_problems
+from srft_jax.data.problems import SHOWN, raise_problems
 from srft_jax.data.reading import BadRow, read_example
 from srft_jax.data.source_rows import Row, find_files
 
@@ -20,12 +20,16 @@ Loaded = tuple[list[Example], SourceRows]  # examples of one source, and its cou
 READERS = {".jsonl": read_lines, ".json": read_json, ".parquet": read_parquet}
 
 
-def load_sets(config: DataConfig) -> ExampleSets:
+def load_sets(config: DataConfig, *, shown: int = SHOWN) -> ExampleSets:
     """Load all sets, every row of them checked.
+
+    Args:
+        config: Where the rows of each set come from.
+        shown: Bad rows that are told one by one.
 
     Raises:
         UsageError: no training source or two kinds of them, a source that cannot be read, bad rows
-            (the first ten of all sources, and how many more), or a prompt that is trained on in an
+            (the first of all sources, and how many more), or a prompt that is trained on in an
             evaluation set.
     """
     sources = named_sources(config)
@@ -33,7 +37,7 @@ def load_sets(config: DataConfig) -> ExampleSets:
         check_source(named)
     problems: list[str] = []
     loaded = [_load(named, problems) for named in sources]
-    raise_problems(problems)
+    raise_problems(problems, shown=shown)
     if config.overlap == "drop":
         loaded = _without_evaluated(sources, loaded)
     check_held_out(_by_set(sources, [examples for examples, _ in loaded]))

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from srft_jax.config import DataConfig, SourceConfig, UsageError
-from srft_jax.data import problems, sources
+from srft_jax.data import sources
 
 SCHEMAS = {
     "plain": {"prompt": "1+2", "answer": "3", "demonstrations": ["<think></think>3"]},
@@ -151,15 +151,10 @@ CORRUPTIONS = (
 )
 
 
-@pytest.fixture
-def all_problems(monkeypatch):
-    monkeypatch.setattr(problems, "SHOWN", 10**6)
-
-
 def told_rows(source):
-    """Numbers of the rows that are told to be bad."""
+    """Numbers of the rows that an error names."""
     with pytest.raises(UsageError) as error:
-        sources.load_sets(DataConfig(train=source))
+        sources.load_sets(DataConfig(train=source), shown=10**6)
     lines = str(error.value).split("\n")
     return {int(re.match(r".*?, row (\d+): .", line)[1]) for line in lines}
 
@@ -172,7 +167,7 @@ def test_sound_rows_of_every_schema_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_a_thousand_corrupted_lines(tmp_path, end, all_problems):
+def test_a_thousand_corrupted_lines(tmp_path, end):
     """Between sound rows, so that a corruption that reaches into its neighbours would show."""
     rng = random.Random(0)
     names = list(SCHEMAS)
@@ -190,7 +185,7 @@ def test_a_thousand_corrupted_lines(tmp_path, end, all_problems):
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
-def test_corrupted_rows_of_parquet(schema, tmp_path, all_problems):
+def test_corrupted_rows_of_parquet(schema, tmp_path):
     """Types are the column's, so what can be wrong is null, empty or blank."""
     rng = random.Random(1)
     rows, bad = [], set()

@@ -201,7 +201,7 @@ def test_its_rows_are_read(name, loaded):
 
 @pytest.mark.parametrize("name", ["openr1_math_46k", "gsm8k", "math"])
 def test_solutions_are_right_by_their_own_verifier(name, loaded):
-    """Those of GSM8K and MATH have no think tags, which the kind `math` wants by default."""
+    """Solutions of GSM8K and MATH have no think tags, which the kind `math` wants by default."""
     (example, *_) = loaded(name)["train"]
     options = parse([f"--config={ROOT}/configs/data/{name}.yaml"])[1].rewards.options
     columns = columns_of(example.kind, example.metadata, options.get(example.kind, {}))

@@ -28,7 +28,7 @@ def blocks(language):
 
 @pytest.fixture(autouse=True)
 def files(tmp_path, monkeypatch):
-    """Those that the page names."""
+    """Files that the page names."""
     monkeypatch.chdir(tmp_path)
     pathlib.Path("train.jsonl").write_text(blocks("json")[0])
     own = {"problem": "What is 17 * 3?", "meta": {"gold": ["51"]}, "solution": "17 * 3 = 51"}

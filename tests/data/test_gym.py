@@ -41,7 +41,7 @@ class Toy:
 @pytest.fixture
 def toy(monkeypatch):
     factory = types.ModuleType("reasoning_gym.factory")
-    factory.DATASETS = {"toy": (Toy, ToyOptions), "tidy": (Toy, ToyOptions)}
+    factory.DATASETS = dict.fromkeys(("toy", "tidy", "word_ladder"), (Toy, ToyOptions))
     factory.create_dataset = lambda name, **options: Toy(ToyOptions(**options))
     package = types.ModuleType("reasoning_gym")
     package.factory = factory
@@ -49,8 +49,8 @@ def toy(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", factory)
 
 
-def load(set_name="train", count=100, **changes):
-    return gym.load(GymConfig("toy", count=count, **changes), set_name)
+def load(set_name="train", count=100, dataset="toy", **changes):
+    return gym.load(GymConfig(dataset, count=count, **changes), set_name)
 
 
 def prompts(examples):
@@ -100,20 +100,19 @@ def test_an_unknown_generator(toy):
 
 
 def test_generators_that_differ_between_processes_need_a_hash_seed(toy, monkeypatch):
-    monkeypatch.setattr(gym, "UNSTABLE", {"toy"})
     for value in (None, "random"):
         if value is None:
             monkeypatch.delenv("PYTHONHASHSEED", raising=False)
         else:
             monkeypatch.setenv("PYTHONHASHSEED", value)
-        with pytest.raises(UsageError, match="toy gives other problems .* PYTHONHASHSEED=0"):
-            load()
+        with pytest.raises(UsageError, match="word_ladder gives other problems .* HASHSEED=0"):
+            load(dataset="word_ladder")
     monkeypatch.setenv("PYTHONHASHSEED", "0")
-    assert len(load()) == 100
+    assert len(load(dataset="word_ladder")) == 100
 
 
 def test_too_few_problems_are_told_with_the_numbers(toy, monkeypatch):
-    """Of the numbers below 40, 0 to 2 have no answer that can be verified."""
+    """The numbers 0 to 2 have no answer that can be verified; 37 of those below 40 do."""
     monkeypatch.setattr(Toy, "__getitem__", without_none(Toy.__getitem__))
     counts = {}
     for set_name, side in (("train", "training"), ("held_out", "held-out")):

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from srft_jax.config import DataConfig, HubConfig, SourceConfig, UsageError
-from srft_jax.data import hub
+from srft_jax.data.hub import read_hub
 from srft_jax.data.sources import load_sets
 
 
@@ -67,14 +67,17 @@ def test_subsets_and_splits(repository):
     assert [example.prompt for example in load(repository, subset="socratic")] == ["e"]
 
 
-def test_bad_rows_are_numbered_through_all_files_of_a_split(repository, monkeypatch):
-    monkeypatch.setattr(hub, "BATCH", 3)
+def test_bad_rows_are_numbered_through_all_files_of_a_split(repository):
     file = repository / "main" / "train-00001-of-00002.parquet"
     columns = {"prompt": ["c", " "], "answer": [1, 1], "tags": [["x"], ["x"]]}
     pyarrow.parquet.write_table(pyarrow.table(columns), file)
     with pytest.raises(UsageError) as error:
         load(repository, subset="main")
     assert str(error.value) == f"{repository}[train], row 4: 'prompt' is empty."
+    config = HubConfig(name=str(repository), subset="main")
+    for batch in (1, 3, 128):
+        places = [row.where for row in read_hub(config, "data.train.hub", batch=batch)]
+        assert places == [f"{repository}[train], row {n}" for n in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_an_overlap_names_the_prompt_and_both_places(tmp_path):
 
 
 def test_training_rows_that_are_evaluated_can_be_dropped(tmp_path):
-    """Of every source of a mixture, and seen in its number of rows that are used."""
+    """Rows of every source of a mixture go, as its number of used rows shows."""
     config = DataConfig(
         mixture=[
             write(tmp_path / "a.jsonl", "a", "b"),

@@ -73,13 +73,13 @@ def printed(config):
 
 
 def place(config):
-    """Relative to the directory of the test, where each configuration has one of its own."""
+    """Name of the run directory: in the test's directory each configuration has one of its own."""
     dry_run(config)
     return config.run_dir.rpartition("/")[2]
 
 
 def traces(config):
-    """Those that are written."""
+    """Traces that are written."""
     dry_run(config)
     return sorted(path.name for path in Path(config.run_dir).glob("profile/*"))
 

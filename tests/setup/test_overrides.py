@@ -21,7 +21,7 @@ GIVEN = (
 
 @pytest.fixture
 def arguments(tmp_path):
-    """Of a run from a saved model, with a KL to itself."""
+    """Command line of a run from a saved model, with a KL to itself."""
     write_json(tmp_path / "config.json", to_hf_config(tiny_model()))
     start = ("--model.architecture=null", f"--model.path={tmp_path}", "--objective.preset=uft")
     return tiny_arguments(tmp_path / "run", *start)
