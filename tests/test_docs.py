@@ -5,6 +5,7 @@ The notebook keeps names as they were on their day, so that only its links are c
 
 import configparser
 import dataclasses
+import functools
 import importlib
 import re
 import shlex
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import types
 import typing
+from pathlib import Path
 
 import pytest
 import yaml
@@ -98,6 +100,33 @@ def test_folders_and_lone_file_names_exist(page):
         for path in ROOT.rglob(f"{room}/**/*.py")
     }
     assert lone <= known
+
+
+# Names in prose that no source has: the reader's, other programs' and the methods page's example.
+NOT_OURS = {
+    *("DIR", "NAME", "LICENSE", "BUCKET", "PROJECT", "CUDA_VISIBLE_DEVICES"),
+    *("reward_std", "frac_reward_zero_std"),  # metrics of TRL
+    *("propositional_logic", "rubiks_cube", "rush_hour"),  # generators of reasoning-gym
+    "grpo_dft",
+}
+# PRESETS, TrainState or train_step, but not a part of a path.
+IDENTIFIER = re.compile(
+    r"(?<![\w./-])(?:[A-Z][A-Z0-9_]{2,}|[A-Z][a-z]+[A-Z]\w+|[a-z]+(?:_[a-z]+)+)\b(?![/.-])"
+)
+
+
+@functools.cache
+def words_of_sources():
+    """All words in Python files of the repository, this one apart."""
+    rooms = (ROOT / room for room in ("srft_jax", "tests", "benchmarks"))
+    paths = {path for room in rooms for path in room.rglob("*.py")} - {Path(__file__)}
+    return {word for path in paths for word in re.findall(r"\w+", path.read_text())}
+
+
+@on_every_page
+def test_identifiers_exist(page):
+    named = {word for span in code_spans(page) for word in IDENTIFIER.findall(span)}
+    assert not named - words_of_sources() - NOT_OURS
 
 
 # ---- keys ----
