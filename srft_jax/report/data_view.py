@@ -48,7 +48,9 @@ def lengths_table(data: EncodedSets, *, most_prompt: int, most_demonstration: in
     rows = []
     for name in data.dropped:
         prompts = [len(problem.prompt) for problem in data.named(name)]
-        demonstrations = [len(tokens) for one in data.named(name) for tokens in one.demonstrations]
+        demonstrations = [
+            len(tokens) for problem in data.named(name) for tokens in problem.demonstrations
+        ]
         kinds = [
             ("prompts", prompts, most_prompt),
             ("demonstrations", demonstrations, most_demonstration),
