@@ -53,7 +53,7 @@ def sources_of(setup, streams=None, **verdict):
 def batch_plan(setup):
     return BatchPlan(
         setup.config.training,
-        longest_sequence=setup.longest_sequence,
+        longest_sequence=setup.config.longest_sequence,
         length_cap=LENGTH_CAP,
         threshold=setup.config.rewards.correct_threshold,
     )

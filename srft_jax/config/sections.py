@@ -52,6 +52,11 @@ class ModelSection:
     matmul_precision: Literal["default", "high", "highest"] = "default"
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
 
+    @property
+    def base_is_reference(self) -> bool:
+        """The frozen parameters of a run with LoRA are the reference policy."""
+        return self.lora is not None and self.reference is None
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:

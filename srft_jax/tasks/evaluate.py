@@ -29,7 +29,7 @@ def evaluate(config: RunConfig) -> int:
     )
     with (
         jax.set_mesh(setup.mesh),
-        reward_pool(setup) as pool,
+        reward_pool(setup.data, setup.config.rewards) as pool,
         ProgressLine(stream=sys.stderr) as progress,
     ):
         observer = rollout_observer(progress, "evaluation")

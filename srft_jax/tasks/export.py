@@ -18,7 +18,7 @@ from srft_jax.models.hf_config import read_config
 from srft_jax.models.hf_export import check_target, export_hf, save_peft, write_model_files
 from srft_jax.models.safetensors_reader import stored_dtype
 from srft_jax.models.tokenizer import Tokenizer
-from srft_jax.setup.prepare import check_export
+from srft_jax.setup.model_checks import check_export
 from srft_jax.training.loading import load_checkpoint, load_frozen
 
 

@@ -52,7 +52,7 @@ def _rows(setup: Setup, *, colours: bool) -> Iterator[str]:
             setup.objective,
             config.training,
             prompts_per_step=config.data.prompts_per_step,
-            longest_sequence=setup.longest_sequence,
+            longest_sequence=config.longest_sequence,
             most_rows=section.rows,
             with_ids=section.ids,
             colours=colours,

@@ -20,7 +20,8 @@ from srft_jax.planning.scaling import plan_scaling
 from srft_jax.planning.search import search
 from srft_jax.planning.topology import Topology
 from srft_jax.planning.workload import Workload
-from srft_jax.setup.outline import Outline, check_sizes
+from srft_jax.setup.model_checks import check_sizes
+from srft_jax.setup.outline import Outline
 from srft_jax.setup.plan_checks import longest_answer, outline_for_plan
 from srft_jax.setup.prepare import Setup
 
@@ -123,7 +124,7 @@ def planned(run: Outline) -> PlannedRun:
         longest_sequence=config.longest_sequence,
         mean_prompt=config.data.max_prompt_tokens if mean_prompt is None else mean_prompt,
         mean_completion=longest if mean_completion is None else mean_completion,
-        reference_is_base=run.base_is_reference,
+        reference_is_base=config.model.base_is_reference,
     )
 
 
@@ -155,7 +156,8 @@ def with_rows(
         rows, line = most_rows(planned(setup), budget, needed_mib)
     training = dataclasses.replace(config.training, rows_per_microbatch=rows)
     chosen = dataclasses.replace(setup, config=dataclasses.replace(config, training=training))
-    check_sizes(chosen)  # the mesh may be another one than the stored run's
+    # The mesh may be another one than the stored run's.
+    check_sizes(chosen.config, chosen.model_config, chosen.mesh)
     return chosen, line
 
 

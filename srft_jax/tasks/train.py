@@ -168,7 +168,7 @@ def _begin(
         What steps are made with, the state, and the step that the run goes on from, 0 if it is new.
     """
     config, mesh = setup.config, setup.mesh
-    pool = stack.enter_context(reward_pool(setup))
+    pool = stack.enter_context(reward_pool(setup.data, setup.config.rewards))
     stack.enter_context(jax.set_mesh(mesh))
     compilations = stack.enter_context(Compilations())
     keep_model_files(config, setup.model_config, setup.tokenizer)
@@ -217,7 +217,7 @@ def _begin(
         learning_rates=optimizers.learning_rates,
         plan=BatchPlan(
             config.training,
-            longest_sequence=setup.longest_sequence,
+            longest_sequence=setup.config.longest_sequence,
             length_cap=config.rollout.max_new_tokens,
             threshold=config.rewards.correct_threshold,
         ),
@@ -247,7 +247,7 @@ def batch_arithmetic(setup: Setup, frozen: Params, trained: Params) -> str:
             prompts_per_step=config.data.prompts_per_step,
             completions_per_prompt=config.rollout.completions_per_prompt,
         ),
-        summary.update_rows(setup.stages, config.training, setup.longest_sequence),
+        summary.update_rows(setup.stages, config.training, setup.config.longest_sequence),
         summary.device_rows(setup.mesh),
     )
 

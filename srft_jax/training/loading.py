@@ -51,7 +51,7 @@ def load_reference(
     """
     if not objective.uses_reference:
         return None
-    if section.lora is not None and section.reference is None:
+    if section.base_is_reference:
         return frozen_params
     path = section.reference or section.path
     assert path is not None  # checked before anything is loaded

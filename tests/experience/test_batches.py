@@ -16,6 +16,7 @@ from made_groups import (
 
 from srft_jax.batch import Role
 from srft_jax.experience.batches import demonstration_sequence, gate, group_sequences, make_updates
+from srft_jax.setup.prepare import prepare
 
 SELF, DEMONSTRATION = Role.SELF, Role.DEMONSTRATION
 
@@ -159,7 +160,7 @@ class TestNothingToLearn:
 
 def two_updates(setup):
     training = dataclasses.replace(setup.config.training, updates_per_rollout=2)
-    return dataclasses.replace(setup, config=dataclasses.replace(setup.config, training=training))
+    return prepare(dataclasses.replace(setup.config, training=training))
 
 
 class TestBuffer:

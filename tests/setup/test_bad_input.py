@@ -9,7 +9,7 @@ from tiny_runs import changed_architecture, tiny_arguments
 import run
 from srft_jax.config import UsageError, parse
 from srft_jax.mesh import AXES
-from srft_jax.setup import prepare as setup
+from srft_jax.setup.model_checks import check_offload, check_sizes
 from srft_jax.setup.prepare import prepare
 from srft_jax.tasks import train
 
@@ -373,11 +373,12 @@ def test_a_mistake_in_the_configuration(arguments, message, directory, compilati
         ),
     ],
 )
-def test_rows_that_a_mesh_cannot_split(sizes, message, directory, monkeypatch, capsys):
+def test_rows_that_a_mesh_cannot_split(sizes, message, directory):
     mesh = Mesh(np.full(sizes, jax.devices()[0]), AXES)
-    monkeypatch.setattr(setup, "make_mesh", lambda config: mesh)
-    code = run.main(command_line(directory, "train", []))
-    assert_refused(code, *capsys.readouterr(), message, directory)
+    setup = prepare(parse(command_line(directory, "train", [])[1:])[1])
+    check_sizes(setup.config, setup.model_config, setup.mesh)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        check_sizes(setup.config, setup.model_config, mesh)
 
 
 @pytest.mark.parametrize(("arguments", "message"), OTHER_VERBS.values(), ids=OTHER_VERBS)
@@ -413,9 +414,10 @@ def test_a_bug_is_not_taken_for_a_mistake(directory, monkeypatch):
     assert not isinstance(caught.value, UsageError)
 
 
-def test_activations_wait_only_where_the_platform_has_room_for_them(tmp_path, monkeypatch):
+def test_activations_wait_only_where_the_platform_has_room_for_them(tmp_path):
     arguments = tiny_arguments(tmp_path / "run", "--model.remat=offload")
-    prepare(parse(arguments)[1])
-    monkeypatch.setattr(setup, "HOST_MEMORY", "shelf")
+    mesh = prepare(parse(arguments)[1]).mesh
+    check_offload("offload", mesh)
+    check_offload("block", mesh, host_memory="shelf")
     with pytest.raises(UsageError, match="model.remat = offload needs shelf memory, but a cpu dev"):
-        prepare(parse(arguments)[1])
+        check_offload("offload", mesh, host_memory="shelf")
