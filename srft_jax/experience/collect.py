@@ -46,7 +46,7 @@ class GroupPlan:
         completions_per_prompt: Group size G; a demonstration comes on top.
         stop_ids: Token ids that end a completion.
         stop_strings: Texts that end a completion.
-        seed: Of draws.
+        seed: Seed of prefix lengths and of completions.
     """
 
     prompts_per_step: int

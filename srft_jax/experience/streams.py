@@ -56,7 +56,7 @@ class Streams:
         objective: Says which iterators there are.
         prompts_per_step: Prompts of a step, P.
         weights: Weight of each training source, as `Example.source` numbers them.
-        seed: Of the order.
+        seed: Seed of the order.
     """
 
     def __init__(

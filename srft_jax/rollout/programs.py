@@ -59,7 +59,7 @@ class SamplerState:
 
     cache: KVCache
     prompt_hidden: Float[Array, "P D"]  # of each prompt's last token
-    # Of each row's last token: the next token is drawn from it.
+    # State of each row's last token, from which the next token is drawn.
     hidden: Float[Array, "R D"]
 
     @property

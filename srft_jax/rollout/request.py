@@ -22,7 +22,7 @@ class SamplingConfig:
             for a slot, a segment ends as soon as an eighth of the slots is free.
         cache_mib: Memory of the KV cache on each device, which may allow fewer than `slots`; None
             takes what the device has left.
-        dtype: Of activations and cache.
+        dtype: Precision of activations and cache.
         attention: Kernel of attention over prompts.
         tensor: Devices that share one copy of the parameters while decoding; None takes the size
             of the mesh's axis `tensor`.

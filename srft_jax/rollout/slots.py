@@ -53,7 +53,7 @@ class PromptEntry:
     Attributes:
         tokens: Ids of the prompt, then the forced ones.
         num_forced: Forced tokens at the end of `tokens`.
-        temperature: That log-probs of forced tokens are taken at.
+        temperature: Temperature that forced tokens are scored at.
         key: Identity of the prompt without forced tokens.
         waiting: Completions that have no row yet.
         forced_stats: Log-probs and entropies of the forced tokens, float32 [2, num_forced].

@@ -161,7 +161,7 @@ def _begin(
     Args:
         setup: The run.
         rows_line: How `training.rows_per_microbatch` was found, see `with_rows`.
-        checkpoints: Of the run directory.
+        checkpoints: Checkpoints of the run directory.
         stack: What is opened is entered here.
 
     Returns:

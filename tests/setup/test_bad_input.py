@@ -1,5 +1,7 @@
 """A user's mistake: exit code 2 and one line that names it, before anything compiles."""
 
+import re
+
 import jax
 import numpy as np
 import pytest

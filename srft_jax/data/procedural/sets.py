@@ -17,7 +17,7 @@ from srft_jax.data.procedural import (
     sorting,
     sums,
 )
-from srft_jax.data.procedural.draw import draw
+from srft_jax.data.procedural.distinct import draw
 from srft_jax.data.procedural.problem import Problem, ProblemFamily
 
 PROBLEM_FAMILIES: Mapping[str, ProblemFamily] = {
