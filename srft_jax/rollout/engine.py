@@ -38,6 +38,11 @@ class Engine:
         sizes: Rows and prompts.
         segment: Most decode steps of a segment.
         mesh: Devices as they are laid out for decoding; None for the default one.
+
+    Attributes:
+        sizes: Rows and prompts there is room for.
+        state: Cache and hidden states on the device.
+        prompt_tokens: Tokens that this process has prefilled so far.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Engine:
     ) -> None:
         self._mesh, self._statics, self.sizes = mesh, statics, sizes
         self._prefill_params, self._decode_params = prefill_params, decode_params
+        self.prompt_tokens = 0
         shape = CacheShape(
             rows=sizes.shards * sizes.rows,
             prompts=sizes.shards * sizes.prompts,
@@ -61,17 +67,17 @@ class Engine:
             segment=segment,
         )
         with self._in_mesh():
-            self._state = _empty_state(statics.config, shape, statics.runtime.dtype)
+            self.state = _empty_state(statics.config, shape, statics.runtime.dtype)
 
     def grow(self, sizes: SamplerSizes) -> None:
         """Make room for more rows and prompts beside the running ones."""
         self.sizes = sizes
         rows, prompts = sizes.rows, sizes.prompts
         with self._in_mesh():
-            self._state = SamplerState(
-                cache=with_more_rows(self._state.cache, rows=rows, prompts=prompts),
-                prompt_hidden=_padded(self._state.prompt_hidden, size=prompts),
-                hidden=_padded(self._state.hidden, size=rows),
+            self.state = SamplerState(
+                cache=with_more_rows(self.state.cache, rows=rows, prompts=prompts),
+                prompt_hidden=_padded(self.state.prompt_hidden, size=prompts),
+                hidden=_padded(self.state.hidden, size=rows),
             )
 
     def prefill(self, slots: Slots, placements: Sequence[Placement], with_forced: bool) -> None:
@@ -85,8 +91,9 @@ class Engine:
         needed, with_new = largest_of_processes(slots.longest_prompt, bool(placements))
         if not with_new:
             return
-        cache = self._state.cache
+        cache = self.state.cache
         self._resize(_fitted(cache.prompt_values[0].shape[2], needed), None)
+        self.prompt_tokens += sum(len(placement.prompt.tokens) for placement in placements)
         passes = pack_prompts(
             placements,
             shards=self.sizes.local_shards,
@@ -97,29 +104,29 @@ class Engine:
             with self._in_mesh():
                 prompts, stats = prefill(
                     self._prefill_params,
-                    self._state.prompts,
+                    self.state.prompts,
                     rows_of_all(self._mesh, packed),
                     statics=self._statics,
                 )
-            self._state = self._state.with_prompts(prompts)
+            self.state = self.state.with_prompts(prompts)
             if stats is not None:
                 _note_forced(placed, *map(rows_of_process, stats))
-        jax.block_until_ready(self._state.prompt_hidden)
+        jax.block_until_ready(self.state.prompt_hidden)
 
     def start(self, slots: Slots, enough_finished: int) -> Drawn:
         """Start a segment of decode steps; its result is not waited for."""
         (longest,) = largest_of_processes(slots.longest_own)
-        cache = self._state.cache
+        cache = self.state.cache
         segment = cache.recent_values[0].shape[2]
         needed = max(longest, segment) if longest else 0  # what is settled is a whole segment long
         self._resize(None, _fitted(cache.values[0].shape[2], needed))
         names = ("prompt_lengths", "lengths", "row_of_lane", "lane_of_row")
         index = dict(zip(names, rows_of_all(self._mesh, slots.index()), strict=True))
-        cache = dataclasses.replace(self._state.cache, **index)
+        cache = dataclasses.replace(self.state.cache, **index)
         with self._in_mesh():
-            self._state, drawn = decode(
+            self.state, drawn = decode(
                 self._decode_params,
-                dataclasses.replace(self._state, cache=cache),
+                dataclasses.replace(self.state, cache=cache),
                 rows_of_all(self._mesh, row_inputs(slots, self.sizes.stop_ids)),
                 np.int32(enough_finished),
                 statics=self._statics,
@@ -131,13 +138,13 @@ class Engine:
         return jax.tree.map(rows_of_process, running)
 
     def _resize(self, prompt_capacity: int | None, capacity: int | None) -> None:
-        cache = self._state.cache
+        cache = self.state.cache
         sizes = (
             cache.prompt_values[0].shape[2] if prompt_capacity is None else prompt_capacity,
             cache.values[0].shape[2] if capacity is None else capacity,
         )
         with self._in_mesh():
-            self._state = dataclasses.replace(self._state, cache=resized(cache, *sizes))
+            self.state = dataclasses.replace(self.state, cache=resized(cache, *sizes))
 
     def _in_mesh(self) -> contextlib.AbstractContextManager[object]:
         return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()

@@ -9,7 +9,9 @@ does not consume its stream keeps the others waiting.
 """
 
 import bisect
+import collections
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -19,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from srft_jax.batch import Trajectory
-from srft_jax.config import ModelConfig
+from srft_jax.config import ModelConfig, UsageError
 from srft_jax.mesh import decode_mesh, largest_of_processes, row_shards
 from srft_jax.models.decoder import Params, Runtime
 from srft_jax.rollout.decode_layout import decode_params
@@ -68,6 +70,10 @@ class Sampler:
         mesh: Devices as the trainer has them; None for the default one.
         tokenizer: Needed where requests have stop strings.
 
+    Attributes:
+        slots: Who decodes where, and who waits.
+        engine: The device's side; None while nothing runs.
+
     Raises:
         UsageError: the mesh cannot be laid out as `sampling_config.tensor` asks.
     """
@@ -88,8 +94,8 @@ class Sampler:
         self._params: Params | None = None
         self._layout: Params | None = None  # made of `_params` when it is first needed
         self._budget_mib: int | None = None  # asked once: other memory would be other shapes
-        self._engine: Engine | None = None
-        self._slots = self._empty_slots()
+        self.engine: Engine | None = None
+        self.slots = self._empty_slots()
         self._total = 0  # completions submitted since the sampler was last idle
         self._is_new = False  # something was submitted that the sizes do not know of yet
         self._most_rows = 0  # that the submissions since then allow
@@ -138,7 +144,7 @@ class Sampler:
                 has_tokenizer=self._tokenizer is not None,
             )
         key_bits = np.asarray(jax.random.bits(key, (2,), "uint32"))
-        self._slots.add(full, key_bits)
+        self.slots.add(full, key_bits)
         self._total += sum(request.group_size for request in full)
         self._is_new = True
         self._most_rows = max(self._most_rows, self.config.slots if slots is None else slots)
@@ -169,11 +175,11 @@ class Sampler:
                         return
                     finished = []
                     continue
-                assert self._engine is not None
-                drawn = self._engine.finish(running)
+                assert self.engine is not None
+                drawn = self.engine.finish(running)
                 account.decode_seconds += time.monotonic() - began
 
-                account.note_segment(drawn, self._slots)
+                account.note_segment(drawn, self.slots)
                 finished = self._take_finished(drawn)
                 account.finished += len(finished)
                 if observer is not None:
@@ -184,13 +190,13 @@ class Sampler:
     def _start_segment(self, account: "_Account") -> Drawn | None:
         """Let waiting completions in and start decode steps; None where nothing is left."""
         self._make_room()
-        if self._engine is None:
+        if self.engine is None:
             return None
-        slots, sizes = self._slots, self._engine.sizes
+        slots, sizes = self.slots, self.engine.sizes
         placements = slots.admit()
         began = time.monotonic()
         (with_forced,) = largest_of_processes(self._with_forced)
-        self._engine.prefill(slots, placements, bool(with_forced))
+        self.engine.prefill(slots, placements, bool(with_forced))
         account.prefill_seconds += time.monotonic() - began
 
         busy, waiting = largest_of_processes(bool(slots.running), slots.waiting)
@@ -200,7 +206,7 @@ class Sampler:
         num_rows = sizes.rows * sizes.shards
         # While nobody waits a segment goes on until all have ended.
         enough = max(1, int(_SHARE_FINISHED * num_rows)) if waiting else num_rows
-        running = self._engine.start(slots, enough)
+        running = self.engine.start(slots, enough)
         account.decode_seconds += time.monotonic() - began
         return running
 
@@ -209,7 +215,7 @@ class Sampler:
         if largest_of_processes(self._is_new) == (0,):
             return
         self._is_new = False
-        demand = demand_on(self._slots)
+        demand = demand_on(self.slots)
         if not demand.completions:
             return
         prefill_params, layout = self._laid_out()  # first: what they take is not left for the cache
@@ -223,8 +229,8 @@ class Sampler:
             self.mesh,
             budget_mib=self._budget_mib,
         )
-        if self._engine is None:
-            self._engine = Engine(
+        if self.engine is None:
+            self.engine = Engine(
                 prefill_params,
                 layout,
                 self._statics,
@@ -233,9 +239,9 @@ class Sampler:
                 mesh=self.mesh,
             )
         else:
-            sizes = larger_of(sizes, self._engine.sizes)
-            self._engine.grow(sizes)
-        self._slots.grow(rows=sizes.rows, prompt_slots=sizes.prompts, lanes=sizes.lanes)
+            sizes = larger_of(sizes, self.engine.sizes)
+            self.engine.grow(sizes)
+        self.slots.grow(rows=sizes.rows, prompt_slots=sizes.prompts, lanes=sizes.lanes)
 
     def _laid_out(self) -> tuple[Params, Params]:
         """Parameters for the prefill, with the trainer's layers, and for decode steps."""
@@ -252,20 +258,20 @@ class Sampler:
         tokens, counts = np.asarray(drawn.tokens), np.asarray(drawn.counts)
         stats = np.stack([drawn.logprobs, drawn.entropies])  # [2, R, U]
         finished = []
-        for number, row in list(self._slots.numbered()):
+        for number, row in list(self.slots.numbered()):
             count = int(counts[number])
             row.chunks.append((tokens[number, :count], stats[:, number, :count]))
             row.count += count
             stopped = bool(drawn.stopped[number])
             cut = _stop_string_cut(row, count, self._tokenizer)
             if stopped or cut is not None or row.count >= row.completion.limit:
-                self._slots.retire(number)
+                self.slots.retire(number)
                 ended = stopped or cut is not None
                 finished.append(_trajectory(row, ended, cut, self._version))
         return finished
 
     def _become_idle(self) -> None:
-        self._engine, self._slots = None, self._empty_slots()
+        self.engine, self.slots = None, self._empty_slots()
         self._total, self._most_rows = 0, 0
         self._is_new = self._with_forced = False
 
@@ -308,7 +314,24 @@ def sample(
     tokenizer: Detokenizer | None = None,
     observer: Observer | None = None,
 ) -> list[list[Trajectory]]:
-    """Return what `sample_stream` yields in the order of requests and of group members."""
+    """Return what `sample_stream` yields in the order of requests and of group members.
+
+    Raises:
+        UsageError: see `request.validate_request`; two completions have one group and member.
+    """
+    places = [
+        [
+            (index if request.group is None else request.group, request.first_member + number)
+            for number in range(request.group_size)
+        ]
+        for index, request in enumerate(requests)
+    ]
+    for place, count in collections.Counter(itertools.chain(*places)).items():
+        if count > 1:
+            raise UsageError(
+                f"{count} completions are member {place[1]} of group {place[0]}; requests of one "
+                "group need a first_member each"
+            )
     stream = sample_stream(
         params,
         model_config,
@@ -319,13 +342,7 @@ def sample(
         observer=observer,
     )
     by_place = {(trajectory.group, trajectory.member): trajectory for trajectory in stream}
-    return [
-        [
-            by_place[index if request.group is None else request.group, request.first_member + m]
-            for m in range(request.group_size)
-        ]
-        for index, request in enumerate(requests)
-    ]
+    return [[by_place[place] for place in group] for group in places]
 
 
 def _trajectory(row: ActiveRow, finished: bool, cut: int | None, version: int) -> Trajectory:

@@ -124,9 +124,11 @@ class Slots:
         """Queue the completions of requests that are filled in.
 
         Requests of one prompt with the same forced tokens share an entry, which is prefilled once,
-        also where it is queued or resident already.
+        also where it is queued or in use already. A resident prompt that nobody uses any more is
+        not taken up again: the cache may have shrunk to shorter ones since.
         """
-        known = {_identity(entry): entry for entry in self._entries()}
+        in_use = (*self.unfinished, *(row.prompt for row in self.running))
+        known = {_identity(entry): entry for entry in in_use}
         for request in requests:
             tokens = (*map(int, request.prompt), *map(int, request.forced))
             assert request.temperature is not None  # filled in

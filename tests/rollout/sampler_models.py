@@ -11,7 +11,7 @@ from srft_jax.config import ModelConfig
 from srft_jax.models import Runtime, forward, init_params, output_head
 from srft_jax.ops.head import token_stats
 from srft_jax.ops.rounding import ROUND_AS_WRITTEN
-from srft_jax.rollout import Request, SamplingConfig, sample
+from srft_jax.rollout import Request, Sampler, SamplingConfig, sample
 
 CONFIG = ModelConfig(
     vocab_size=24,
@@ -54,6 +54,29 @@ def complete(requests, key=KEY, tokenizer=None, params=PARAMS, config=CONFIG, **
         return sample(params, config, requests, key, sampling(**changes), tokenizer=tokenizer)
 
 
+def watched(requests, note, params=PARAMS, config=CONFIG, **changes):
+    """Completions by request, and what `note(sampler)` says after each segment."""
+    sampler, noted = Sampler(config, sampling(**changes)), []
+    sampler.update(params)
+    sampler.submit(requests, KEY)
+    with jax.default_matmul_precision("highest"):
+        finished = list(sampler.stream(lambda _: noted.append(note(sampler))))
+    return in_groups(finished, len(requests)), noted
+
+
+def in_groups(trajectories, number):
+    """Trajectories in the order of groups and of their members."""
+    groups = [[] for _ in range(number)]
+    for trajectory in sorted(trajectories, key=lambda t: (t.group, t.member)):
+        groups[trajectory.group].append(trajectory)
+    return groups
+
+
+def capacity(sampler):
+    """Tokens of their own that rows have room for."""
+    return sampler.engine.state.cache.values[0].shape[2]
+
+
 def complete_some(requests, **settings):
     """`complete` beside others, so that there are four prompts, groups of four and eight rows.
 
@@ -73,12 +96,13 @@ def greedy(prompts, **request):
 
 
 def assert_same(groups, others):
-    flat, other_flat = ([c for group in g for c in group] for g in (groups, others))
-    for one, other in zip(flat, other_flat, strict=True):
-        assert one.tokens.tolist() == other.tokens.tolist()
-        assert one.finished == other.finished
-        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
-        np.testing.assert_allclose(one.entropies, other.entropies, atol=1e-5)
+    flat, other_flat = ([t for group in g for t in group] for g in (groups, others))
+    for trajectory, other in zip(flat, other_flat, strict=True):
+        assert trajectory.tokens.tolist() == other.tokens.tolist()
+        assert trajectory.sampled.tolist() == other.sampled.tolist()
+        assert trajectory.finished == other.finished and trajectory.key == other.key
+        np.testing.assert_allclose(trajectory.logprobs, other.logprobs, atol=1e-5)
+        np.testing.assert_allclose(trajectory.entropies, other.entropies, atol=1e-5)
 
 
 @functools.partial(
@@ -118,8 +142,8 @@ def trainer_view(
         stats, logits = _teacher_forced(
             params, tokens[None], targets, temperature, config=config, runtime=runtime
         )
-    of_completion = slice(len(prompt) - 1, size)
-    return tuple(np.asarray(x)[of_completion] for x in (*stats, logits))
+    answer = slice(len(prompt) - 1, size)
+    return tuple(np.asarray(x)[answer] for x in (*stats, logits))
 
 
 def argmax_loop(prompt, limit, **model):

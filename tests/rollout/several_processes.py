@@ -10,10 +10,11 @@ import sys
 import jax
 from sharded_sampling import CONFIG, policy
 
+from srft_jax.batch import Trajectory
 from srft_jax.config import MeshConfig, UsageError
 from srft_jax.mesh import make_mesh
 from srft_jax.models import families
-from srft_jax.rollout import Completion, Request, SamplingConfig, sample
+from srft_jax.rollout import Request, SamplingConfig, sample
 
 # For process 0 and for process 1: more and fewer, longer and shorter, with and without forced
 # tokens and stop ids, none at all.
@@ -65,14 +66,14 @@ def together(port: int, number: int) -> list:
 
 def complete(
     params: object, number: int, requests: list[Request], tensor: int | None = None
-) -> list[list[Completion]]:
+) -> list[list[Trajectory]]:
     config = SamplingConfig(temperature=0.8, max_new_tokens=20, slots=8, segment=16, tensor=tensor)
     return sample(params, CONFIG, requests, jax.random.key(number), config)
 
 
-def listed(groups: list[list[Completion]]) -> list:
+def listed(groups: list[list[Trajectory]]) -> list:
     """[tokens, log-probs] of every completion."""
-    return [[one.tokens.tolist(), one.logprobs.tolist()] for group in groups for one in group]
+    return [[t.tokens.tolist(), t.logprobs.tolist()] for group in groups for t in group]
 
 
 if __name__ == "__main__":

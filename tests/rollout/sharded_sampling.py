@@ -16,14 +16,14 @@ import jax
 import jax.monitoring
 import numpy as np
 from jax.sharding import Mesh
-from srft_jax.rollout.params import decode_params
 
-from srft_jax.batch import KVCache
+from srft_jax.batch import KVCache, Trajectory
 from srft_jax.config import MeshConfig, ModelConfig, Truncation
 from srft_jax.host.compilations import Compilations
 from srft_jax.mesh import decode_mesh, make_mesh
 from srft_jax.models import families, init_params
-from srft_jax.rollout import Completion, Request, SamplingConfig, engine, sample
+from srft_jax.rollout import Request, SamplingConfig, engine, sample
+from srft_jax.rollout.decode_layout import decode_params
 
 CONFIG = ModelConfig(
     vocab_size=24,
@@ -97,7 +97,7 @@ def main() -> None:
     print(json.dumps(results))
 
 
-def on_mesh(case: Case, wanted: list[list[Completion]]) -> dict:
+def on_mesh(case: Case, wanted: list[list[Trajectory]]) -> dict:
     mesh = make_mesh(MeshConfig(*case.mesh))
     params = jax.device_put(policy(), families.param_shardings(mesh, CONFIG))
     with jax.set_mesh(mesh):
@@ -116,7 +116,7 @@ def on_mesh(case: Case, wanted: list[list[Completion]]) -> dict:
     }
 
 
-def complete(case: Case, params: object) -> list[list[Completion]]:
+def complete(case: Case, params: object) -> list[list[Trajectory]]:
     config = SamplingConfig(
         temperature=case.temperature,
         truncation=case.truncation,
@@ -128,11 +128,11 @@ def complete(case: Case, params: object) -> list[list[Completion]]:
     return sample(params, CONFIG, REQUESTS, jax.random.key(11), config)
 
 
-def difference(got: list[list[Completion]], wanted: list[list[Completion]]) -> dict:
+def difference(got: list[list[Trajectory]], wanted: list[list[Trajectory]]) -> dict:
     """Completions with other tokens, and the largest difference of what is said of the tokens."""
     pairs = [pair for groups in zip(got, wanted, strict=True) for pair in zip(*groups, strict=True)]
     other = [a for a, b in pairs if a.tokens.tolist() != b.tokens.tolist()]
-    names = ("logprobs", "entropies", "drawn_logprobs")
+    names = ("logprobs", "entropies")
     floats = [
         float(np.abs(getattr(a, name) - getattr(b, name)).max())
         for a, b in pairs

@@ -11,7 +11,7 @@ from test_families_sampled import FAMILIES
 
 from srft_jax.models import families, init_params
 from srft_jax.rollout import Request, sample
-from srft_jax.rollout.params import decode_params
+from srft_jax.rollout.decode_layout import decode_params
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -39,7 +39,7 @@ def test_log_probs_are_the_trainers(logits_std, entropy):
     prompts = [rng.integers(0, CONFIG.vocab_size, 1 + 3 * i).tolist() for i in range(16)]
     config = sampling(max_new_tokens=48, slots=64, segment=16, dtype="bfloat16")
     groups = sample(params, CONFIG, [Request(p, 4) for p in prompts], KEY, config)
-    found, differences, to_float32 = [], [], []
+    all_entropies, differences, to_float32 = [], [], []
     for prompt, group in zip(prompts, groups, strict=True):
         for completion in group:
             rough, entropies, exact = (
@@ -48,12 +48,12 @@ def test_log_probs_are_the_trainers(logits_std, entropy):
                 )[index]
                 for dtype, index in (("bfloat16", 0), ("bfloat16", 1), ("float32", 0))
             )
-            found.append(entropies)
+            all_entropies.append(entropies)
             differences.append(np.abs(completion.logprobs - rough))
             to_float32.append(np.abs(completion.logprobs - exact))
-    found, differences, to_float32 = map(np.concatenate, (found, differences, to_float32))
+    differences, to_float32 = map(np.concatenate, (differences, to_float32))
     assert len(differences) == 16 * 4 * 48
-    assert entropy[0] < found.mean() < entropy[1]
+    assert entropy[0] < np.concatenate(all_entropies).mean() < entropy[1]
     assert differences.mean() <= 2e-3 and np.quantile(differences, 0.999) <= 5e-2
     # It is the rounding that agrees: to float32 the distance is more than that.
     assert to_float32.mean() > 2e-3 > 4 * differences.mean()
@@ -71,12 +71,12 @@ def test_log_probs_of_families_are_the_trainers(family):
     differences = {"bfloat16": [], "float32": []}
     for prompt, group in zip(prompts, groups, strict=True):
         for completion in group:
-            for dtype, found in differences.items():
-                of_trainer = trainer_view(
+            for dtype, distances in differences.items():
+                trainers, *_ = trainer_view(
                     prompt, completion.tokens, params=params, config=config, dtype=dtype, width=96
-                )[0]
-                found.append(np.abs(completion.logprobs - of_trainer))
-    rough, exact = (np.concatenate(found) for found in differences.values())
+                )
+                distances.append(np.abs(completion.logprobs - trainers))
+    rough, exact = (np.concatenate(distances) for distances in differences.values())
     assert exact.mean() > 1e-3 > 10 * rough.mean()
 
 
@@ -84,7 +84,7 @@ def test_decode_reads_rounded_matrices_and_whole_scales():
     """Side by side where they multiply the same vector."""
     params = policy(1.0)
     converted = decode_params(params, CONFIG, "bfloat16", mesh=None)
-    scales = {row.name for row in families.parameters(CONFIG) if row.is_scale}
+    scales = {entry.name for entry in families.parameters(CONFIG) if entry.is_scale}
     for layer in converted["layers"]:
         for name, leaf in layer.items():
             assert leaf.dtype == (jnp.float32 if name in scales else jnp.bfloat16), name

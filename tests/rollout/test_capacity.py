@@ -6,27 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sampler_models import CONFIG, KEY, PARAMS, PROMPTS, assert_same, complete, sampling
+from sampler_models import (
+    CONFIG,
+    KEY,
+    PARAMS,
+    PROMPTS,
+    assert_same,
+    capacity,
+    complete,
+    sampling,
+    watched,
+)
 
 from srft_jax.config import UsageError
-from srft_jax.rollout import Request, engine, sample_stream, scheduler
+from srft_jax.rollout import Request, sample_stream
 from srft_jax.rollout.cache import CacheShape, empty_cache, settle
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # Longest first: the first row of two gives its place to short ones, then the second does.
 LIMITS = (200, 100, 33, 1, 24, 7, 40, 8, 9, 16)
-
-
-def spied(monkeypatch, name, note):
-    seen, function = [], getattr(engine, name)
-
-    def spy(*args, **kwargs):
-        seen.append(note(*args))
-        return function(*args, **kwargs)
-
-    monkeypatch.setattr(engine, name, spy)
-    return seen
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +39,10 @@ def long_tailed():
 
 
 @pytest.mark.slow
-def test_a_cache_that_grows_and_shrinks_changes_nothing(at_once, monkeypatch):
+def test_a_cache_that_grows_and_shrinks_changes_nothing(at_once):
     """Long-tail limits in two rows, ten times as many completions, segments of eight."""
-    capacities = spied(monkeypatch, "decode", lambda p, state, *_: state.cache.values[0].shape[2])
-    assert_same(complete(long_tailed(), slots=2, max_new_tokens=200), at_once)
+    in_turns, capacities = watched(long_tailed(), capacity, slots=2, max_new_tokens=200)
+    assert_same(in_turns, at_once)
     assert max(capacities) >= 200
     assert {0, 32, 64, 128} <= {*capacities}, "in steps"
     steps = np.sign(np.diff(capacities))
@@ -61,52 +60,47 @@ def test_what_is_settled_stands_behind_what_was_there():
     cache = dataclasses.replace(
         drawn, lengths=jnp.asarray(lengths, jnp.int32), num_recent=jnp.int32(used)
     )
-    found = jax.jit(settle)(cache)
+    settled = jax.jit(settle)(cache)
     for row, end in enumerate(lengths):
         start = end - used
         for layer in range(CONFIG.num_layers):
             keys, values = cache.keys[layer][row], cache.values[layer][row]
             new_keys, new_values = cache.recent_keys[layer][row], cache.recent_values[layer][row]
             np.testing.assert_array_equal(
-                found.keys[layer][row, ..., :end],
+                settled.keys[layer][row, ..., :end],
                 np.concatenate([keys[..., :start], new_keys[..., :used]], axis=-1),
             )
             np.testing.assert_array_equal(
-                found.values[layer][row, :, :end],
+                settled.values[layer][row, :, :end],
                 np.concatenate([values[:, :start], new_values[:, :used]], axis=1),
             )
 
 
-def test_a_row_needs_room_for_its_own_tokens_only(monkeypatch):
+def test_a_row_needs_room_for_its_own_tokens_only():
     """Segments of eight that end early: 28 tokens and the unused end of a segment exceed 32."""
     requests = [Request(PROMPTS[i % 4], 1, (), n) for i, n in enumerate((32, 25, 3, 3, 3))]
     at_once = complete(requests, slots=8, segment=32, max_new_tokens=32)
-    capacities = spied(monkeypatch, "decode", lambda p, state, *_: state.cache.values[0].shape[2])
-    assert_same(complete(requests, slots=2, max_new_tokens=32), at_once)
+    in_turns, capacities = watched(requests, capacity, slots=2, max_new_tokens=32)
+    assert_same(in_turns, at_once)
     assert set(capacities) == {0, 32} and any(len(c.tokens) == 32 for (c,) in at_once)
 
 
-def plans(monkeypatch):
-    found, make = [], scheduler.make_plan
-
-    def spy(*args):
-        found.append(make(*args))
-        return found[-1]
-
-    monkeypatch.setattr(scheduler, "make_plan", spy)
-    return found
-
-
 @pytest.mark.slow
-def test_less_memory_is_fewer_rows_and_the_same_completions(monkeypatch):
+def test_less_memory_is_fewer_rows_and_the_same_completions():
     """A token is 128 bytes, so a MiB holds 8192, 264 for each row: not 40 rows, but 20 twice."""
-    found = plans(monkeypatch)
     requests = [Request(prompt, 10, (), 6) for prompt in PROMPTS]
-    all_in_one, in_parts = (
-        complete(requests, slots=40, max_new_tokens=256, cache_mib=mib) for mib in (None, 1)
+    (at_once, rows), (in_turns, fewer_rows) = (
+        watched(
+            requests,
+            lambda sampler: sampler.engine.sizes.rows,
+            slots=40,
+            max_new_tokens=256,
+            cache_mib=mib,
+        )
+        for mib in (None, 1)
     )
-    assert [plan.rows for plan in found] == [40, 20]
-    assert_same(in_parts, all_in_one)
+    assert {*rows} == {40} and {*fewer_rows} == {20}
+    assert_same(in_turns, at_once)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from sampler_models import (
     complete,
     complete_some,
     random_params,
+    watched,
 )
 
-from srft_jax.rollout import Request, engine
+from srft_jax.rollout import Request
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -28,21 +29,27 @@ LONG = list(np.random.default_rng(0).integers(0, CONFIG.vocab_size, 33))  # its 
         pytest.param(UNTIED, marks=pytest.mark.slow, id="untied"),
     ],
 )
-def test_greedy_equals_a_loop_of_whole_forward_passes(config, monkeypatch):
+def test_greedy_equals_a_loop_of_whole_forward_passes(config):
     """Two layers, grouped heads, odd lengths, and four rows for ten completions of five prompts."""
-    segments = []
-    decode = engine.decode
-    monkeypatch.setattr(engine, "decode", lambda *a, **k: segments.append(a[2]) or decode(*a, **k))
     params, limits, groups = random_params(config), (13, 7, 5, 21, 11), (2, 3, 1, 1, 3)
     prompts = (*PROMPTS, LONG)
-    requests = [Request(*of) for of in zip(prompts, groups, [()] * 5, limits, strict=True)]
-    completed = complete(requests, temperature=0.0, slots=4, params=params, config=config)
+    requests = [
+        Request(prompt, group_size, max_new_tokens=limit)
+        for prompt, group_size, limit in zip(prompts, groups, limits, strict=True)
+    ]
+
+    def counts_and_waiting(sampler):
+        return [row.count for row in sampler.slots.running], sampler.slots.waiting
+
+    completed, segments = watched(
+        requests, counts_and_waiting, params=params, config=config, temperature=0.0, slots=4
+    )
     for prompt, limit, group in zip(prompts, limits, completed, strict=True):
         expected = argmax_loop(prompt, limit, params=params, config=config)
         assert len(set(expected)) > 2, "the policy does not repeat itself"
         assert [c.tokens.tolist() for c in group] == [expected] * len(group)
     # Some row took a completion while another was in the midst of one.
-    assert any(min(rows.counts[rows.live]) == 0 < max(rows.counts[rows.live]) for rows in segments)
+    assert any(0 < len(counts) < 4 and waiting for counts, waiting in segments)
 
 
 def test_permuting_requests_permutes_greedy_results():
@@ -52,7 +59,7 @@ def test_permuting_requests_permutes_greedy_results():
     plain = complete(requests, temperature=0.0)
     permuted = complete([requests[i] for i in order], temperature=0.0)
     assert_same([plain[i] for i in order], permuted)
-    assert [[c.request for c in group] for group in permuted] == [[i] * 4 for i in range(4)]
+    assert [[c.group for c in group] for group in permuted] == [[i] * 4 for i in range(4)]
 
 
 def test_a_draw_goes_by_the_number_of_its_request():

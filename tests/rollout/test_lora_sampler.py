@@ -8,7 +8,7 @@ from sampler_models import CONFIG, KEY, PROMPTS, random_params, sampling, traine
 from srft_jax.config import LoraConfig
 from srft_jax.models import lora
 from srft_jax.rollout import Request, sample
-from srft_jax.rollout.params import decode_params
+from srft_jax.rollout.decode_layout import decode_params
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -19,7 +19,7 @@ PARAMS = jax.tree.map(np.asarray, random_params(ADAPTED))
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
 def test_log_probs_are_the_trainers(dtype, tolerance):
-    """Of a base in bfloat16."""
+    """The frozen base is in bfloat16."""
     base = jax.tree.map(lambda x: x.astype("bfloat16"), lora.frozen(PARAMS, ADAPTED))
     params = lora.whole(base, lora.trained(PARAMS, ADAPTED))
     with jax.default_matmul_precision("highest"):
@@ -29,12 +29,12 @@ def test_log_probs_are_the_trainers(dtype, tolerance):
     differences, without = [], []
     for prompt, group in zip(PROMPTS, groups, strict=True):
         for completion in group:
-            of_trainer, of_base = (
-                trainer_view(prompt, completion.tokens, params=one, config=config, dtype=dtype)[0]
-                for one, config in ((params, ADAPTED), (base, CONFIG))
+            adapted, plain = (
+                trainer_view(prompt, completion.tokens, params=policy, config=config, dtype=dtype)
+                for policy, config in ((params, ADAPTED), (base, CONFIG))
             )
-            differences.append(np.abs(completion.logprobs - of_trainer))
-            without.append(np.abs(completion.logprobs - of_base))
+            differences.append(np.abs(completion.logprobs - adapted[0]))
+            without.append(np.abs(completion.logprobs - plain[0]))
     assert np.concatenate(differences).max() <= tolerance
     assert np.concatenate(differences).mean() <= 2e-3
     assert np.concatenate(without).mean() > 0.3  # the adapters matter

@@ -1,27 +1,26 @@
 """Where prompts stand in packed rows, and what is told of them."""
 
-from collections import deque
-
 import numpy as np
 import pytest
 
-from srft_jax.rollout import packing
 from srft_jax.rollout.packing import pack_prompts
-from srft_jax.rollout.slots import Placement, Prompt
+from srft_jax.rollout.slots import Placement, PromptEntry
 
 
-def placements(lengths, num_forced=0, shards=1):
+def placements(lengths, num_forced=0, shards=1, temperature=1.0):
     """Token ids count on from prompt to prompt, so that each occurs once."""
     ends = np.cumsum(lengths)
     prompts = [
-        Prompt((*range(end - length, end),), num_forced, deque())
+        PromptEntry((*range(end - length, end),), num_forced, temperature)
         for length, end in zip(lengths, ends, strict=True)
     ]
     return [Placement(i % shards, i // shards, prompt) for i, prompt in enumerate(prompts)]
 
 
-def packed(wanted, shards=1, with_forced=False):
-    return list(pack_prompts(wanted, shards=shards, num_slots=40, with_forced=with_forced))
+def packed(wanted, shards=1, with_forced=False, **options):
+    return list(
+        pack_prompts(wanted, shards=shards, num_slots=40, with_forced=with_forced, **options)
+    )
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -40,16 +39,16 @@ def test_every_prompt_stands_where_its_place_says(shards):
                 assert len({*prompts.segment_ids[where]}) == 1
                 found.append((shard, slot, tuple(prompts.tokens[where])))
         # What the host is told is the same.
-        for one in placed:
-            tokens = prompts.tokens[one.row, one.start :][: len(one.placement.prompt.tokens)]
-            assert tuple(tokens) == one.placement.prompt.tokens
+        for place in placed:
+            tokens = prompts.tokens[place.row, place.start :][: len(place.placement.prompt.tokens)]
+            assert tuple(tokens) == place.placement.prompt.tokens
         assert (prompts.segment_ids > 0).sum() == sum(
-            len(o.placement.prompt.tokens) for o in placed
+            len(place.placement.prompt.tokens) for place in placed
         )
         for row in prompts.segment_ids:
             inside = row[row > 0]
             assert (np.diff(inside) >= 0).all() and len({*inside}) == max(inside, default=0)
-    assert sorted(found) == sorted((one.shard, one.slot, one.prompt.tokens) for one in wanted)
+    assert sorted(found) == sorted((p.shard, p.slot, p.prompt.tokens) for p in wanted)
 
 
 def test_shapes_are_bounded_by_what_is_used_and_few():
@@ -63,12 +62,17 @@ def test_shapes_are_bounded_by_what_is_used_and_few():
     assert shapes == {((rows, 192), (40,)) for rows in (1, 4, 16)}
 
 
-def test_many_prompts_take_several_passes(monkeypatch):
-    monkeypatch.setattr(packing, "TOKENS_PER_PASS", 256)
+def test_prompts_of_very_different_lengths_do_not_pad_to_the_longest():
+    """104 tokens in 128 places."""
+    passes = packed(placements([60, *[2] * 22]))
+    assert [prompts.tokens.shape for prompts, _ in passes] == [(1, 64), (1, 64)]
+
+
+def test_many_prompts_take_several_passes():
     wanted = placements([60, 50, 64, 40, 61, 62, 3, 2])
-    passes = packed(wanted)
+    passes = packed(wanted, tokens_per_pass=256)
     assert [prompts.tokens.shape for prompts, _ in passes] == [(4, 64), (1, 64), (1, 64)]
-    seen = [one.placement for _, placed in passes for one in placed]
+    seen = [place.placement for _, placed in passes for place in placed]
     assert sorted(p.slot for p in seen) == [*range(8)]
 
 
@@ -82,7 +86,14 @@ def test_a_shard_without_a_new_prompt_goes_along():
 def test_forced_tokens_are_targets_of_the_tokens_before_them():
     wanted = [*placements([6], num_forced=2), *placements([3])]
     ((prompts, placed),) = packed(wanted, with_forced=True)
-    targets = {one.start: prompts.forced[0, one.start :][:6].tolist() for one in placed}
+    targets = {p.start: prompts.forced[0, p.start :][:6].tolist() for p in placed}
     assert targets == {0: [-1, -1, -1, 4, 5, -1], 6: [-1] * 6}
     ((prompts, _),) = packed(wanted)
-    assert prompts.forced is None
+    assert prompts.forced is None and prompts.temperatures is None
+
+
+def test_forced_tokens_are_scored_at_their_own_temperature():
+    """Greedy ones at 1, as what a greedy completion draws."""
+    warm, greedy = placements([6], 2, temperature=0.7), placements([3], 1, temperature=0.0)
+    ((prompts, _),) = packed([*warm, *greedy], with_forced=True)
+    np.testing.assert_allclose(prompts.temperatures[0, :9], [0.7] * 6 + [1.0] * 3)

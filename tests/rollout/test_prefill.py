@@ -7,75 +7,60 @@ from sampler_models import (
     KEY,
     PARAMS,
     PROMPTS,
-    complete,
     complete_some,
     sampling,
     trainer_view,
+    watched,
 )
 
-from srft_jax.rollout import Progress, Request, engine, sample_stream
-from srft_jax.rollout import sampler as programs
+from srft_jax.rollout import Request, RolloutProgress, sample_stream
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 FORCED = [2, 7, 1, 8]
 
 
-@pytest.fixture
-def prefilled(monkeypatch):
-    """Packed prompts of every prefill."""
-    seen = []
-
-    def spy(params, prompts, packed, **kwargs):
-        seen.append(packed)
-        return programs.prefill(params, prompts, packed, **kwargs)
-
-    monkeypatch.setattr(engine, "prefill", spy)
-    return seen
+def prompt_tokens(sampler):
+    """Tokens prefilled so far."""
+    return sampler.engine.prompt_tokens
 
 
-def num_tokens(passes):
-    return sum(int((packed.segment_ids > 0).sum()) for packed in passes)
-
-
-def test_a_prompt_is_run_once_for_all_requests_and_waves(prefilled):
+def test_a_prompt_is_run_once_for_all_requests_and_waves():
     """Fourteen completions in eight rows; the first prompt is asked for twice."""
     requests = [
         Request(prompt, n)
         for prompt, n in zip((*PROMPTS, PROMPTS[0]), (2, 2, 4, 4, 2), strict=True)
     ]
-    groups = complete(requests)
-    assert num_tokens(prefilled) == sum(map(len, PROMPTS)) == 18
+    groups, prefilled = watched(requests, prompt_tokens)
+    assert prefilled[-1] == sum(map(len, PROMPTS)) == 18
     draws = {tuple(c.tokens) for group in groups for c in group}
     assert len(draws) == 14, "though each draws for itself"
 
 
-def test_prompts_of_very_different_lengths_do_not_pad_to_the_longest(prefilled):
-    prompts = [[1] * 60, *([i] * 2 for i in range(2, 24))]
-    complete([Request(prompt, 1, (), 1) for prompt in prompts], slots=32)
-    assert [packed.tokens.shape for packed in prefilled] == [(1, 64), (1, 64)]
-    assert num_tokens(prefilled) == 60 + 44
-
-
-def test_forced_tokens_are_prefilled_and_scored_as_the_trainer_does(prefilled):
+def test_forced_tokens_are_prefilled_and_scored_as_the_trainer_does():
     """Beside the same prompt without them, and with a group that shares them."""
-    requests = [Request(PROMPTS[0]), Request(PROMPTS[0], 2, FORCED), Request(PROMPTS[2], 1, [4])]
-    (plain,), led, (one,) = complete_some(requests)
-    assert (plain.num_forced, one.num_forced, [c.num_forced for c in led]) == (0, 1, [4, 4])
-    assert num_tokens(prefilled) == 5 + (5 + 4) + (9 + 1) + 1  # and the filler's one
-    assert one.tokens[0] == 4 and led[0].tokens.tolist() != led[1].tokens.tolist()
-    for prompt, completion in ((0, plain), (0, led[0]), (0, led[1]), (2, one)):
+    requests = [
+        Request(PROMPTS[0]),
+        Request(PROMPTS[0], 2, FORCED),
+        Request(PROMPTS[2], 1, [4]),
+        Request([20], 4, max_new_tokens=1),  # so that `complete_some` compiles nothing new
+    ]
+    ((plain,), led, (short,), _), prefilled = watched(requests, prompt_tokens)
+    assert (plain.num_forced, short.num_forced, [c.num_forced for c in led]) == (0, 1, [4, 4])
+    assert led[0].sampled.tolist() == [False] * 4 + [True] * 12
+    assert prefilled[-1] == 5 + (5 + 4) + (9 + 1) + 1
+    assert short.tokens[0] == 4 and led[0].tokens.tolist() != led[1].tokens.tolist()
+    for prompt, completion in ((0, plain), (0, led[0]), (0, led[1]), (2, short)):
         assert len(completion.tokens) == 16
         logprobs, entropies, _ = trainer_view(PROMPTS[prompt], completion.tokens)
         np.testing.assert_allclose(completion.logprobs, logprobs, atol=1e-5)
         np.testing.assert_allclose(completion.entropies, entropies, atol=1e-5)
-        np.testing.assert_array_equal(completion.drawn_logprobs, completion.logprobs)
     for completion in led:
         assert completion.tokens[:4].tolist() == FORCED
 
 
 def test_forced_tokens_take_no_decode_steps():
-    seen: list[Progress] = []
+    seen: list[RolloutProgress] = []
     requests = [Request(PROMPTS[0], 4, FORCED, 6), *(Request(p, 1, (), 2) for p in PROMPTS[1:])]
     groups = list(sample_stream(PARAMS, CONFIG, requests, KEY, sampling(), observer=seen.append))
     assert sorted(len(c.tokens) for c in groups) == [2] * 3 + [6] * 4

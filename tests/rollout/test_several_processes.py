@@ -30,9 +30,9 @@ def start(*arguments):
 
 
 def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,11 @@ def printed():
 def test_a_process_gets_what_it_gets_alone(printed, number):
     together, alone = printed[number], printed[2][number]
     lengths = [[len(tokens) for tokens, _ in completions] for completions in alone]
-    assert [len(of_round) for of_round in lengths] == [[10, 0, 0], [2, 4, 0]][number]
+    assert [len(completions) for completions in lengths] == [[10, 0, 0], [2, 4, 0]][number]
     assert max(map(max, filter(None, lengths))) == 40
-    for of_round, expected in zip(together, alone, strict=True):
-        assert [tokens for tokens, _ in of_round] == [tokens for tokens, _ in expected]
-        for (_, logprobs), (_, wanted) in zip(of_round, expected, strict=True):
+    for completions, expected in zip(together, alone, strict=True):
+        assert [tokens for tokens, _ in completions] == [tokens for tokens, _ in expected]
+        for (_, logprobs), (_, wanted) in zip(completions, expected, strict=True):
             np.testing.assert_allclose(logprobs, wanted, atol=1e-5)
 
 

@@ -6,18 +6,33 @@ import numpy as np
 import pytest
 from sampler_models import sampling
 
+from srft_jax.batch import prompt_key
 from srft_jax.rollout import Request
-from srft_jax.rollout.slots import Slots, distinct_prompts, power_of_two
+from srft_jax.rollout.request import resolved
+from srft_jax.rollout.slots import Slots, power_of_two
+
+KEY = np.array([3, 4], np.uint32)
+
+
+def queued(slots, requests):
+    """`slots` with requests added, as a sampler fills them in."""
+    slots.add([resolved(i, request, sampling()) for i, request in enumerate(requests)], KEY)
+    return slots
 
 
 def table(requests, *, shards=1, rows=4, prompt_slots=4, lanes=4):
-    prompts = distinct_prompts(requests, sampling())
-    return Slots(prompts, shards=shards, rows=rows, prompt_slots=prompt_slots, lanes=lanes)
+    slots = queued(Slots(shards=shards), requests)
+    slots.grow(rows=rows, prompt_slots=prompt_slots, lanes=lanes)
+    return slots
+
+
+def name(completion):
+    return completion.group, completion.member
 
 
 def running(slots):
-    """(request, member) by row, None where idle."""
-    return [[row and (row.job.request, row.job.member) for row in shard] for shard in slots.rows]
+    """(group, member) by row, None where idle."""
+    return [[row and name(row.completion) for row in shard] for shard in slots.rows]
 
 
 def drained(slots):
@@ -26,15 +41,15 @@ def drained(slots):
     while True:
         placed += len(slots.admit())
         check(slots)
-        now = [(row.job.request, row.job.member) for row in slots.running]
-        order += [one for one in now if one not in order]
-        if not now:
+        here = [name(row.completion) for row in slots.running]
+        order += [completion for completion in here if completion not in order]
+        if not here:
             return order, placed
         slots.retire(next(slots.numbered())[0])
 
 
 def check(slots):
-    """Rows hold different lanes of the prompts that they are of; the index says so."""
+    """Rows hold different lanes of their prompts; the index says so."""
     lanes = [
         (shard, row.prompt_slot, row.lane)
         for shard, rows in enumerate(slots.rows)
@@ -61,25 +76,59 @@ def test_equal_prompts_are_one_and_forced_tokens_make_another():
         Request([1], 1, forced=[2]),
         Request([3], 0),
     ]
-    prompts = distinct_prompts(requests, sampling())
-    found = [(p.tokens, p.forced, [(j.request, j.member) for j in p.waiting]) for p in prompts]
-    assert found == [
+    entries = queued(Slots(shards=1), requests).unfinished
+    assert [(e.tokens, e.forced, [name(c) for c in e.waiting]) for e in entries] == [
         ((1, 2), (), [(0, 0), (0, 1), (1, 0)]),
         ((1, 2), (2,), [(2, 0)]),
     ]
+    assert entries[0].key == prompt_key([1, 2]) and entries[1].key == prompt_key([1])
+
+
+def test_forced_tokens_at_another_temperature_make_another_prompt():
+    """Their log-probs differ; without forced tokens the prompt is the same at any temperature."""
+    requests = [Request([1], forced=forced, temperature=t) for forced in ((), [2]) for t in (0, 1)]
+    entries = queued(Slots(shards=1), requests).unfinished
+    assert [(e.forced, e.temperature) for e in entries] == [((), 1.0), ((2,), 0), ((2,), 1)]
+    assert [len(e.waiting) for e in entries] == [2, 1, 1]
+
+
+def test_what_is_added_later_joins_a_prompt_that_is_in_use():
+    slots = table([Request([1], 2), Request([2], 1, (), 3)], rows=2, prompt_slots=2)
+    assert len(slots.admit()) == 1
+    queued(slots, [Request([1], 1, group=7), Request([2], 1, group=8), Request([3], group=9)])
+    assert [(e.tokens, [name(c) for c in e.waiting]) for e in slots.unfinished] == [
+        ((2,), [(1, 0), (8, 0)]),  # its longest limit is 16 now, and it came before [3]
+        ((3,), [(9, 0)]),
+        ((1,), [(7, 0)]),
+    ]
+    slots.grow(rows=8, prompt_slots=4, lanes=4)
+    assert [placement.prompt.tokens for placement in slots.admit()] == [(2,), (3,)]
+    assert running(slots)[0][:6] == [(0, 0), (0, 1), (7, 0), (1, 0), (8, 0), (9, 0)]
+    check(slots)
+
+
+def test_a_prompt_that_nobody_uses_any_more_is_placed_again():
+    """The cache may have shrunk to shorter prompts since."""
+    slots = table([Request([1] * 40), Request([2])], rows=2)
+    assert len(slots.admit()) == 2
+    slots.retire(0)
+    assert slots.longest_prompt == 1
+    queued(slots, [Request([1] * 40, group=5)])
+    assert [placement.prompt.tokens for placement in slots.admit()] == [(1,) * 40]
+    assert running(slots)[0][:2] == [(5, 0), (1, 0)]
 
 
 def test_the_longest_limits_start_first_and_equal_ones_in_order():
     limits = (3, None, 40, 3, 16)  # None takes 16
     requests = [Request([i], 1, (), limit) for i, limit in enumerate(limits)]
     order, placed = drained(table(requests, rows=1))
-    assert [request for request, _ in order] == [2, 1, 4, 0, 3]
+    assert [group for group, _ in order] == [2, 1, 4, 0, 3]
     assert placed == 5
 
 
 def test_completions_of_resident_prompts_start_before_other_prompts():
     slots = table([Request([1], 3, (), 9), Request([2], 3, (), 8)], rows=2)
-    assert [one.prompt.tokens for one in slots.admit()] == [(1,)]
+    assert [placement.prompt.tokens for placement in slots.admit()] == [(1,)]
     assert running(slots) == [[(0, 0), (0, 1)]]
     slots.retire(1)
     assert slots.admit() == [] and running(slots) == [[(0, 0), (0, 2)]]
@@ -100,17 +149,17 @@ def test_a_group_larger_than_the_lanes_starts_as_lanes_become_free():
 
 def test_a_prompt_keeps_its_slot_until_its_last_completion_ends():
     slots = table([Request([1]), Request([2]), Request([3])], rows=3, prompt_slots=2, lanes=1)
-    assert [one.slot for one in slots.admit()] == [0, 1]
+    assert [placement.slot for placement in slots.admit()] == [0, 1]
     assert running(slots) == [[(0, 0), (1, 0), None]] and slots.waiting
     slots.retire(1)
-    assert [(one.slot, one.prompt.tokens) for one in slots.admit()] == [(1, (3,))]
+    assert [(p.slot, p.prompt.tokens) for p in slots.admit()] == [(1, (3,))]
     assert not slots.waiting
 
 
 def test_shards_are_filled_evenly_and_own_their_prompts():
     slots = table([Request([i], 2) for i in range(6)], shards=3, rows=4, prompt_slots=2, lanes=2)
     placements = slots.admit()
-    assert [(one.shard, one.slot) for one in placements] == [
+    assert [(p.shard, p.slot) for p in placements] == [
         (0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1),
     ]  # fmt: skip
     check(slots)

@@ -28,9 +28,12 @@ def test_completions_are_handed_out_while_the_next_segment_runs(monkeypatch):
 
         monkeypatch.setattr(Engine, name, spy)
     groups, limits = (1, 2, 1, 4), (16, 3, 16, 11)
-    requests = [Request(*of) for of in zip(PROMPTS, groups, [()] * 4, limits, strict=True)]
+    requests = [
+        Request(prompt, group_size, max_new_tokens=limit)
+        for prompt, group_size, limit in zip(PROMPTS, groups, limits, strict=True)
+    ]
     for completion in stream(requests):
-        events.append((completion.request, completion.member))
+        events.append((completion.group, completion.member))
     segment = ["prefill", "start"]
     assert events == [
         *segment,

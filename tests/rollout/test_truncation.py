@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from srft_jax.rollout.blocks import in_blocks
 
 from srft_jax.config import Truncation, UsageError
 from srft_jax.rollout.truncation import threshold
+from srft_jax.rollout.vocab_tiles import in_tiles
 
 cut = jax.jit(threshold, static_argnums=1)
 SPREADS = [1e-3, 0.3, 3.0, 10.0, 100.0]
@@ -15,9 +15,9 @@ SPREADS = [1e-3, 0.3, 3.0, 10.0, 100.0]
 
 def allowed(p, truncation):
     """[B, V]: what may be drawn. p: relative to the likeliest."""
-    blocks = in_blocks(jnp.asarray(p), 0.0)
-    least = cut(blocks, truncation)
-    return np.asarray(blocks >= least[:, None, None]).reshape(len(p), -1)[:, : p.shape[1]]
+    tiles = in_tiles(jnp.asarray(p), 0.0)
+    least = cut(tiles, truncation)
+    return np.asarray(tiles >= least[:, None, None]).reshape(len(p), -1)[:, : p.shape[1]]
 
 
 def allowed_by_sorting(p, top_k, top_p, min_p):

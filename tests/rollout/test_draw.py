@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-from srft_jax.rollout.blocks import in_blocks, over_blocks, token_at
 
 from srft_jax.config import Truncation
-from srft_jax.rollout import sampling
+from srft_jax.rollout import draw as drawing
+from srft_jax.rollout.vocab_tiles import in_tiles, over_tiles, token_at
 
-draw = jax.jit(sampling.draw, static_argnums=(2, 3))
+draw = jax.jit(drawing.draw, static_argnames=("truncation",))
 LOGITS = np.array([-np.inf, 1.0, 0.0, 2.0, -1.0, 2.0, 0.5, -np.inf, 1.5, -2.0, 0.0], np.float32)
 LAST_UNIFORM = 1.0 - 2.0**-23  # the largest that jax.random.uniform returns
 LARGEST_BELOW_1 = 1.0 - 2.0**-24
@@ -32,7 +32,7 @@ ROWS = {
 
 
 def truncated_softmax(logits, temperature, truncation):
-    """Of one row, in float64, by sorting."""
+    """Probabilities of one row, in float64, by sorting."""
     scaled = np.asarray(logits, np.float64) / temperature
     p = np.exp(scaled - scaled.max())
     if truncation.top_k:
@@ -69,7 +69,6 @@ def test_draws_are_distributed_as_the_truncated_softmax(row, truncation):
     expected = truncated_softmax(logits, temperature, truncation)
     np.testing.assert_allclose(counts(drawn, len(logits)) / num, expected, atol=2 / num)
     token, whole = np.asarray(drawn.token), truncated_softmax(logits, temperature, OFF)
-    np.testing.assert_allclose(drawn.drawn_logprob, np.log(expected[token]), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(drawn.logprob, np.log(whole[token]), rtol=1e-5, atol=1e-6)
     entropy = np.full(num, -sum(x * np.log(x) for x in whole if x > 0))
     np.testing.assert_allclose(drawn.entropy, entropy, rtol=1e-5, atol=1e-6)
@@ -90,11 +89,14 @@ def test_sampled_frequencies_pass_a_chi_square_test(temperature, truncation):
     assert stats.chisquare(observed[possible], expected[possible]).pvalue > 0.001
 
 
-def test_without_truncation_the_drawn_log_prob_is_the_log_prob():
-    drawn = draw_from(LOGITS, [0.1, 0.9])
-    np.testing.assert_array_equal(drawn.drawn_logprob, drawn.logprob)
-    truncated = draw_from(LOGITS, [0.1, 0.9], truncation=Truncation(top_k=2))
-    assert (truncated.drawn_logprob > truncated.logprob).all()
+@pytest.mark.parametrize("truncation", TRUNCATIONS[1:], ids=str)
+def test_under_truncation_the_log_prob_is_that_of_the_whole_tempered_distribution(truncation):
+    """Whichever token is drawn has more in what the truncation leaves."""
+    drawn = draw_from(LOGITS, [0.1, 0.9], 0.7, truncation)
+    token = np.asarray(drawn.token)
+    whole, left = (truncated_softmax(LOGITS, 0.7, how)[token] for how in (OFF, truncation))
+    np.testing.assert_allclose(drawn.logprob, np.log(whole), rtol=1e-6)
+    assert (left > 1.05 * whole).all()
 
 
 @pytest.mark.parametrize("vocab", [11, 5_000, pytest.param(151_936, marks=pytest.mark.slow)])
@@ -112,16 +114,16 @@ def test_extremes_draw_tokens_that_have_probability(vocab, truncation):
     assert len(set(drawn.token.tolist())) > 2
 
 
-def test_uniforms_at_the_edge_of_a_block_draw_a_positive_weight():
-    """By rounding, such a uniform may point before the first weight of the block, which is 0."""
+def test_uniforms_at_the_edge_of_a_tile_draw_a_positive_weight():
+    """By rounding, such a uniform may point before the first weight of the tile, which is 0."""
     weights = np.random.default_rng(0).random((100, 1_000)).astype(np.float32)
-    blocks = in_blocks(jnp.asarray(weights), 0.0).at[:, ::2].set(0.0)
-    sums = over_blocks(jnp.add, jnp.abs, blocks)
+    tiles = in_tiles(jnp.asarray(weights), 0.0).at[:, ::2].set(0.0)
+    sums = over_tiles(jnp.add, jnp.abs, tiles)
     edges = jnp.cumsum(sums, axis=1) / jnp.sum(sums, axis=1, keepdims=True)
     draw_token = jax.jit(token_at, static_argnums=3)
     for uniform in edges[:, :-1].T:
-        token = draw_token(blocks, sums, uniform, jnp.abs)
-        assert (jnp.take_along_axis(blocks.reshape(100, -1), token[:, None], axis=1) > 0).all()
+        token = draw_token(tiles, sums, uniform, jnp.abs)
+        assert (jnp.take_along_axis(tiles.reshape(100, -1), token[:, None], axis=1) > 0).all()
 
 
 def test_a_draw_depends_on_its_own_row_alone():
@@ -133,7 +135,7 @@ def test_a_draw_depends_on_its_own_row_alone():
     for row in range(0, 32, 5):
         alone = draw(logits[row : row + 1], uniform[row : row + 1], 1.0, Truncation(300, 0.9))
         assert alone.token == together.token[row]
-        np.testing.assert_allclose(alone.drawn_logprob, together.drawn_logprob[row], rtol=1e-6)
+        np.testing.assert_allclose(alone.logprob, together.logprob[row], rtol=1e-6)
 
 
 @pytest.mark.parametrize("truncation", [OFF, Truncation(top_k=2)], ids=str)
@@ -143,7 +145,6 @@ def test_temperature_zero_takes_the_likeliest_with_statistics_at_one(truncation)
     assert greedy.token.tolist() == [np.argmax(LOGITS)] == [3]
     likeliest = np.log(truncated_softmax(LOGITS, 1.0, OFF).max())
     np.testing.assert_allclose(greedy.logprob, [likeliest], rtol=1e-6)
-    np.testing.assert_array_equal(greedy.drawn_logprob, greedy.logprob)
     np.testing.assert_array_equal(greedy.entropy, plain.entropy)
 
 

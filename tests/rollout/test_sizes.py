@@ -7,20 +7,35 @@ from sampler_models import CONFIG, sampling
 
 from srft_jax.config import UsageError
 from srft_jax.mesh import exchange
-from srft_jax.rollout import Request, plan
-from srft_jax.rollout.plan import Plan, capacity_for, make_plan
-from srft_jax.rollout.slots import distinct_prompts
+from srft_jax.rollout import Request
+from srft_jax.rollout.request import resolved
+from srft_jax.rollout.sizes import (
+    Demand,
+    SamplerSizes,
+    cache_budget_mib,
+    capacity_for,
+    demand_on,
+    larger_of,
+    sampler_sizes,
+)
+from srft_jax.rollout.slots import Slots
 
 # 2 x 16 layers x 8 heads x 64 x 4 bytes: 64 KiB a token.
 LARGE = dataclasses.replace(CONFIG, num_layers=16, num_heads=8, num_kv_heads=8, head_dim=64)
 
 
-def plan_of(requests, model_config=CONFIG, **changes):
+def demand_of(requests, config):
+    slots = Slots(shards=1)
+    slots.add([resolved(i, request, config) for i, request in enumerate(requests)], None)
+    return demand_on(slots)
+
+
+def sizes_for(requests, model_config=CONFIG, **changes):
     config = sampling(**changes)
-    prompts = distinct_prompts(requests, config)
-    made = make_plan(model_config, prompts, config, mesh=None)
-    assert made.shards == made.local_shards == 1
-    return made
+    demand, budget = demand_of(requests, config), cache_budget_mib(config)
+    sizes = sampler_sizes(model_config, demand, config, None, budget_mib=budget)
+    assert sizes.shards == sizes.local_shards == 1
+    return sizes
 
 
 def groups(number, size, length=1):
@@ -54,14 +69,44 @@ def test_capacities_are_few_and_at_most_half_is_spare():
     ],
 )
 def test_sizes(requests, slots, rows, prompts, lanes):
-    assert plan_of(requests, slots=slots) == Plan(1, rows, prompts, lanes, capacity=32, stop_ids=4)
+    wanted = SamplerSizes(1, rows, prompts, lanes, capacity=32, stop_ids=4)
+    assert sizes_for(requests, slots=slots) == wanted
 
 
-def test_memory_holds_what_is_planned():
-    """At every budget, in order."""
+def test_demand_counts_what_runs_as_well_as_what_waits():
+    requests = [Request([1] * 9, 3, (), 20), Request([2], 2, [5], stop_ids=(1, 2))]
+    slots = Slots(shards=1)
+    slots.add([resolved(i, request, sampling()) for i, request in enumerate(requests)], None)
+    waiting = demand_on(slots)
+    assert waiting == Demand(
+        longest_prompt=9,
+        longest_completion=20,
+        prompts=2,
+        largest_group=3,
+        completions=5,
+        stop_ids=2,
+    )
+    slots.grow(rows=4, prompt_slots=2, lanes=4)
+    slots.admit()
+    assert demand_on(slots) == waiting
+    for row in range(3):
+        slots.retire(row)
+    assert demand_on(slots) == Demand(2, 16, 1, 2, 2, 2)
+
+
+def test_sizes_that_grow_have_room_for_what_was_there():
+    before, added = sizes_for(groups(8, 2), slots=8), sizes_for(groups(2, 16), slots=32)
+    assert (before.rows, before.prompts, before.lanes) == (8, 8, 2)
+    assert (added.rows, added.prompts, added.lanes) == (32, 2, 16)
+    both = larger_of(added, before)
+    assert (both.rows, both.prompts, both.lanes) == (32, 8, 16) and both == larger_of(before, added)
+
+
+def test_memory_holds_the_sizes():
+    """Rows grow with the budget."""
     rows = []
     for mib in (25, 60, 100, 200, 400, 800):
-        made = plan_of(groups(64, 4, length=100), LARGE, max_new_tokens=200, cache_mib=mib)
+        made = sizes_for(groups(64, 4, length=100), LARGE, max_new_tokens=200, cache_mib=mib)
         own, prompt = made.rows * (256 + 8), made.prompts * 128
         assert (own + prompt) * 64 / 1024 <= mib
         rows.append(made.rows)
@@ -73,14 +118,14 @@ def test_memory_holds_what_is_planned():
     [(5_000, 56), (900, 28), (560, 28), (400, 20), (300, 12), (200, 8)],
 )
 def test_rows_that_do_not_fit_at_once_take_even_turns(cache_mib, rows):
-    """Of 56 completions; a row takes 16.5 MiB, so 560 hold 28 beside 8 prompts, and 400 20."""
+    """A row takes 16.5 MiB, so for 56 completions 560 hold 28 beside 8 prompts, and 400 hold 20."""
     requests = groups(8, 7, length=100)
-    made = plan_of(requests, LARGE, slots=64, max_new_tokens=200, cache_mib=cache_mib)
+    made = sizes_for(requests, LARGE, slots=64, max_new_tokens=200, cache_mib=cache_mib)
     assert made.rows == rows
 
 
 class Device:
-    """With half of its 2 GiB in use."""
+    """Half of its 2 GiB are in use."""
 
     def memory_stats(self):
         return {"bytes_limit": 2**31, "bytes_in_use": 2**30}
@@ -89,25 +134,21 @@ class Device:
 @pytest.fixture
 def known_memory(monkeypatch):
     monkeypatch.setattr(exchange.jax, "local_devices", lambda: [Device(), Device()])
-    plan._mib_left.cache_clear()
-    yield
-    plan._mib_left.cache_clear()
 
 
-def test_all_processes_plan_with_the_least_memory_of_any(monkeypatch, known_memory):
+def test_all_processes_size_for_the_least_memory_of_any(monkeypatch, known_memory):
     """Here another one has 50 MiB; what is agreed on is a maximum, of negative numbers."""
     args = groups(64, 4, length=100), LARGE
-    least = plan_of(*args, max_new_tokens=200, cache_mib=40)  # 80%
+    least = sizes_for(*args, max_new_tokens=200, cache_mib=40)  # 80%
     assert exchange.least_mib_left() == 1024
-    assert plan_of(*args, max_new_tokens=200).rows > least.rows
-    plan._mib_left.cache_clear()
+    assert sizes_for(*args, max_new_tokens=200).rows > least.rows
     monkeypatch.setattr(exchange, "largest_of_processes", lambda left: (max(left, -50),))
-    assert plan_of(*args, max_new_tokens=200) == least
+    assert sizes_for(*args, max_new_tokens=200) == least
 
 
 def test_bfloat16_takes_half():
     sizes = [
-        plan_of(groups(64, 4), LARGE, slots=256, cache_mib=200, dtype=dtype).rows
+        sizes_for(groups(64, 4), LARGE, slots=256, cache_mib=200, dtype=dtype).rows
         for dtype in ("float32", "bfloat16")
     ]
     assert 1.8 <= sizes[1] / sizes[0] <= 2.5
@@ -115,7 +156,7 @@ def test_bfloat16_takes_half():
 
 def test_the_longest_limit_counts_whoever_has_it():
     short, long = groups(40, 1), [*groups(39, 1), Request([99], 1, (), 900)]
-    rows = [plan_of(requests, LARGE, slots=64, cache_mib=500).rows for requests in (short, long)]
+    rows = [sizes_for(r, LARGE, slots=64, cache_mib=500).rows for r in (short, long)]
     assert rows[0] == 40 > rows[1]
 
 
@@ -124,4 +165,4 @@ def test_no_room_for_one_row_is_refused_with_the_numbers():
         UsageError,
         match="one prompt of 100 tokens and one completion of 200 takes 24.5 MiB, more than the 20",
     ):
-        plan_of(groups(2, 1, length=100), LARGE, max_new_tokens=200, segment=8, cache_mib=20)
+        sizes_for(groups(2, 1, length=100), LARGE, max_new_tokens=200, segment=8, cache_mib=20)

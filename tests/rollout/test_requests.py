@@ -91,11 +91,11 @@ def test_a_stop_string_does_not_look_at_forced_tokens():
     assert len(completion.tokens) > len(forced)
 
 
-def test_completions_name_their_request_and_member_across_waves():
+def test_completions_name_their_group_and_member_across_waves():
     requests = [Request(prompt, group_size=3) for prompt in PROMPTS]
     groups = complete(requests, slots=5)
-    assert [[(c.request, c.member) for c in group] for group in groups] == [
-        [(request, member) for member in range(3)] for request in range(4)
+    assert [[(c.group, c.member) for c in group] for group in groups] == [
+        [(group, member) for member in range(3)] for group in range(4)
     ]
 
 

@@ -78,11 +78,11 @@ def test_completions_do_not_depend_on_slots_and_segment():
     assert_same(complete(requests), complete(requests, slots=3, segment=11))
 
 
-def test_a_number_stands_for_the_index():
+def test_a_group_stands_for_the_index():
     """So that processes draw for their requests what one would draw for all."""
     last = Request(PROMPTS[-1], group_size=4)
     *_, expected = complete([*(Request(prompt) for prompt in PROMPTS[:-1]), last])
-    (numbered,) = complete([dataclasses.replace(last, number=len(PROMPTS) - 1)])
+    (numbered,) = complete([dataclasses.replace(last, group=len(PROMPTS) - 1)])
     assert_same([numbered], [expected])
     assert complete([last])[0][0].tokens.tolist() != expected[0].tokens.tolist()
 
