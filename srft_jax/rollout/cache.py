@@ -205,28 +205,42 @@ def resized(cache: KVCache, prompt_capacity: int, capacity: int) -> KVCache:
     return dataclasses.replace(cache, **changes)
 
 
-@functools.partial(jax.jit, static_argnames=("rows", "prompts"))
-def with_more_rows(cache: KVCache, *, rows: int, prompts: int) -> KVCache:
-    """Return the cache with room for more rows and prompts, which come last on each shard.
+def with_more_rows(cache: KVCache, *, rows: int, prompts: int, shards: int) -> KVCache:
+    """Return the cache with room for more rows and prompts, made one leaf after the other.
+
+    No more than one leaf is held twice, as the old one is deleted. The host makes the index of the
+    cache anew before each segment.
 
     Args:
-        cache: As it is; the host makes its index anew before each segment.
+        cache: As it is.
         rows: Rows of each shard.
         prompts: Prompts of each shard.
+        shards: Parts that rows are split into.
     """
-    names = {"prompt_keys": prompts, "prompt_values": prompts, "keys": rows, "values": rows}
-    names |= {"recent_keys": rows, "recent_values": rows}
-    grown = {name: padded_by_shard(getattr(cache, name), size) for name, size in names.items()}
+    sizes = {"prompt_keys": prompts, "prompt_values": prompts, "keys": rows, "values": rows}
+    sizes |= {"recent_keys": rows, "recent_values": rows}
+    grown = {
+        name: tuple(grown_by_shard(leaf, size, shards) for leaf in getattr(cache, name))
+        for name, size in sizes.items()
+    }
     return dataclasses.replace(cache, **grown)
 
 
-def padded_by_shard(tree: Any, size: int) -> Any:
-    """Pad axis 0 of each array to `size` on every shard."""
+def grown_by_shard(x: Array, size: int, shards: int) -> Array:
+    """Return `x` with zeros at the end of axis 0 of each shard, `size` there; `x` is deleted."""
+    if x.shape[0] == shards * size:
+        return x
+    grown = _padded_by_shard(x, size=size)
+    x.delete()
+    return grown
 
+
+@functools.partial(jax.jit, static_argnames=("size",))
+def _padded_by_shard(x: Array, *, size: int) -> Array:
     def pad(x: Array) -> Array:
         return jnp.pad(x, [(0, size - x.shape[0]), *[(0, 0)] * (x.ndim - 1)])
 
-    return on_shards(jax.tree.map(by_row_shard(pad), tree))
+    return on_shards(by_row_shard(pad)(x))
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "size"))

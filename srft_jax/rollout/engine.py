@@ -17,8 +17,8 @@ from srft_jax.models.decoder import Params
 from srft_jax.rollout.cache import (
     CacheShape,
     empty_cache,
+    grown_by_shard,
     on_shards,
-    padded_by_shard,
     resized,
     with_more_rows,
 )
@@ -41,6 +41,8 @@ class Engine:
 
     Attributes:
         sizes: Rows and prompts there is room for.
+        prefill_params: As given.
+        decode_params: As given.
         state: Cache and hidden states on the device.
         prompt_tokens: Tokens that this process has prefilled so far.
     """
@@ -56,7 +58,7 @@ class Engine:
         mesh: Mesh | None,
     ) -> None:
         self._mesh, self._statics, self.sizes = mesh, statics, sizes
-        self._prefill_params, self._decode_params = prefill_params, decode_params
+        self.prefill_params, self.decode_params = prefill_params, decode_params
         self.prompt_tokens = 0
         shape = CacheShape(
             rows=sizes.shards * sizes.rows,
@@ -72,12 +74,13 @@ class Engine:
     def grow(self, sizes: SamplerSizes) -> None:
         """Make room for more rows and prompts beside the running ones."""
         self.sizes = sizes
-        rows, prompts = sizes.rows, sizes.prompts
+        rows, prompts, shards = sizes.rows, sizes.prompts, sizes.shards
+        state = self.state
         with self._in_mesh():
             self.state = SamplerState(
-                cache=with_more_rows(self.state.cache, rows=rows, prompts=prompts),
-                prompt_hidden=_padded(self.state.prompt_hidden, size=prompts),
-                hidden=_padded(self.state.hidden, size=rows),
+                cache=with_more_rows(state.cache, rows=rows, prompts=prompts, shards=shards),
+                prompt_hidden=grown_by_shard(state.prompt_hidden, prompts, shards),
+                hidden=grown_by_shard(state.hidden, rows, shards),
             )
 
     def prefill(self, slots: Slots, placements: Sequence[Placement], with_forced: bool) -> None:
@@ -103,7 +106,7 @@ class Engine:
         for packed, placed in passes:
             with self._in_mesh():
                 prompts, stats = prefill(
-                    self._prefill_params,
+                    self.prefill_params,
                     self.state.prompts,
                     rows_of_all(self._mesh, packed),
                     statics=self._statics,
@@ -125,7 +128,7 @@ class Engine:
         cache = dataclasses.replace(self.state.cache, **index)
         with self._in_mesh():
             self.state, drawn = decode(
-                self._decode_params,
+                self.decode_params,
                 dataclasses.replace(self.state, cache=cache),
                 rows_of_all(self._mesh, row_inputs(slots, self.sizes.stop_ids)),
                 np.int32(enough_finished),
@@ -207,6 +210,3 @@ def _empty_state(config: ModelConfig, shape: CacheShape, dtype: str) -> SamplerS
             hidden=jnp.zeros((shape.rows, config.dim), dtype),
         )
     )
-
-
-_padded = functools.partial(jax.jit, static_argnames=("size",))(padded_by_shard)

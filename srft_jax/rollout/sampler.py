@@ -116,7 +116,7 @@ class Sampler:
         self._params, self._version, self._layout = params, version, None
 
     def release(self) -> None:
-        """Forget parameters, cache and requests: their memory is free."""
+        """Forget parameters, cache and requests: their memory is free. A stream that runs ends."""
         self._params = self._layout = None
         self._become_idle()
 
@@ -175,11 +175,12 @@ class Sampler:
                         return
                     finished = []
                     continue
-                assert self.engine is not None
+                if self.engine is None:
+                    return  # the caller has released the sampler
                 drawn = self.engine.finish(running)
                 account.decode_seconds += time.monotonic() - began
 
-                account.note_segment(drawn, self.slots)
+                account.note_segment(drawn)
                 finished = self._take_finished(drawn)
                 account.finished += len(finished)
                 if observer is not None:
@@ -202,6 +203,7 @@ class Sampler:
         busy, waiting = largest_of_processes(bool(slots.running), slots.waiting)
         if not busy:
             return None
+        account.num_rows, account.some_wait = slots.num_rows, slots.waiting
         began = time.monotonic()
         num_rows = sizes.rows * sizes.shards
         # While nobody waits a segment goes on until all have ended.
@@ -383,20 +385,26 @@ def _stop_string_cut(row: ActiveRow, num_new: int, tokenizer: Detokenizer | None
 
 
 class _Account:
-    """What `RolloutProgress` reports of one stream."""
+    """What `RolloutProgress` reports of one stream.
+
+    Attributes:
+        num_rows: Rows of this process in the segment that runs.
+        some_wait: Completions waited for a row when that segment began.
+    """
 
     def __init__(self) -> None:
+        self.num_rows, self.some_wait = 0, False
         self._began = time.monotonic()
         self.finished = self.tokens = self.steps = 0
         self.prefill_seconds = self.decode_seconds = 0.0
         self._full_steps = self._full_tokens = 0  # counted while completions waited for a row
 
-    def note_segment(self, drawn: Drawn, slots: Slots) -> None:
+    def note_segment(self, drawn: Drawn) -> None:
         tokens = int(drawn.counts.sum())
         self.tokens += tokens
         self.steps += int(drawn.steps)
-        if slots.waiting:
-            self._full_steps += int(drawn.steps) * slots.num_rows
+        if self.some_wait:
+            self._full_steps += int(drawn.steps) * self.num_rows
             self._full_tokens += tokens
 
     def progress(self, total: int) -> RolloutProgress:

@@ -148,6 +148,19 @@ def test_temperature_zero_takes_the_likeliest_with_statistics_at_one(truncation)
     np.testing.assert_array_equal(greedy.entropy, plain.entropy)
 
 
+@pytest.mark.parametrize("truncation", [OFF, Truncation(top_p=0.8)], ids=str)
+def test_rows_of_several_temperatures_draw_what_each_draws_among_its_like(truncation):
+    """Two of four rows are greedy; other calls in which all rows have one temperature."""
+    temperatures = jnp.array([0.0, 0.7, 0.0, 1.3])
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 700)), jnp.float32)
+    uniform = jnp.array([0.9, 0.3, 0.1, 0.6])
+    mixed = draw(logits, uniform, temperatures, truncation)
+    for row, temperature in enumerate(temperatures):
+        alike = draw(logits, uniform, temperature, truncation)
+        for value, other in zip(mixed, alike, strict=True):
+            assert value[row] == other[row]
+
+
 def test_statistics_are_float32_whatever_the_logits():
     logits = jnp.ones((1, 3), jnp.bfloat16)
     drawn = jax.eval_shape(lambda: draw(logits, jnp.zeros(1), 1.0, Truncation(top_p=0.5)))
