@@ -219,7 +219,7 @@ def with_more_rows(cache: KVCache, *, rows: int, prompts: int, shards: int) -> K
     """
     sizes = {"prompt_keys": prompts, "prompt_values": prompts, "keys": rows, "values": rows}
     sizes |= {"recent_keys": rows, "recent_values": rows}
-    grown = {
+    grown: dict[str, Any] = {
         name: tuple(grown_by_shard(leaf, size, shards) for leaf in getattr(cache, name))
         for name, size in sizes.items()
     }
