@@ -119,34 +119,29 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=32768)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--iters", type=int, default=3)
-    parser.add_argument("--implementation", choices=["auto", "xla"], default="auto")
     parser.add_argument("--logits-mib", type=int, default=64, help="budget for tiles of logits")
     parser.add_argument("--route", choices=["auto", "kept", "again"], default="auto", help="logits")
     parser.add_argument("--trained", type=float, default=1.0, help="share of rows not masked")
     parser.add_argument("--naive", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
 
+    tile_sizes = head_passes.HeadTileSizes()
     if args.route != "auto":
-        head_passes.LEAST_KEPT_ROWS = 1 if args.route == "kept" else args.tokens
-    options = head_passes.Options(None, False, args.logits_mib * 2**20)
+        least = 1 if args.route == "kept" else args.tokens
+        tile_sizes = tile_sizes._replace(least_kept_rows=least)
+    budget = args.logits_mib * 2**20
+    options = head_passes.HeadOptions(None, False, budget, tile_sizes=tile_sizes)
     layout = head_passes.make_layout(args.tokens, args.vocab, 1, options)
     if args.route != "auto" and layout.keep != (args.route == "kept"):
         parser.error(f"--logits-mib {args.logits_mib} has no route {args.route!r}: {layout}")
     inputs = problem(args)
-    budget = args.logits_mib * 2**20
+    memory = {"logits_bytes": budget, "tile_sizes": tile_sizes}
 
     def stats(hidden: jax.Array, head: jax.Array, targets: jax.Array, mask: jax.Array) -> Any:
-        return token_stats(
-            hidden,
-            head,
-            targets,
-            mask=mask,
-            implementation=args.implementation,
-            logits_bytes=budget,
-        )
+        return token_stats(hidden, head, targets, mask=mask, **memory)
 
     def loss(hidden: jax.Array, head: jax.Array, rows: Rows) -> jax.Array:
-        return token_loss(hidden, head, rows, objective, logits_bytes=budget)[0]
+        return token_loss(hidden, head, rows, objective, **memory)[0]
 
     found = measure(args, loss, stats, inputs)
     hidden, head, rows = inputs
@@ -157,7 +152,7 @@ def main() -> None:
         of_naive |= errors(hidden, head, rows, jax.jit(naive_stats)(hidden, head, rows.targets))
         found |= {f"naive_{name}": value for name, value in of_naive.items()}
     device = jax.devices()[0]
-    cut = {"block_rows": layout.rows, "tile_columns": layout.columns, "kept": layout.keep}
+    cut = {"tile_rows": layout.rows, "tile_columns": layout.columns, "kept": layout.keep}
     print(json.dumps(rounded(vars(args) | {"device": device.device_kind} | cut | found)))
 
 

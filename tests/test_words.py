@@ -14,9 +14,6 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "srft_jax"
 ROOMS = sorted({path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")})
-# Rooms that still fail; a room's owner takes its name out when it is clean. A room in here does
-# not count as a namesake of another room's class or module either.
-NOT_YET = {"ops"}
 
 # An identifier such as of_layer or _of_rows: a verb or a noun is missing.
 RIDDLE = re.compile(r"_*of_", re.IGNORECASE)
@@ -89,14 +86,7 @@ def comments(text):
             before = (line + 1, column)
 
 
-def by_room(test):
-    """A case for each room; those of NOT_YET are skipped."""
-    skip = pytest.mark.skip(reason="words not yet mended here")
-    cases = [pytest.param(r, marks=skip if r in NOT_YET else ()) for r in ROOMS]
-    return pytest.mark.parametrize("room", cases)(test)
-
-
-@by_room
+@pytest.mark.parametrize("room", ROOMS)
 def test_no_name_is_a_riddle(room):
     riddles = [
         f"{path}:{line} {name}"
@@ -107,7 +97,7 @@ def test_no_name_is_a_riddle(room):
     assert not riddles, "\n".join(riddles)
 
 
-@by_room
+@pytest.mark.parametrize("room", ROOMS)
 def test_sentences_have_subjects(room):
     incomplete = [
         f"{path}:{line} {sentence[:60]!r}"
@@ -120,9 +110,9 @@ def test_sentences_have_subjects(room):
 
 @functools.cache
 def namesakes():
-    """Class or module name -> files that have it, over all rooms outside NOT_YET."""
+    """Class or module name -> files that have it, over all rooms."""
     places = {}
-    for room in set(ROOMS) - NOT_YET:
+    for room in ROOMS:
         for path, tree in syntax(room):
             places.setdefault(Path(path).name, []).append(path)
             for node in ast.walk(tree):
@@ -131,7 +121,7 @@ def namesakes():
     return places
 
 
-@by_room
+@pytest.mark.parametrize("room", ROOMS)
 def test_one_name_is_one_thing(room):
     allowed = SHARED_MODULES | SHARED_CLASSES | {"__init__.py"}
     shared = [

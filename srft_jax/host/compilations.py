@@ -88,6 +88,7 @@ class Compilations:
         """Add a compilation to its function, with the cache's events before it."""
         if event != _COMPILED:
             return
+        # In: "jit(train_step)".  Out: "train_step".
         name = str(kwargs["fun_name"]).removeprefix("jit(").removesuffix(")")
         before = self._functions.get(name, CompiledFunction(name))
         self._functions[name] = CompiledFunction(

@@ -36,6 +36,7 @@ class Profiler:
         place = self._folder / f"step_{step}"
         if jax.process_count() > 1:
             place /= f"process_{jax.process_index()}"
+        # Entered first, so that it is left last: files are copied after the trace has been written.
         local_folder = self._trace.enter_context(_local_folder(place))
         self._trace.enter_context(jax.profiler.trace(local_folder))
         self._trace.enter_context(jax.profiler.StepTraceAnnotation("step", step_num=step))

@@ -36,6 +36,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         # Without splitting, 2D tori refuse axes that are no product of whole physical axes.
         arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
+        # Only `data` spans slices: its devices exchange least, and slices have slow links.
         arranged = mesh_utils.create_hybrid_device_mesh(
             mesh_shape=(shape[0] // config.slices, *shape[1:]),
             dcn_mesh_shape=(config.slices, 1, 1, 1),
@@ -113,6 +114,7 @@ def decode_mesh(mesh: Mesh, tensor: int | None) -> Mesh:
         raise UsageError(
             f"rollout.tensor = {tensor} does not divide the {num_devices} devices of a process"
         )
+    # Neighbours in the mesh's order share a copy, so `tensor` must be the last axis.
     shape = (mesh.size // tensor, 1, 1, tensor)
     devices = mesh.devices.reshape(shape)
     for copy in devices.reshape(-1, tensor):
@@ -142,6 +144,7 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
         raise UsageError(
             f"{' and '.join(filled)} are -1, which one axis alone can be (data is, by default)"
         )
+    # If the asked sizes do not divide the devices, the product below does not come out.
     rest = math.prod(size for size in asked if size != -1)
     shape = tuple(num_devices // rest if size == -1 else size for size in asked)
     if math.prod(shape) != num_devices or shape[0] % config.slices:

@@ -115,6 +115,7 @@ def by_row_shard(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*args: Any) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
+        # All arrays have the same number of rows: the first that is no scalar tells it.
         num_rows = next(x.shape[0] for x in jax.tree.leaves(args) if x.ndim)
         axes = split_axes(mesh, "rows", num_rows)
         if not axes:
@@ -123,6 +124,7 @@ def by_row_shard(function: Callable[..., Any]) -> Callable[..., Any]:
         def by_axes(tree: Any) -> Any:
             return jax.tree.map(lambda x: PartitionSpec(axes) if x.ndim else PartitionSpec(), tree)
 
+        # Shapes of the results for all rows; only their trees and ranks matter here.
         results = by_axes(jax.eval_shape(function, *args))
         return jax.shard_map(
             function,

@@ -48,6 +48,7 @@ def _forward(
         out, lse = _attend(chunk, key[:, :, keys], value[:, :, keys], mask, options)
         outs.append(out)
         lses.append(lse)
+    # `model.remat: dots` keeps the two arrays by their names, see attention_loop.py.
     out = checkpoint_name(_joined(outs, chunks), "attention")
     lse = checkpoint_name(_joined(lses, chunks), "attention_lse")
     return out, (query, key, value, sight, out, lse)
@@ -77,6 +78,7 @@ def _backward(
             d_out=select(d_out),
             options=options,
         )
+        # Each query is in one chunk, but chunks share keys.
         d_queries.append(d_query)
         d_key = d_key.at[:, :, keys].add(more_key)
         d_value = d_value.at[:, :, keys].add(more_value)
@@ -111,6 +113,8 @@ def _attend(
     highest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - highest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
+    # Divided after the product: in bfloat16, weights are rounded relative to the highest score, as
+    # the sampler rounds them (decode_attention.py).
     out = matmul("bkqs,bksh->bkqh", weights.astype(value.dtype), value) / total
     return out.astype(value.dtype), (highest + jnp.log(total))[..., 0]
 

@@ -52,6 +52,7 @@ def cudnn_attention(
         ids, key_ids = (_with_one_more(x, -1) for x in (sight.segment_ids, sight.key_segment_ids))
         sight = Sight(ids, key_ids, jnp.arange(length + 1), sight.window)
     attend = functools.partial(_attend, options=options, implementation=implementation)
+    # `jax.checkpoint` keeps a chunk's mask from being stored for the backward pass.
     outs = []
     for queries, keys in extent.chunks(query.shape[1], key.shape[1], chunk_size):
         attend_chunk = jax.checkpoint(functools.partial(attend, queries=queries, keys=keys))

@@ -40,6 +40,8 @@ def _forward(
         return _attend(*tile, keys, options)
 
     queries = (_query_tiles(query, length, size), query_tiles(sight, tiles))
+    # `model.remat: dots` keeps the two arrays by their names, so that the backward pass computes
+    # neither again.
     outs, lses = jax.lax.map(attend, queries)
     out = checkpoint_name(_joined(outs, length, size), "attention")
     lse = checkpoint_name(_joined(lses, length, size), "attention_lse")
@@ -60,8 +62,10 @@ def _backward(
     ) -> tuple[_KeySums, Array]:
         return _add_gradients(sums, *tile, keys, options)
 
+    # Gradients by keys are summed over tiles of queries, gradients by queries are stacked.
     zeros = _KeySums(*(jnp.zeros(x.shape, jnp.float32) for x in (keys.key, keys.value)))
     sums, d_queries = jax.lax.scan(over_queries, zeros, (array_tiles, query_tiles(sight, tiles)))
+    # Without the keys that fill the last tile.
     d_key, d_value = (x.reshape(*x.shape[:2], -1, x.shape[-1])[:, :, :num_keys] for x in sums)
     d_query = _joined(d_queries, length, size)
     return (
@@ -130,6 +134,7 @@ def _attend(
         added = matmul("bkqs,bksh->bkqh", weights.astype(value.dtype), value)
         return mixed * kept[..., None] + added, total, higher
 
+    # The loop's length is data: tiles behind `num_met` in the order have nothing to see.
     zeros = jnp.zeros(query.shape, jnp.float32)
     start = (zeros, zeros[..., 0], jnp.full(query.shape[:-1], -jnp.inf))
     mixed, total, highest = jax.lax.fori_loop(0, queries.num_met, add_tile, start)
@@ -222,16 +227,14 @@ def query_tiles(sight: Sight, tiles: TileSizes) -> QueryTile:
     slots = jnp.pad(sight.slots, (0, more), mode="edge").reshape(-1, tiles.loop_queries)
     ids = _id_tiles(sight.segment_ids, tiles.loop_queries)
     key_ids = _id_tiles(sight.key_segment_ids, tiles.loop_keys)
+    # Without a window, one that is longer than any row.
     window = jnp.asarray(key_ids.size if sight.window is None else sight.window)
     near = _near(slots, key_ids.shape[1], tiles.loop_keys, window)
+    # Both conditions may let a tile through that has nothing to see; the mask decides per key.
     meet = near & _share_segments(ids, key_ids)
-    return QueryTile(
-        segment_ids=jnp.moveaxis(ids, 1, 0),
-        slots=slots,
-        order=jnp.argsort(~meet, axis=1, stable=True),
-        num_met=jnp.sum(meet, axis=1),
-        window=jnp.broadcast_to(window, slots.shape[:1]),
-    )
+    order = jnp.argsort(~meet, axis=1, stable=True)
+    windows = jnp.broadcast_to(window, slots.shape[:1])
+    return QueryTile(jnp.moveaxis(ids, 1, 0), slots, order, jnp.sum(meet, axis=1), windows)
 
 
 def _id_tiles(ids: Int[Array, "B T"], size: int) -> Int[Array, "B tiles C"]:
@@ -245,6 +248,7 @@ def _near(
     """Return whether a tile of keys is neither behind all queries nor beyond their windows."""
     first_key = jnp.arange(num_tiles) * size
     last_key = first_key + size - 1
+    # The last query decides causality, the first query how far back the window reaches.
     causal = first_key <= jnp.max(slots, axis=1, keepdims=True)
     return causal & (jnp.min(slots, axis=1, keepdims=True) - last_key < window)
 

@@ -74,6 +74,7 @@ def splash_attention(
     inputs = (query, key, value, segment_ids)
     if window is None or slides is None:
         return attend(*inputs, window=window)
+    # One kernel with the window, one without: a kernel's mask is known before tracing.
     kinds = (functools.partial(attend, window=reach) for reach in (window, None))
     return jax.lax.cond(slides, *kinds, *inputs)
 
@@ -135,6 +136,8 @@ def _kernel(
     is rounded.
     """
     slots = np.arange(cut.length)[None] if part is None else np.asarray(part.slots)
+    # Queries of all parts, one part after the other; the mask compares slots, not positions in the
+    # array, so that it is causal for parts of rows, too.
     slots = np.pad(slots, ((0, 0), (0, cut.query_padding)), mode="edge")
     mask = splash.LocalMask(
         shape=(slots.size, cut.num_keys + cut.key_padding),
@@ -160,6 +163,7 @@ def _kernel(
     )
     if part is None:
         return kernel
+    # The kernel now knows the tiles of all parts, as if they were shards of one row: keep one part.
     return jax.tree.map(functools.partial(_select_part, part, slots.shape[0]), kernel)
 
 

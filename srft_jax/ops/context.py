@@ -19,6 +19,7 @@ def slots(parts: int, length: int) -> np.ndarray:
 
     In: 2, 8.  Out: [[0 1 6 7], [2 3 4 5]].
     """
+    # Chunk i with chunk 2n - 1 - i, for each part i.
     chunks = np.arange(length).reshape(2 * parts, -1)
     return np.stack([chunks[:parts], chunks[: parts - 1 : -1]], axis=1).reshape(parts, -1)
 
@@ -43,5 +44,6 @@ def whole_rows(x: Shaped[Array, "*axes"], axis: int) -> Array:
     be scattered.
     """
     parts = jax.lax.all_gather(x, "context")
+    # The early halves of all parts stand in order, the late halves in reverse order.
     early, late = jnp.split(parts, 2, axis=axis + 1)
     return jnp.concatenate([*early, *jnp.flip(late, axis=0)], axis=axis)

@@ -1,55 +1,70 @@
 """Log-probability and entropy of next tokens, and a loss of both, from hidden states.
 
-The logits [N, V] are never stored. Blocks of rows go through in two sweeps over tiles of the
-vocabulary: the first makes the statistics, the second the gradient (ops/head_sweeps.py). Counting a
-product of all rows with the whole head as one unit:
+The logits [N, V] are never stored. Rows are cut into row tiles, the vocabulary into column tiles.
+Each row tile sweeps twice over all column tiles: the first sweep makes the statistics, the second
+the gradient (ops/head_sweeps.py). Counting a product of all rows with the whole head as one unit:
 
     two sweeps     logits | logits again, d_hidden, d_head      4 units
     single sweep   logits | (kept)        d_hidden, d_head      3 units
 
-A single sweep needs memory for the logits of a block over the whole vocabulary, and a loss of a
-token that depends on that token alone, so that its gradient is known before the next block. Memory
-is one budget of bytes; ops/head_passes.py says how it is spent.
+A single sweep needs memory for the logits of a row tile over the whole vocabulary, and a loss of a
+token that depends on that token alone, so that its gradient is known before the next row tile.
+Memory is one budget of bytes; ops/head_passes.py says how it is spent.
 
-Masked rows never reach a block and cost nothing. On a mesh (`jax.set_mesh`) rows are split over
+Masked rows never reach a row tile and cost nothing. On a mesh (`jax.set_mesh`) rows are split over
 `data` and `fsdp`, the vocabulary over `tensor`.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from srft_jax.ops import head_passes as passes
-from srft_jax.ops.head_passes import LOGITS_BYTES, Inputs, Options
-
-Implementation = Literal["auto", "xla"]
+from srft_jax.ops.head_passes import LOGITS_BYTES, HeadInputs, HeadOptions, HeadTileSizes
 
 
 class TokenStats(NamedTuple):
-    """float32 [N], in nats; zeros on masked rows."""
+    """Statistics of next-token distributions, float32 [N] in nats; zeros on masked rows.
+
+    Attributes:
+        logprob: Log-probability of the target.
+        entropy: Entropy of the distribution.
+    """
 
     logprob: Float[Array, " N"]
     entropy: Float[Array, " N"]
 
 
 class ReferencedStats(NamedTuple):
-    """float32 [N], in nats; zeros on masked rows. q is the reference policy."""
+    """Statistics of a policy p and a reference policy q, float32 [N] in nats; zeros on masked rows.
+
+    Attributes:
+        logprob: log p of the target.
+        entropy: Entropy of p.
+        reference_logprob: log q of the target; takes no gradient.
+        kl: sum_v p_v (log p_v - log q_v).
+    """
 
     logprob: Float[Array, " N"]
     entropy: Float[Array, " N"]
-    reference_logprob: Float[Array, " N"]  # log q of the target; takes no gradient
-    kl: Float[Array, " N"]  # sum_v p_v (log p_v - log q_v)
+    reference_logprob: Float[Array, " N"]
+    kl: Float[Array, " N"]
 
 
 class Reference(NamedTuple):
-    """Another policy's hidden states and head, on the same rows; takes no gradient."""
+    """Another policy's hidden states and head, on the same rows; takes no gradient.
 
-    hidden: Any  # [N, D]
-    head: Any  # [D, V]
+    Attributes:
+        hidden: Hidden states [N, D].
+        head: Output head [D, V], or [V, D] where the policy's head is transposed.
+    """
+
+    hidden: Any
+    head: Any
 
 
 def token_stats(
@@ -60,30 +75,30 @@ def token_stats(
     mask: Bool[Array, " N"] | None = None,
     temperature: float | Float[Array, " N"] = 1.0,
     softcap: float | None = None,
-    implementation: Implementation = "auto",
     transposed: bool = False,
     logits_bytes: int = LOGITS_BYTES,
+    tile_sizes: HeadTileSizes = HeadTileSizes(),
 ) -> TokenStats:
-    """Log-prob of `targets` and entropy of the next-token distribution, in nats; differentiable
-    through both.
+    """Return log-probs of `targets` and entropies of the next-token distributions.
+
+    Differentiable through both, by hidden and head.
 
     Args:
-        hidden: After the final norm. Multiplied with the head in its own dtype, accumulated in
-            float32.
+        hidden: Hidden states after the final norm. They are multiplied with the head in their own
+            dtype, accumulated in float32.
         head: Output head.
         targets: Token ids.
-        mask: Rows that count; the others give 0, get no gradient and cost nothing.
-        temperature: Divides the logits; scalar or one per row; above 0; gets no gradient.
+        mask: Rows that count. Masked rows give 0, get no gradient and cost nothing.
+        temperature: Divides the logits; a scalar or one per row, above 0; takes no gradient.
         softcap: logits = softcap * tanh(logits / softcap), before the temperature.
-        implementation: "xla"; "auto" chooses it everywhere.
-        transposed: The head is given as [V, D], as a tied embedding is stored.
+        transposed: Whether the head is given as [V, D], as a tied embedding is stored.
         logits_bytes: Memory for tiles of logits on each device.
+        tile_sizes: Bounds on the sizes of tiles.
     """
-    if implementation not in ("auto", "xla"):
-        raise ValueError(f"implementation {implementation!r} is not one of 'auto', 'xla'")
     mask = jnp.ones(targets.shape, bool) if mask is None else mask
     inputs = _inputs(hidden, head, targets, mask, temperature, None)
-    return TokenStats(*_stats(inputs, Options(softcap, transposed, logits_bytes)))
+    options = HeadOptions(softcap, transposed, logits_bytes, tile_sizes=tile_sizes)
+    return TokenStats(*_stats(inputs, options))
 
 
 def token_loss(
@@ -99,37 +114,42 @@ def token_loss(
     transposed: bool = False,
     frozen: bool = False,
     logits_bytes: int = LOGITS_BYTES,
+    tile_sizes: HeadTileSizes = HeadTileSizes(),
 ) -> tuple[Float[Array, ""], Any]:
-    """Sum of `objective(stats, rows)`, a loss per token, and the statistics, without gradient.
+    """Return the sum of `objective(stats, rows)`, a loss per token, and the statistics.
+
+    The sum is differentiable by hidden and head, the statistics take no gradient.
 
     Args:
-        hidden: After the final norm.
+        hidden: Hidden states after the final norm.
         head: Output head.
-        rows: A pytree of arrays [N, ...] with `targets` and `loss_mask`; the rest is the
-            objective's.
-        objective: (stats, rows) -> loss per token, already weighted and normalised; what it gives
-            on rows outside `loss_mask` is not counted.
-        temperature: That the rollouts were sampled at.
+        rows: A pytree of arrays [N, ...] with `targets` and `loss_mask`; other arrays are for the
+            objective.
+        objective: (stats, rows) -> loss per token, already weighted and normalised. Losses of rows
+            outside `loss_mask` are not counted.
+        temperature: Temperature at which the rollouts were sampled.
         softcap: As in `token_stats`.
-        elementwise: A token's loss depends on its own statistics and row alone, so the objective
-            may be called with any part of the rows, in any order.
+        elementwise: Whether a token's loss depends on its own statistics and row alone, so that the
+            objective may be called with any part of the rows, in any order.
         reference: Another policy; the statistics are then `ReferencedStats`.
-        transposed: The heads are given as [V, D].
-        frozen: The head takes no gradient, and none is made: a unit less, and no [D, V] in memory.
+        transposed: Whether the heads are given as [V, D].
+        frozen: Whether the head takes no gradient. None is made then, which saves one unit of work
+            and an array [D, V].
         logits_bytes: Memory for tiles of logits on each device.
+        tile_sizes: Bounds on the sizes of tiles.
     """
     inputs = _inputs(hidden, head, rows.targets, rows.loss_mask, temperature, reference)
-    options = Options(softcap, transposed, logits_bytes, frozen)
+    options = HeadOptions(softcap, transposed, logits_bytes, frozen, tile_sizes)
     if not elementwise:
         stats = _named(_stats(inputs, options))
         loss = jnp.sum(jnp.where(inputs.mask, objective(stats, rows), 0.0))
         return loss, jax.lax.stop_gradient(stats)
 
-    def of_block(outputs: tuple[Array, ...], rows: Any) -> Float[Array, " R"]:
+    def tile_objective(outputs: tuple[Array, ...], rows: Any) -> Float[Array, " R"]:
         return objective(_named(outputs), rows)
 
     rows = jax.tree.map(jnp.asarray, rows)
-    result = passes.loss_and_gradient(of_block, jax.lax.stop_gradient(inputs), rows, options)
+    result = passes.loss_and_gradient(tile_objective, jax.lax.stop_gradient(inputs), rows, options)
     loss = _with_gradient(hidden, head, result.loss, result.d_hidden, result.d_head)
     return loss, _named(passes.outputs_of(result.stats))
 
@@ -141,12 +161,13 @@ def _inputs(
     mask: Array,
     temperature: float | Array,
     reference: Reference | None,
-) -> Inputs:
+) -> HeadInputs:
+    """Put all arrays into one record, temperatures as one per row."""
     other = Reference(None, None) if reference is None else jax.lax.stop_gradient(reference)
     temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), targets.shape)
-    # NumPy's arrays cannot be indexed by what is traced.
+    # NumPy arrays cannot be indexed by traced arrays.
     return jax.tree.map(
-        jnp.asarray, Inputs(hidden, head, other.hidden, other.head, targets, mask, temperature)
+        jnp.asarray, HeadInputs(hidden, head, other.hidden, other.head, targets, mask, temperature)
     )
 
 
@@ -155,22 +176,24 @@ def _named(outputs: tuple[Array, ...]) -> TokenStats | ReferencedStats:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _stats(inputs: Inputs, options: Options) -> tuple[Array, ...]:
+def _stats(inputs: HeadInputs, options: HeadOptions) -> tuple[Array, ...]:
     return _stats_forward(inputs, options)[0]
 
 
-def _stats_forward(inputs: Inputs, options: Options) -> tuple[tuple[Array, ...], Any]:
+def _stats_forward(inputs: HeadInputs, options: HeadOptions) -> tuple[tuple[Array, ...], Any]:
     stats = passes.statistics(inputs, options).stats
     return passes.outputs_of(stats), (inputs, stats)
 
 
-def _stats_backward(options: Options, saved: Any, cotangents: tuple[Array, ...]) -> tuple[Inputs]:
+def _stats_backward(
+    options: HeadOptions, saved: Any, cotangents: tuple[Array, ...]
+) -> tuple[HeadInputs]:
     inputs, stats = saved
     result = passes.gradient(inputs, stats, cotangents, options)
     none: Any = None  # no gradient
-    of_hidden = result.d_hidden.astype(inputs.hidden.dtype)
-    of_head = none if options.frozen else result.d_head.astype(inputs.head.dtype)
-    return (Inputs(of_hidden, of_head, none, none, none, none, none),)
+    d_hidden = result.d_hidden.astype(inputs.hidden.dtype)
+    d_head = none if options.frozen else result.d_head.astype(inputs.head.dtype)
+    return (HeadInputs(d_hidden, d_head, none, none, none, none, none),)
 
 
 _stats.defvjp(_stats_forward, _stats_backward)
@@ -180,7 +203,10 @@ _stats.defvjp(_stats_forward, _stats_backward)
 def _with_gradient(
     hidden: Array, head: Array, loss: Array, d_hidden: Array, d_head: Array | None
 ) -> Float[Array, ""]:
-    """`loss`; its gradient by hidden and head is known already. A frozen head has none."""
+    """Return `loss`, whose gradients by hidden and head are known already.
+
+    A frozen head has no gradient: `d_head` is None.
+    """
     return loss
 
 

@@ -1,12 +1,12 @@
-"""Passes over all rows of the head: what is cut how, in which order, and on which device.
+"""Passes of the head over all rows: how they are cut, in which order, and on which device.
 
     statistics          sweep 1
     gradient            sweep 2, with the logits computed again
-    loss_and_gradient   sweep 1 and sweep 2 of a block before the next block
+    loss_and_gradient   sweep 1 and sweep 2 of a row tile before the next row tile
 
-Rows that are masked are sorted behind the others and never reach a block. On a mesh each device has
-its rows and its columns of the head; row sums are combined over the devices that share the rows,
-the head's gradient over those that share the columns, once, after the last block.
+Masked rows are sorted behind the rows that count and never reach a row tile. On a mesh each device
+has its rows and its columns of the head. Row sums are combined over the devices that share the
+rows; the head's gradient over those that share the columns, once, after the last row tile.
 """
 
 import dataclasses
@@ -21,23 +21,38 @@ from jaxtyping import Array, Bool, Float, Int
 
 from srft_jax.mesh import split_axes
 from srft_jax.ops import head_sweeps as sweeps
-from srft_jax.ops.head_sweeps import Heads, Layout, RowStats, Slopes
+from srft_jax.ops.head_sweeps import Heads, RowStats, RowTile, Slopes, TileLayout
 
+# Memory for tiles of logits on each device, by default.
 LOGITS_BYTES = 64 * 2**20
 
-# With fewer rows at a time the products are thin, and the head's gradient is read and written so
-# often, that a fourth unit is cheaper. Measured, see docs/benchmarks.md.
-LEAST_KEPT_ROWS = 512
-# More do not make the products faster.
-MOST_ROWS, MOST_COLUMNS = 4096, 1024
-LEAST_COLUMNS = 128
+
+class HeadTileSizes(NamedTuple):
+    """Bounds on the sizes of tiles; they do not change results but by rounding.
+
+    Attributes:
+        least_kept_rows: Logits are kept only for row tiles of at least this many rows. In smaller
+            ones the products are thin, and the head's gradient is read and written so often that a
+            fourth unit of work is cheaper. Measured, see docs/benchmarks.md.
+        most_rows: Rows of a row tile, at most; more do not make the products faster.
+        most_columns: Columns of a column tile, at most; more do not make the products faster.
+        least_columns: Columns of a column tile, at least, where the vocabulary has so many.
+    """
+
+    least_kept_rows: int = 512
+    most_rows: int = 4096
+    most_columns: int = 1024
+    least_columns: int = 128
 
 
-class Inputs(NamedTuple):
-    """All rows. Only hidden and head take a gradient."""
+class HeadInputs(NamedTuple):
+    """Arrays of all rows, and the heads [D, V], or [V, D] where `HeadOptions.transposed`.
+
+    Only hidden and head take a gradient.
+    """
 
     hidden: Float[Array, "N D"]
-    head: Float[Array, "D V"]  # [V, D] where `Options.transposed`
+    head: Float[Array, "D V"]
     reference_hidden: Float[Array, "N D"] | None
     reference_head: Float[Array, "D V"] | None
     targets: Int[Array, " N"]
@@ -46,21 +61,29 @@ class Inputs(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """What does not change the result, and what is static; see ops/head.py."""
+class HeadOptions:
+    """Options that are known before tracing; ops/head.py describes them."""
 
     softcap: float | None
     transposed: bool
     logits_bytes: int
     frozen: bool = False
+    tile_sizes: HeadTileSizes = HeadTileSizes()
 
 
-class Result(NamedTuple):
-    """What a pass makes; zeros on masked rows. Fields that it does not make are None."""
+class PassResult(NamedTuple):
+    """Results of a pass, zeros on masked rows. Fields that the pass does not compute are None.
 
-    stats: Any = None  # RowStats of [N]
-    d_hidden: Any = None  # [N, D], float32
-    d_head: Any = None  # [D, V], float32; of a frozen head there is none
+    Attributes:
+        stats: RowStats of arrays [N].
+        d_hidden: Gradient by the hidden states [N, D], float32.
+        d_head: Gradient by the head [D, V], float32; None for a frozen head.
+        loss: The sum of losses.
+    """
+
+    stats: Any = None
+    d_hidden: Any = None
+    d_head: Any = None
     loss: Any = None
 
 
@@ -68,29 +91,31 @@ def make_layout(
     num_rows: int,
     vocab_size: int,
     num_heads: int,
-    options: Options,
+    options: HeadOptions,
     axes: tuple[str, ...] = (),
-) -> Layout:
-    """Blocks and tiles for the rows and columns of one device, from the budget of bytes.
+) -> TileLayout:
+    """Cut the rows and columns of one device into tiles that fit the budget of bytes.
 
-    Kept logits take up to 7/8 of it. Blocks are then an eighth of the rows, so that the last one,
-    which masked rows leave unfilled, wastes little; but at least 256 rows. Where logits are not
-    kept, a tile takes a quarter of the budget, as it is there up to four times: logits, their
-    gradient, and on the way into and out of a product.
-    In: 4,096 rows, 151,936 columns, 512 MiB.  Out: blocks of 512 rows, tiles of 1,024, kept.
-    In: the same, 64 MiB.  Out: blocks of 4,096 rows, tiles of 1,024, not kept.
+    Kept logits take up to 7/8 of it. Row tiles are then an eighth of the rows, so that the last
+    one, which masked rows leave unfilled, wastes little; but at least 256 rows. Where logits are
+    not kept, a tile of logits takes a quarter of the budget, since up to four arrays of its size
+    exist: logits, their gradient, and both on their way into and out of a product.
+    In: 4,096 rows, 151,936 columns, 512 MiB.  Out: tiles of 512 rows, 1,024 columns, kept.
+    In: 4,096 rows, 151,936 columns, 64 MiB.  Out: tiles of 4,096 rows, 1,024 columns, not kept.
     """
-    budget = options.logits_bytes // (4 * num_heads)  # float32 numbers
+    sizes = options.tile_sizes
+    budget = options.logits_bytes // (4 * num_heads)  # float32 numbers, for each head
+    # Rows whose logits over the whole vocabulary fit into 7/8 of the budget.
     fit = budget * 7 // 8 // vocab_size
-    keep = fit >= min(num_rows, LEAST_KEPT_ROWS)
+    keep = fit >= min(num_rows, sizes.least_kept_rows)
     if keep:
         rows = min(num_rows, fit, max(256, -(-num_rows // 8)))
     else:
-        rows = min(num_rows, MOST_ROWS, max(1, budget // 4 // LEAST_COLUMNS))
-    columns = max(LEAST_COLUMNS, min(MOST_COLUMNS, budget // 4 // rows) // 128 * 128)
-    return Layout(
+        rows = min(num_rows, sizes.most_rows, max(1, budget // 4 // sizes.least_columns))
+    columns = min(sizes.most_columns, budget // 4 // rows) // 128 * 128
+    return TileLayout(
         rows=rows,
-        columns=min(vocab_size, columns),
+        columns=min(vocab_size, max(sizes.least_columns, columns)),
         keep=keep,
         transposed=options.transposed,
         softcap=options.softcap,
@@ -99,29 +124,33 @@ def make_layout(
     )
 
 
-def statistics(inputs: Inputs, options: Options) -> Result:
+def statistics(inputs: HeadInputs, options: HeadOptions) -> PassResult:
+    """Compute the statistics of all rows."""
     return _on_mesh(_statistics, inputs, None, options)
 
 
 def gradient(
-    inputs: Inputs, stats: RowStats, cotangents: tuple[Array, ...], options: Options
-) -> Result:
-    """From the statistics and the cotangents of `outputs_of(stats)`."""
+    inputs: HeadInputs, stats: RowStats, cotangents: tuple[Array, ...], options: HeadOptions
+) -> PassResult:
+    """Compute the gradients from the statistics and the cotangents of `outputs_of(stats)`."""
     return _on_mesh(_gradient, inputs, (stats, cotangents), options)
 
 
 def loss_and_gradient(
     objective: Callable[[tuple[Array, ...], Any], Array],
-    inputs: Inputs,
+    inputs: HeadInputs,
     rows: Any,
-    options: Options,
-) -> Result:
-    """Of the sum of `objective(outputs_of(stats), rows)`, which is called with blocks of rows."""
+    options: HeadOptions,
+) -> PassResult:
+    """Compute statistics, sum and gradients of `objective(outputs_of(stats), rows)`.
+
+    The objective is called with one row tile after the other.
+    """
     return _on_mesh(functools.partial(_loss_and_gradient, objective), inputs, rows, options)
 
 
 def outputs_of(stats: RowStats) -> tuple[Array, ...]:
-    """logprob, entropy; with a reference also its logprob and the kl."""
+    """Return logprob and entropy; with a reference also its logprob and the kl."""
     if stats.kl is None:
         return stats.logprob, stats.entropy
     assert stats.reference_logprob is not None
@@ -129,7 +158,7 @@ def outputs_of(stats: RowStats) -> tuple[Array, ...]:
 
 
 def _slopes(cotangents: tuple[Array, ...], counts: Bool[Array, " R"]) -> Slopes:
-    """From the cotangents of `outputs_of`."""
+    """Turn cotangents of `outputs_of` into slopes, zero on rows that do not count."""
     logprob, entropy, *other = (jnp.where(counts, x, 0.0) for x in cotangents)
     return Slopes(logprob, entropy, other[1] if other else None)
 
@@ -137,30 +166,32 @@ def _slopes(cotangents: tuple[Array, ...], counts: Bool[Array, " R"]) -> Slopes:
 # ---- One device ----
 
 
-def _over_blocks(
+def _over_row_tiles(
     mask: Bool[Array, " N"],
     size: int,
     body: Callable[[Array, Array, Any], tuple[Any, Any]],
     carry: Any,
 ) -> tuple[Any, Any]:
-    """Runs `body` on blocks of R = `size` of the rows that count.
+    """Run `body` on tiles of R = `size` of the rows that count.
 
     Args:
         mask: Rows that count.
         size: R.
         body: (indices of rows [R], which of them count [R], carry) -> carry, results [R, ...]. In
-            the last block some may not count.
-        carry: Goes from block to block.
+            the last tile some may not count.
+        carry: The first tile's carry.
 
     Returns:
-        The last carry; the results [N, ...], zero on rows that do not count.
+        The last tile's carry; the results [N, ...], zero on rows that do not count.
     """
     num_rows = mask.shape[0]
-    order = jnp.argsort(~mask)  # stable: the rows that count come first
+    # Stable: the rows that count come first, in their order.
+    # In: mask [0, 1, 1, 0, 1], tiles of 2.  Out: order [1, 2, 4, 0, 3]; two tiles, [1, 2], [4, 0].
+    order = jnp.argsort(~mask)
     count = jnp.sum(mask)
     padded = jnp.pad(order, (0, -num_rows % size))
 
-    def block(number: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+    def run_tile(number: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
         carry, results = state
         start = number * size
         counts = start + jnp.arange(size) < count
@@ -174,116 +205,158 @@ def _over_blocks(
 
     _, shapes = jax.eval_shape(body, padded[:size], mask[:size], carry)
     empty = jax.tree.map(lambda x: jnp.zeros((*padded.shape, *x.shape[1:]), x.dtype), shapes)
-    carry, results = jax.lax.fori_loop(0, -(-count // size), block, (carry, empty))
+    # Only as many tiles as the rows that count fill: masked rows cost nothing.
+    carry, results = jax.lax.fori_loop(0, -(-count // size), run_tile, (carry, empty))
+    # Results stand in the sorted order: put them back.
     place = jnp.argsort(order)
     return carry, jax.tree.map(lambda x: x[place], results)
 
 
-def _block(
-    inputs: Inputs, index: Int[Array, " R"], counts: Bool[Array, " R"]
-) -> tuple[sweeps.Block, Heads]:
-    """Rows that do not count are zero: a slope of zero times a NaN would not be."""
+def _row_tile(
+    inputs: HeadInputs, index: Int[Array, " R"], counts: Bool[Array, " R"]
+) -> tuple[RowTile, Heads]:
+    """Take the rows at `index`, and the heads.
+
+    Hidden states of rows that do not count are zero: a slope of zero times a NaN would be NaN.
+    """
     rows = (inputs.hidden, inputs.targets, inputs.temperature, inputs.reference_hidden)
-    block = sweeps.Block(*jax.tree.map(lambda x: x[index], rows))
-    block = block._replace(hidden=jnp.where(counts[:, None], block.hidden, 0))
-    return block, Heads(inputs.head, inputs.reference_head)
+    tile = RowTile(*jax.tree.map(lambda x: x[index], rows))
+    tile = tile._replace(hidden=jnp.where(counts[:, None], tile.hidden, 0))
+    return tile, Heads(inputs.head, inputs.reference_head)
 
 
-def _statistics(inputs: Inputs, data: None, layout: Layout) -> Result:
+def _statistics(inputs: HeadInputs, data: None, layout: TileLayout) -> PassResult:
     def body(index: Array, counts: Array, carry: None) -> tuple[None, RowStats]:
-        return None, sweeps.sweep_statistics(*_block(inputs, index, counts), (), layout)[0]
+        tile, heads = _row_tile(inputs, index, counts)
+        return None, sweeps.sweep_statistics(tile, heads, (), layout)[0]
 
-    return Result(stats=_over_blocks(inputs.mask, layout.rows, body, None)[1])
+    return PassResult(stats=_over_row_tiles(inputs.mask, layout.rows, body, None)[1])
 
 
-def _gradient(inputs: Inputs, data: tuple[RowStats, tuple[Array, ...]], layout: Layout) -> Result:
+def _gradient(
+    inputs: HeadInputs, data: tuple[RowStats, tuple[Array, ...]], layout: TileLayout
+) -> PassResult:
     def body(index: Array, counts: Array, d_head: Any) -> tuple[Any, Array]:
         stats, cotangents = jax.tree.map(lambda x: x[index], data)
         slopes = _slopes(cotangents, counts)
+        tile, heads = _row_tile(inputs, index, counts)
         d_hidden, d_head = sweeps.sweep_gradient(
-            *_block(inputs, index, counts), (), stats, slopes, d_head, layout
+            tile, heads, kept=(), stats=stats, slopes=slopes, d_head=d_head, layout=layout
         )
         return d_head, d_hidden
 
     start = sweeps.no_gradient(inputs.head, layout)
-    d_head, d_hidden = _over_blocks(inputs.mask, layout.rows, body, start)
-    return Result(d_hidden=d_hidden, d_head=d_head)
+    d_head, d_hidden = _over_row_tiles(inputs.mask, layout.rows, body, start)
+    return PassResult(d_hidden=d_hidden, d_head=d_head)
 
 
-def _loss_and_gradient(objective: Callable, inputs: Inputs, data: Any, layout: Layout) -> Result:
+def _loss_and_gradient(
+    objective: Callable, inputs: HeadInputs, data: Any, layout: TileLayout
+) -> PassResult:
     def body(index: Array, counts: Array, carry: Any) -> tuple[Any, Any]:
         loss, d_head, kept = carry
-        block, heads = _block(inputs, index, counts)
-        stats, kept = sweeps.sweep_statistics(block, heads, kept, layout)
+        tile, heads = _row_tile(inputs, index, counts)
+        stats, kept = sweeps.sweep_statistics(tile, heads, kept, layout)
         rows = jax.tree.map(lambda x: x[index], data)
 
-        def block_loss(outputs: tuple[Array, ...]) -> Array:
+        def tile_loss(outputs: tuple[Array, ...]) -> Array:
             return jnp.sum(jnp.where(counts, objective(outputs, rows), 0.0))
 
-        more, cotangents = jax.value_and_grad(block_loss)(outputs_of(stats))
+        # A token's loss depends on its own statistics alone, so its gradient is known here, while
+        # the tile's logits are still kept.
+        more, cotangents = jax.value_and_grad(tile_loss)(outputs_of(stats))
         slopes = _slopes(cotangents, counts)
-        d_hidden, d_head = sweeps.sweep_gradient(block, heads, kept, stats, slopes, d_head, layout)
+        d_hidden, d_head = sweeps.sweep_gradient(
+            tile, heads, kept=kept, stats=stats, slopes=slopes, d_head=d_head, layout=layout
+        )
         return (loss + more, d_head, kept), (stats, d_hidden)
 
     start = sweeps.no_gradient(inputs.head, layout)
     kept = sweeps.empty_tiles(Heads(inputs.head, inputs.reference_head), layout)
-    (loss, d_head, _), (stats, d_hidden) = _over_blocks(
+    (loss, d_head, _), (stats, d_hidden) = _over_row_tiles(
         inputs.mask, layout.rows, body, (jnp.zeros(()), start, kept)
     )
-    return Result(stats, d_hidden, d_head, loss)
+    return PassResult(stats=stats, d_hidden=d_hidden, d_head=d_head, loss=loss)
 
 
 # ---- The devices of a mesh ----
 
 
 class _Axes(NamedTuple):
-    """Mesh axes that something is split over; empty where it is whole on every device."""
+    """Mesh axes that a dimension is split over; empty where it is whole on every device.
+
+    Attributes:
+        rows: Axes of the rows.
+        columns: Axes of the vocabulary.
+        model: Axes of D in the head's gradient, where parameters are sharded by D.
+    """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    model: tuple[str, ...]  # of the head's gradient: where parameters are sharded by D
+    model: tuple[str, ...]
 
 
-def _on_mesh(run: Callable[..., Result], inputs: Inputs, data: Any, options: Options) -> Result:
-    """A pass on one device, or on all of the mesh in context."""
+def _on_mesh(
+    run: Callable[..., PassResult], inputs: HeadInputs, data: Any, options: HeadOptions
+) -> PassResult:
+    """Run a pass on one device, or on all devices of the mesh in context."""
     mesh = jax.sharding.get_abstract_mesh()
     (num_rows, dim), vocab_size = inputs.hidden.shape, _vocab_size(inputs, options)
     rows = split_axes(mesh, "rows", num_rows)
     axes = _Axes(rows, split_axes(mesh, "vocab", vocab_size), ())
-    axes = axes._replace(model=tuple(a for a in split_axes(mesh, "model", dim) if a in rows))
+    axes = axes._replace(
+        model=tuple(axis for axis in split_axes(mesh, "model", dim) if axis in rows)
+    )
     local = functools.partial(_local, run, options, axes)
-    if not axes.rows and not axes.columns:
+    if not axes.rows and not axes.columns:  # one device, or a mesh that divides neither
         return local(inputs, data)
-    of_rows: Any = PartitionSpec(axes.rows)
+    by_rows: Any = PartitionSpec(axes.rows)
     head: Any = _head_spec((), axes.columns, options)
     d_head = _head_spec(axes.model, axes.columns, options)
+    input_specs = HeadInputs(
+        hidden=by_rows,
+        head=head,
+        reference_hidden=by_rows,
+        reference_head=head,
+        targets=by_rows,
+        mask=by_rows,
+        temperature=by_rows,
+    )
     return jax.shard_map(
         local,
-        in_specs=(Inputs(of_rows, head, of_rows, head, of_rows, of_rows, of_rows), of_rows),
-        out_specs=Result(of_rows, of_rows, d_head, PartitionSpec()),
+        in_specs=(input_specs, by_rows),
+        out_specs=PassResult(by_rows, by_rows, d_head, PartitionSpec()),
         check_vma=False,
     )(inputs, data)
 
 
-def _head_spec(model: tuple[str, ...], columns: tuple[str, ...], options: Options) -> PartitionSpec:
+def _head_spec(
+    model: tuple[str, ...], columns: tuple[str, ...], options: HeadOptions
+) -> PartitionSpec:
     return PartitionSpec(columns, model) if options.transposed else PartitionSpec(model, columns)
 
 
-def _vocab_size(inputs: Inputs, options: Options) -> int:
+def _vocab_size(inputs: HeadInputs, options: HeadOptions) -> int:
     return inputs.head.shape[0 if options.transposed else 1]
 
 
 def _local(
-    run: Callable[..., Result], options: Options, axes: _Axes, inputs: Inputs, data: Any
-) -> Result:
-    """One device's pass, and the sums with the others."""
+    run: Callable[..., PassResult],
+    options: HeadOptions,
+    axes: _Axes,
+    inputs: HeadInputs,
+    data: Any,
+) -> PassResult:
+    """Run one device's pass, and sum its results over devices."""
     num_heads = 1 if inputs.reference_head is None else 2
     num_rows, vocab_size = inputs.mask.shape[0], _vocab_size(inputs, options)
     layout = make_layout(num_rows, vocab_size, num_heads, options, axes.columns)
     if axes.columns:
+        # Targets are counted from this device's first column.
         first = jax.lax.axis_index(axes.columns) * vocab_size
         inputs = inputs._replace(targets=inputs.targets - first)
     result = run(inputs, data, layout)
+    # Each device has seen all of its rows, but only its columns.
     return result._replace(
         d_hidden=_total(result.d_hidden, axes.columns),
         d_head=_total_head(result.d_head, axes, options),
@@ -295,15 +368,19 @@ def _total(x: Any, axes: tuple[str, ...]) -> Any:
     return jax.lax.psum(x, axes) if axes and x is not None else x
 
 
-def _total_head(d_head: Any, axes: _Axes, options: Options) -> Any:
-    """Summed over the devices that have other rows; each keeps the part of D of its parameters,
-    which comes first, so that the others exchange no more than that part."""
+def _total_head(d_head: Any, axes: _Axes, options: HeadOptions) -> Any:
+    """Sum the head's gradient over the devices that have other rows.
+
+    Each device keeps the part of D that its parameters have. It is cut out first, so that the sums
+    over other axes exchange no more than that part.
+    """
     if d_head is None:
         return None
     if axes.model:
         dimension = 1 if options.transposed else 0
         d_head = jax.lax.psum_scatter(d_head, axes.model, scatter_dimension=dimension, tiled=True)
-        # Else XLA, to exchange less, sums whole gradients over the microbatches before devices:
-        # on each of 64 devices 2 GiB for a head of 7B, where its part takes 34 MiB.
+        # Without the barrier XLA, to exchange less, sums whole gradients over the microbatches
+        # before it sums over devices: on each of 64 devices that takes 2 GiB for a head of 7B,
+        # where its part takes 34 MiB.
         d_head = jax.lax.optimization_barrier(d_head)
     return _total(d_head, tuple(axis for axis in axes.rows if axis not in axes.model))

@@ -53,6 +53,7 @@ def mesh_attention(
         """Attend from one device's queries to the keys that they may see."""
         part = None
         if split.heads and not split.kv_heads:
+            # Fewer kv heads than devices along `tensor`: each device has them all and reads one.
             key, value = (_select_kv_head(x, split.heads) for x in (key, value))
         if parts > 1:
             part = _part_here(segment_ids, parts)

@@ -1,18 +1,19 @@
-"""How programs that must agree in bfloat16 are compiled, and rounding to it by chance."""
+"""Rounding to bfloat16: compiler options for programs that must agree, and stochastic rounding."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# XLA may leave out a rounding to bfloat16 between two operations that it fuses, other ones in other
-# programs. What sampler and trainer say of a token then differs as much as bfloat16 from float32.
+# Compiler options that forbid XLA to leave out a rounding to bfloat16 between two operations that
+# it fuses. It would leave out different ones in different programs, and log-probs of sampler and
+# trainer would differ as much as bfloat16 from float32.
 ROUND_AS_WRITTEN = {"xla_allow_excess_precision": False}
 
 
-def rounded_by_chance(x: Float[Array, "*shape"], key: Array) -> Float[Array, "*shape"]:
-    """float32 to one of its two neighbours in bfloat16, the nearer more often: its mean is x.
+def stochastic_round(x: Float[Array, "*shape"], key: Array) -> Float[Array, "*shape"]:
+    """Round float32 to one of its two neighbours in bfloat16, so that the result's mean is x.
 
-    In: 1.002, between 1 and 1.0078125.  Out: 1.0078125 in a quarter of the draws, or 1.
+    In: 1.002, between 1 and 1.0078125.  Out: 1.0078125 in a quarter of the draws, else 1.
     """
     # bfloat16 is the upper half of float32. The carry out of the lower half rounds up.
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)

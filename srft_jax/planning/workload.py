@@ -9,7 +9,7 @@ from srft_jax.mesh import split_axes
 from srft_jax.models import families
 from srft_jax.ops import head_passes
 from srft_jax.ops.attention_terms import TileSizes
-from srft_jax.ops.experts import block_size
+from srft_jax.ops.experts import tile_size
 from srft_jax.planning.hlo.count import TripCount
 from srft_jax.planning.planned_run import PlannedRun
 from srft_jax.planning.program_costs import trips_by_scope
@@ -87,7 +87,7 @@ def num_head_tiles(run: PlannedRun, work: Workload) -> int:
     columns = model.vocab_size
     for axis in split_axes(run.mesh, "vocab", columns):
         columns //= run.mesh.shape[axis]
-    options = head_passes.Options(
+    options = head_passes.HeadOptions(
         softcap=model.logit_softcap,
         transposed=model.tie_embeddings,
         logits_bytes=run.training.logits_mib * 2**20,
@@ -112,7 +112,7 @@ def layer_trips(model: ModelConfig, tokens: float, length: int) -> dict[str, flo
     trips = {"attention": (math.ceil(length / TileSizes().loop_keys) + 1) / 2}
     if model.num_experts:
         assigned = int(tokens) * (model.experts_per_token or 1)
-        trips["mlp"] = assigned / block_size(assigned, model.num_experts) + model.num_experts / 2
+        trips["mlp"] = assigned / tile_size(assigned, model.num_experts) + model.num_experts / 2
     return trips
 
 

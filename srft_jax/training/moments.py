@@ -17,7 +17,7 @@ from srft_jax.config import ModelConfig
 from srft_jax.mesh import sharding
 from srft_jax.models import families
 from srft_jax.models.decoder import Params
-from srft_jax.ops.rounding import rounded_by_chance
+from srft_jax.ops.rounding import stochastic_round
 
 
 class _Stored(NamedTuple):
@@ -49,7 +49,7 @@ def stored_as(
         numbers = {path: n for n, (path, _) in enumerate(jax.tree.leaves_with_path(state))}
 
         def rounded(path: tuple[Any, ...], x: Array) -> Array:
-            return rounded_by_chance(x, jax.random.fold_in(key, numbers[path]))
+            return stochastic_round(x, jax.random.fold_in(key, numbers[path]))
 
         return updates, _Stored(stored.step + 1, _map_moments(rounded, state))
 

@@ -14,10 +14,12 @@ from test_head_loss import Rows, objective
 
 from srft_jax.config import MeshConfig
 from srft_jax.mesh import RULES, make_mesh
-from srft_jax.ops import head_passes
 from srft_jax.ops.head import Reference, token_loss
+from srft_jax.ops.head_passes import HeadTileSizes
 
 N, D, V = 48, 8, 520
+# Where logits are not kept, a device has several row tiles, and not all devices equally many.
+TILE_SIZES = HeadTileSizes(most_rows=4, most_columns=128)
 MESHES = {
     "8x1x1x1": (8, 1, 1, 1),
     "2x2x1x2": (2, 2, 1, 2),
@@ -37,7 +39,7 @@ def problem() -> tuple[tuple, tuple, Rows]:
 
 
 def run(elementwise: bool, logits_bytes: int, transposed: bool) -> tuple:
-    """Value, statistics and gradients of a fresh program."""
+    """A fresh program that returns value, statistics and gradients."""
 
     def loss(params: tuple, other: tuple, rows: Rows) -> tuple:
         turn = (lambda x: x.T) if transposed else (lambda x: x)
@@ -51,6 +53,7 @@ def run(elementwise: bool, logits_bytes: int, transposed: bool) -> tuple:
             reference=Reference(other[0], turn(other[1])),
             transposed=transposed,
             logits_bytes=logits_bytes,
+            tile_sizes=TILE_SIZES,
         )
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -68,11 +71,13 @@ def placed(mesh: jax.sharding.Mesh, inputs: tuple) -> tuple:
 
 
 def difference(got: object, expected: object) -> float:
-    def of_leaf(a: jax.Array, b: jax.Array) -> float:
+    """Largest difference of an array in two trees, relative to its largest element."""
+
+    def leaf_difference(a: jax.Array, b: jax.Array) -> float:
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         return float(np.abs(a - b).max() / np.abs(b).max())
 
-    return max(map(of_leaf, jax.tree.leaves(got), jax.tree.leaves(expected)))
+    return max(map(leaf_difference, jax.tree.leaves(got), jax.tree.leaves(expected)))
 
 
 def collectives_in_loops(mesh: jax.sharding.Mesh, inputs: tuple) -> int:
@@ -80,13 +85,13 @@ def collectives_in_loops(mesh: jax.sharding.Mesh, inputs: tuple) -> int:
     jaxpr = jax.make_jaxpr(run(True, 2**20, False))(*inputs)
 
     def largest(jaxpr: object, in_loop: bool) -> int:
-        found = 0
+        size = 0
         for equation in jaxpr.eqns:
             if in_loop and equation.primitive.name in ("psum", "psum_invariant", "pmax"):
-                found = max([found, *(v.aval.size for v in equation.invars)])
+                size = max([size, *(v.aval.size for v in equation.invars)])
             for inner in jax.extend.core.jaxprs_in_params(equation.params):
-                found = max(found, largest(inner, in_loop or equation.primitive.name == "while"))
-        return found
+                size = max(size, largest(inner, in_loop or equation.primitive.name == "while"))
+        return size
 
     return largest(jaxpr.jaxpr, False)
 
@@ -94,8 +99,6 @@ def collectives_in_loops(mesh: jax.sharding.Mesh, inputs: tuple) -> int:
 def main() -> None:
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_default_matmul_precision", "highest")
-    head_passes.MOST_COLUMNS = 128
-    head_passes.MOST_ROWS = 4  # where logits are not kept, several blocks a device, not all as many
     inputs = problem()
     results = {}
     for route in ((True, 2**20, False), (True, 4096, True), (False, 2**20, False)):

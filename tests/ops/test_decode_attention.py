@@ -13,10 +13,10 @@ from srft_jax.ops.decode_attention import decode_attention
 
 HEADS, KV_HEADS, H = 4, 2, 6
 PROMPT_LENGTHS = [5, 1, 7]
-LENGTHS = [3, 0, 6, 1, 2]  # of the own part of each row
+LENGTHS = [3, 0, 6, 1, 2]  # own tokens of each row
 LANES = [(0, 0), (2, 1), (0, 1), (1, 0), (2, 0)]  # prompt and lane of each row
 NUM_RECENT = 2  # before the token at hand
-UNSEEN = 1e4  # what stands where no row may look
+UNSEEN = 1e4  # stands where no row may look
 
 OPTIONS = ScoreOptions(H**-0.5)
 jit_attend = jax.jit(decode_attention, static_argnums=(2, 3, 4))
@@ -44,7 +44,7 @@ def problem(lengths=LENGTHS, lanes=LANES, capacity=8, seed=0):
         return (jnp.asarray(keys.swapaxes(2, 3)),), (jnp.asarray(values),)
 
     num_rows, num_prompts, num_lanes = len(lanes), len(PROMPT_LENGTHS), 3
-    row_of_lane = np.full((num_prompts, num_lanes), num_rows - 1)  # of an empty lane: any row
+    row_of_lane = np.full((num_prompts, num_lanes), num_rows - 1)  # an empty lane has any row
     for row, (prompt, lane) in enumerate(lanes):
         row_of_lane[prompt, lane] = row
     prompt_keys, prompt_values = part(num_prompts, PROMPT_LENGTHS, 8)
@@ -68,7 +68,7 @@ def problem(lengths=LENGTHS, lanes=LANES, capacity=8, seed=0):
 
 
 def one_softmax(query, cache, options=OPTIONS, window=None):
-    """float64, one head of one row at a time, its tokens in their order."""
+    """Attention in float64, one head of one row at a time, over its tokens in their order."""
     cache = jax.tree.map(lambda x: np.asarray(x, np.float64), cache)
     query, out = np.asarray(query, np.float64), np.zeros(query.shape)
     for row, head in np.ndindex(query.shape[:2]):
@@ -101,7 +101,7 @@ def test_parts_are_merged_as_one_softmax():
 
 @pytest.mark.parametrize("window", [None, 1, 3, 4, 7, 10, 100])
 def test_windows_and_caps(window):
-    """Windows that end in each of the parts, in other ones in other rows."""
+    """Windows that end in each of the parts, in different parts for different rows."""
     query, cache = problem()
     options = ScoreOptions(0.9, 0.7)
     got = attend(query, cache, 0, options, window)
@@ -125,7 +125,7 @@ def test_an_own_part_without_room():
 
 
 def test_a_row_attends_to_its_prompt_in_whatever_lane():
-    """All five rows on one prompt but one, in lanes of another order."""
+    """The rows of each prompt change their lanes."""
     query, cache = problem()
     rows, lanes = np.array([0, 2, 1, 4, 3]), [(0, 2), (2, 2), (0, 0), (1, 1), (2, 1)]
     _, other = problem(lanes=lanes)
@@ -138,12 +138,12 @@ def test_a_row_attends_to_its_prompt_in_whatever_lane():
 
 
 def test_idle_rows_give_numbers_and_disturb_nobody():
-    """An idle row names any lane, an empty one too, where a row of other scores is in its place.
+    """An idle row names any lane, also an empty one, which holds a row of very different scores.
 
-    What an idle row gives is not read, but a NaN would stay in its keys and reach who comes next.
+    Nobody reads an idle row's output, but a NaN would stay in its keys and reach the next row.
     """
     query, cache = problem()
-    loud = cache.prompt_keys[0].at[1].multiply(1e3)  # beside which weights of others overflow
+    loud = cache.prompt_keys[0].at[1].multiply(1e3)  # weights of other rows overflow beside it
     idle = dataclasses.replace(
         cache,
         prompt_keys=(loud,),
@@ -161,9 +161,9 @@ def test_idle_rows_give_numbers_and_disturb_nobody():
 
 
 def test_an_idle_row_in_the_lane_of_another_gives_numbers():
-    """Seen from the one, nothing is left of the prompt; from the idle row, nothing but the prompt.
+    """The lane's row gives the prompt no weight, the idle row gives all weight to the prompt.
 
-    So the weights that the lane and the row bring together are all 0.
+    So all weights that reach the idle row are 0.
     """
     query, cache = problem()
     direction = query.reshape(5, KV_HEADS, -1, H).sum(axis=2)[..., None]  # [R, K, H, 1]
@@ -187,9 +187,9 @@ def test_each_layer_has_its_own_keys():
     names = [name for name in vars(cache) if name.endswith(("keys", "values"))]
     both = {name: getattr(cache, name) + getattr(other, name) for name in names}
     cache_of_two = dataclasses.replace(cache, **both)
-    for layer, one in enumerate((cache, other)):
+    for layer, single in enumerate((cache, other)):
         got = attend(query, cache_of_two, layer)
-        np.testing.assert_array_equal(got, attend(query, one, 0))
+        np.testing.assert_array_equal(got, attend(query, single, 0))
 
 
 def test_bfloat16_is_summed_in_float32():

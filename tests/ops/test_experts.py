@@ -1,4 +1,4 @@
-"""Experts by blocks against all tokens through all experts, and against autodiff of that."""
+"""Experts in tiles against all tokens through all experts, values and gradients."""
 
 import functools
 
@@ -7,8 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srft_jax.ops import experts as experts_module
-from srft_jax.ops.experts import ExpertOptions, ExpertParams, expert_mlp
+from srft_jax.ops.experts import (
+    ExpertOptions,
+    ExpertParams,
+    assign_tiles,
+    expert_mlp,
+    tile_size,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -22,7 +27,7 @@ def full_precision():
 
 
 def problem(num_tokens, num_experts, favourite=0.0):
-    """With a `favourite`, expert 0 is nearly everybody's and some others are nobody's."""
+    """With a `favourite`, nearly all tokens choose expert 0 and no token chooses some others."""
     rng = np.random.default_rng(num_tokens)
     shapes = (D, num_experts), (num_experts, D, F), (num_experts, D, F), (num_experts, F, D)
     router, gate, up, down = (rng.normal(size=s).astype(np.float32) for s in shapes)
@@ -64,7 +69,7 @@ def with_gradients(function, *inputs):
 def test_experts_and_their_gradients_equal_those_of_all(
     num_tokens, num_experts, per_token, favourite
 ):
-    """Balanced, one-sided, fewer tokens than experts, several full blocks."""
+    """Balanced, one-sided, fewer tokens than experts, several full tiles."""
     options = ExpertOptions(per_token, num_tokens % 2 == 0, jax.nn.silu)
     inputs = problem(num_tokens, num_experts, favourite)
     got, want = (
@@ -74,13 +79,13 @@ def test_experts_and_their_gradients_equal_those_of_all(
 
 
 def test_places_follow_the_experts():
-    places, blocks = experts_module._in_blocks(jnp.array([1, 0, 1, 3, 1]), 4, 2)
-    assert places.tolist() == [2, 0, 3, 6, 4]  # a block of 0, two of 1, none of 2, one of 3
-    assert blocks.experts[: int(blocks.in_use)].tolist() == [0, 1, 1, 3]
+    places, tiles = assign_tiles(jnp.array([1, 0, 1, 3, 1]), num_experts=4, size=2)
+    assert places.tolist() == [2, 0, 3, 6, 4]  # one tile of expert 0, two of 1, none of 2, one of 3
+    assert tiles.experts[: int(tiles.in_use)].tolist() == [0, 1, 1, 3]
 
 
 def test_work_grows_with_tokens_and_not_with_experts():
-    """Flops of the loop's body: a block through one expert, whatever their number."""
+    """The loop's body takes one tile through one expert, whatever the number of experts."""
 
     def dots(num_experts):
         inputs = problem(64, num_experts)
@@ -91,7 +96,7 @@ def test_work_grows_with_tokens_and_not_with_experts():
     for num_experts in (8, 64):
         products, program = dots(num_experts)
         assert products == 0 and program.count("while[") == 3
-        size = experts_module.block_size(128, num_experts)
+        size = tile_size(128, num_experts)
         assert f"f32[{size},{F}] = dot_general" in program
 
 

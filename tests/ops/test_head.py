@@ -1,4 +1,4 @@
-"""token_stats against a float64 truth and autodiff, in blocks and tiles, never holding [N, V]."""
+"""token_stats in tiles against a float64 truth and autodiff, never holding [N, V]."""
 
 import functools
 import math
@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srft_jax.ops import head_passes
 from srft_jax.ops.head import TokenStats, token_stats
+from srft_jax.ops.head_passes import HeadTileSizes
 
 N, D, V = 13, 8, 300  # no tile of 128 columns divides V
-WEIGHTS = np.random.default_rng(9).normal(size=(2, N)).astype(np.float32)  # of the two outputs
+WEIGHTS = (
+    np.random.default_rng(9).normal(size=(2, N)).astype(np.float32)
+)  # weights of logprob, entropy
 PER_ROW = np.linspace(0.5, 2.0, N).astype(np.float32)
 SETTINGS = {
     "plain": {},
@@ -49,7 +51,7 @@ def truth(hidden, head, targets, temperature=1.0, softcap=None):
 
 
 def naive(hidden, head, targets, *, mask, temperature=1.0, softcap=None):
-    """The same in jax.numpy, for autodiff."""
+    """`token_stats` from all logits in jax.numpy, for autodiff."""
     logits = hidden @ head
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
@@ -60,8 +62,8 @@ def naive(hidden, head, targets, *, mask, temperature=1.0, softcap=None):
 
 
 @functools.cache
-def compiled(function, rows_in_block, softcap):
-    """Blocks are cut while tracing, so each size is a program of its own."""
+def compiled(function, softcap):
+    """A program that returns stats [2, N], and gradients by hidden and head."""
 
     def weighted(hidden, head, targets, mask, temperature, weights):
         stats = function(hidden, head, targets, mask=mask, temperature=temperature, softcap=softcap)
@@ -70,17 +72,21 @@ def compiled(function, rows_in_block, softcap):
     return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True))
 
 
-def evaluate(function, inputs, *, mask=None, temperature=1.0, softcap=None, rows_in_block=4):
+def evaluate(function, inputs, *, mask=None, temperature=1.0, softcap=None, most_rows=4):
     """Stats [2, N], and the gradients by hidden and head of their sum weighted by WEIGHTS."""
     hidden, head, targets = inputs
     num_rows = len(targets)
     mask = np.ones(num_rows, bool) if mask is None else mask
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head_passes, "MOST_ROWS", rows_in_block)
-        patch.setattr(head_passes, "MOST_COLUMNS", 128)
-        run = compiled(function, rows_in_block, softcap)
-        (_, stats), grads = run(*inputs, mask, temperature, WEIGHTS[:, :num_rows])
+    run = compiled(in_tiles(most_rows) if function is token_stats else function, softcap)
+    (_, stats), grads = run(*inputs, mask, temperature, WEIGHTS[:, :num_rows])
     return stats, grads
+
+
+@functools.cache
+def in_tiles(most_rows):
+    """`token_stats` in small tiles."""
+    sizes = HeadTileSizes(most_rows=most_rows, most_columns=128)
+    return functools.partial(token_stats, tile_sizes=sizes)
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -112,18 +118,18 @@ def test_gradients_equal_finite_differences_of_the_truth(settings):
         np.testing.assert_allclose(np.sum(gradient * move), slope, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows_in_block", [1, 4])
-def test_blocks_change_nothing(rows_in_block):
+@pytest.mark.parametrize("most_rows", [1, 4])
+def test_row_tiles_change_nothing(most_rows):
     inputs = problem()
-    whole, whole_grads = evaluate(token_stats, inputs, rows_in_block=N)
-    stats, grads = evaluate(token_stats, inputs, rows_in_block=rows_in_block)
+    whole, whole_grads = evaluate(token_stats, inputs, most_rows=N)
+    stats, grads = evaluate(token_stats, inputs, most_rows=most_rows)
     np.testing.assert_allclose(stats, whole, rtol=1e-6, atol=1e-6)
     for got, want in zip(grads, whole_grads, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def equations_of(jaxpr):
-    """All equations, those of nested programs included."""
+    """All equations, also those of nested programs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
@@ -158,8 +164,8 @@ def test_masked_rows_are_zero_and_get_no_gradient():
     assert not np.any(stats[:, ~mask])
     np.testing.assert_allclose(stats[:, mask], truth(*inputs)[:, mask], rtol=2e-6, atol=2e-6)
     assert not np.any(d_hidden[~mask]) and np.all(np.any(d_hidden[mask], axis=1))
-    _, (_, of_the_others) = evaluate(naive, inputs, mask=mask)
-    np.testing.assert_allclose(d_head, of_the_others, rtol=1e-5, atol=1e-5)
+    _, (_, naive_d_head) = evaluate(naive, inputs, mask=mask)
+    np.testing.assert_allclose(d_head, naive_d_head, rtol=1e-5, atol=1e-5)
 
 
 def test_logits_of_80_stay_exact():
@@ -175,7 +181,7 @@ def test_logits_of_80_stay_exact():
 
 
 def test_bfloat16_inputs_lose_no_more_than_their_own_rounding():
-    """Accumulated in float32: of the rounded inputs only gradients are inexact."""
+    """Sums are float32: for rounded inputs statistics are exact, only gradients are not."""
     hidden, head, targets = problem()
     inputs = (jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(head, jnp.bfloat16), targets)
     exact = tuple(np.asarray(x, np.float32) for x in inputs[:2]) + (targets,)
@@ -201,8 +207,3 @@ def test_matmuls_of_bfloat16_are_asked_to_accumulate_in_float32():
     for dot in dots:
         assert [x.aval.dtype for x in dot.invars] == [jnp.bfloat16] * 2
         assert dot.params["preferred_element_type"] == jnp.float32
-
-
-def test_unknown_implementation_is_an_error():
-    with pytest.raises(ValueError, match="'pallas' is not one of"):
-        token_stats(*problem(), implementation="pallas")

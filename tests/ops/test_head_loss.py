@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srft_jax.ops import head_passes
 from srft_jax.ops.head import Reference, ReferencedStats, TokenStats, token_loss
+from srft_jax.ops.head_passes import HeadOptions, HeadTileSizes, make_layout
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -58,14 +58,14 @@ def naive(params, reference, rows, temperature, softcap):
         z = z if softcap is None else softcap * jnp.tanh(z / softcap)
         return jax.nn.log_softmax(z / temperature)
 
-    def of_target(logp):
+    def at_target(logp):
         return jnp.take_along_axis(logp, rows.targets[:, None], axis=1)[:, 0]
 
     p = logp(*params)
-    stats = TokenStats(of_target(p), -(jnp.exp(p) * p).sum(axis=1))
+    stats = TokenStats(at_target(p), -(jnp.exp(p) * p).sum(axis=1))
     if reference is not None:
         q = logp(*reference)
-        stats = ReferencedStats(*stats, of_target(q), (jnp.exp(p) * (p - q)).sum(axis=1))
+        stats = ReferencedStats(*stats, at_target(q), (jnp.exp(p) * (p - q)).sum(axis=1))
     stats = jax.tree.map(lambda x: jnp.where(rows.loss_mask, x, 0.0), stats)
     return jnp.where(rows.loss_mask, objective(stats, rows), 0.0).sum(), stats
 
@@ -92,27 +92,27 @@ def assert_close(got, want):
 
 
 ROUTES = {  # bytes for logits, and the fewest rows that are worth keeping
-    "kept, one block": (2**20, 1),
-    "kept, five blocks of three rows": (4 * V * 3 * 8 // 7 + 8, 1),
-    "computed again, blocks of two rows": (4 * V * 3 * 8 // 7 + 8, 512),
+    "kept, one row tile": (2**20, 1),
+    "kept, five tiles of three rows": (4 * V * 3 * 8 // 7 + 8, 1),
+    "computed again, tiles of two rows": (4 * V * 3 * 8 // 7 + 8, 512),
 }
 
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("has_reference", [False, True])
 @pytest.mark.parametrize("softcap", [pytest.param(None, marks=pytest.mark.slow), 3.0])
-def test_every_route_equals_the_naive_loss(route, has_reference, softcap, monkeypatch):
-    logits_bytes, least = ROUTES[route]
-    monkeypatch.setattr(head_passes, "LEAST_KEPT_ROWS", least)
-    monkeypatch.setattr(head_passes, "MOST_COLUMNS", 128)
+def test_every_route_equals_the_naive_loss(route, has_reference, softcap):
+    logits_bytes, least_kept_rows = ROUTES[route]
+    tile_sizes = HeadTileSizes(least_kept_rows=least_kept_rows, most_columns=128)
     params, reference, rows = problem()
     inputs = (params, reference if has_reference else None, rows)
-    options = head_passes.Options(softcap, False, logits_bytes)
-    layout = head_passes.make_layout(N, V, 1, options)
+    options = HeadOptions(softcap, False, logits_bytes, tile_sizes=tile_sizes)
+    layout = make_layout(N, V, 1, options)
     assert layout.keep == route.startswith("kept")
-    assert (layout.rows < N) == (route != "kept, one block")
+    assert (layout.rows < N) == (route != "kept, one row tile")
     want = evaluate(naive, inputs, softcap=softcap)
-    got = evaluate(ours, inputs, softcap=softcap, logits_bytes=logits_bytes)
+    memory = dict(logits_bytes=logits_bytes, tile_sizes=tile_sizes)
+    got = evaluate(ours, inputs, softcap=softcap, **memory)
     assert abs(want[0][0]) > 1
     assert_close(got, want)
 
@@ -143,8 +143,8 @@ def test_a_head_stored_transposed(elementwise, has_reference):
 
 
 @pytest.mark.parametrize("elementwise", [False, True])
-def test_of_a_frozen_head_no_gradient_is_made(elementwise):
-    """The rest is the same, for a unit less of work."""
+def test_a_frozen_head_gets_no_gradient(elementwise):
+    """Loss, statistics and the other gradient are the same, for one unit less of work."""
     params, _, rows = problem()
     options = dict(elementwise=elementwise, logits_bytes=2**24)
     aux, (d_hidden, _) = evaluate(ours, (params, None, rows), **options)
@@ -190,7 +190,7 @@ def test_no_trained_row_gives_zero(elementwise):
     assert loss == 0 and not any(np.any(x) for x in jax.tree.leaves((stats, grads)))
 
 
-def test_what_the_objective_gives_on_masked_rows_is_not_counted():
+def test_losses_of_masked_rows_are_not_counted():
     params, _, rows = problem()
     broken = rows._replace(weight=np.where(TRAINED[:, None], rows.weight, np.nan))
     assert_close(evaluate(ours, (params, None, broken)), evaluate(ours, (params, None, rows)))
@@ -207,15 +207,16 @@ def test_the_loss_can_be_scaled_and_added_to():
     assert_close(scaled, [3.0 * plain[0] + 1.0, 3.0 * plain[1]])
 
 
-def test_masked_rows_are_never_computed(monkeypatch):
-    """NaN in them cannot be noticed, also where they fill the last block."""
-    monkeypatch.setattr(head_passes, "MOST_ROWS", 3)
-    monkeypatch.setattr(head_passes, "LEAST_KEPT_ROWS", 512)
+def test_masked_rows_are_never_computed():
+    """NaN in masked rows changes nothing, also where they fill the last row tile."""
     (hidden, head), _, rows = problem()
-    rows = rows._replace(loss_mask=np.arange(N) >= 9)  # two blocks of three
+    rows = rows._replace(loss_mask=np.arange(N) >= 9)  # two tiles of three rows
     hidden[:9] = np.nan
     (loss, stats), (d_hidden, d_head) = evaluate(
-        ours, ([hidden, head], None, rows), logits_bytes=4 * V
+        ours,
+        ([hidden, head], None, rows),
+        logits_bytes=4 * V,
+        tile_sizes=HeadTileSizes(most_rows=3),
     )
     assert np.isfinite(loss) and np.all(np.isfinite(d_head)) and np.any(d_hidden[9:])
     assert not np.any(d_hidden[:9]) and not np.any(stats.logprob[:9])
@@ -223,15 +224,15 @@ def test_masked_rows_are_never_computed(monkeypatch):
 
 def test_layout_follows_the_budget():
     def layout(mib, num_rows=4096, vocab_size=151_936, num_heads=1):
-        options = head_passes.Options(None, False, mib * 2**20)
-        made = head_passes.make_layout(num_rows, vocab_size, num_heads, options)
-        return made.rows, made.columns, made.keep
+        options = HeadOptions(None, False, mib * 2**20)
+        cut = make_layout(num_rows, vocab_size, num_heads, options)
+        return cut.rows, cut.columns, cut.keep
 
     assert layout(512) == (512, 1024, True)
     assert layout(64) == (4096, 1024, False)
     assert layout(512, num_heads=2) == (4096, 1024, False)  # 386 rows of two policies
     assert layout(64, vocab_size=4096) == (512, 1024, True)
     assert layout(64, num_rows=1024, vocab_size=16_384) == (256, 1024, True)
-    assert layout(64, num_rows=64) == (64, 1024, True)  # the only block, so worth keeping
+    assert layout(64, num_rows=64) == (64, 1024, True)  # the only row tile, so worth keeping
     assert layout(16) == (4096, 256, False)
     assert layout(1) == (512, 128, False)

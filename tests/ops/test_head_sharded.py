@@ -36,6 +36,6 @@ def test_sharded_equals_single_device(results):
     assert max(differences.values()) < 1e-5, differences
 
 
-def test_only_row_sums_are_exchanged_for_each_block(results):
-    """The gradient of the head, as large as the head, is summed once, after the last block."""
+def test_only_row_sums_are_exchanged_for_each_row_tile(results):
+    """The gradient of the head, as large as the head, is summed once, after the last row tile."""
     assert 0 < results["exchanged in loops"] <= 48 // 4

@@ -13,7 +13,7 @@ from tiny_training import MODEL
 
 from srft_jax.config import LoraConfig, OptimizerConfig
 from srft_jax.models import init_params, lora
-from srft_jax.ops.rounding import rounded_by_chance
+from srft_jax.ops.rounding import stochastic_round
 from srft_jax.training.moments import stored_as
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import new_state, state_shardings
@@ -197,7 +197,7 @@ def _pairs(a, b):
 def test_rounding_by_chance_is_right_on_average():
     values = np.asarray([1.002, -3.3, 0.0, 1e-30, 65504.0, 1.0], np.float32)
     x = jnp.tile(values, (20_000, 1))
-    rounded = np.asarray(jax.jit(rounded_by_chance)(x, jax.random.key(0)), np.float64)
+    rounded = np.asarray(jax.jit(stochastic_round)(x, jax.random.key(0)), np.float64)
     np.testing.assert_allclose(rounded.mean(0), values, rtol=1e-4)
     assert [len(set(column)) for column in rounded.T] == [2, 2, 1, 2, 2, 1]
     assert (np.abs(rounded - values) < np.abs(values) * 2**-7 + 1e-38).all()
