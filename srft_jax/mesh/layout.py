@@ -95,9 +95,9 @@ def flat_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def decode_mesh(mesh: Mesh, tensor: int | None) -> Mesh:
-    """Make a mesh of the same devices in the same order, with a copy of the parameters for each
-    `tensor` of them.
+    """Make a mesh of the same devices, each `tensor` of which share a copy of the parameters.
 
+    Devices keep their order; `data` is the number of copies.
     In: data=1, fsdp=8, context=1, tensor=1; tensor 2.  Out: data=4, fsdp=1, context=1, tensor=2.
 
     Args:
@@ -168,8 +168,7 @@ def _written(shape: Sequence[int]) -> str:
 
 
 def valid_shapes(num_devices: int, slices: int) -> list[tuple[int, ...]]:
-    """Return all sizes of `AXES` that fit: they multiply to the number of devices, and the slices
-    divide `data`."""
+    """Return all sizes of `AXES` that multiply to `num_devices`; `slices` divides `data`."""
     divisors = [size for size in range(1, num_devices + 1) if num_devices % size == 0]
     shapes = itertools.product(divisors, repeat=len(AXES))
     return [shape for shape in shapes if math.prod(shape) == num_devices and shape[0] % slices == 0]

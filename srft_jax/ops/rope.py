@@ -64,9 +64,10 @@ def _llama3(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
 
 
 def _yarn(periods: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:
-    """Divide frequencies that turn less than `beta_slow` times over the original length by the
-    factor, keep those that turn more than `beta_fast` times, mix by a ramp between.
+    """Divide frequencies that turn slowly by the factor, keep fast ones, mix by a ramp between.
 
+    Slow ones turn less than `beta_slow` times over the original length, fast ones more than
+    `beta_fast` times.
     Peng et al., https://arxiv.org/abs/2309.00071.
     """
     assert scaling.original_max_positions is not None
