@@ -27,8 +27,6 @@ SHARED_MODULES = {
     "lora.py",  # config: the section; models: the adapters
     "metrics.py",  # experience: of rollouts; training: of updates
 }
-# Class names that modules share because both are the very same thing.
-SHARED_CLASSES: set[str] = set()
 
 
 @functools.cache
@@ -123,7 +121,7 @@ def namesakes():
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_one_name_is_one_thing(room):
-    allowed = SHARED_MODULES | SHARED_CLASSES | {"__init__.py"}
+    allowed = SHARED_MODULES | {"__init__.py"}
     shared = [
         f"{name}: {', '.join(sorted(paths))}"
         for name, paths in namesakes().items()
