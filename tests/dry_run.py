@@ -27,6 +27,7 @@ from srft_jax.ops.head import ReferencedStats, TokenStats
 from srft_jax.rewards import RewardResult
 from srft_jax.setup import prepare as setup_module
 from srft_jax.setup.prepare import prepare
+from srft_jax.tasks import begin as begin_module
 from srft_jax.tasks import export as export_module
 from srft_jax.tasks import generate as generate_module
 from srft_jax.tasks import inspect as inspect_module
@@ -39,7 +40,8 @@ REPLACED = {
     resume: ["load_trained", "fresh_state"],
     setup_module: ["RewardPool"],
     export_module: ["export_hf"],
-    train_module: ["Checkpoints", "Sampler", "load_reference", "write_report"],
+    begin_module: ["Sampler", "load_reference"],
+    train_module: ["Checkpoints", "write_report"],
     updates: ["make_train_step", "make_gradient_norms", "make_old_logprobs", "put"],
 }
 

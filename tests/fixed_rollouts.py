@@ -11,7 +11,7 @@ import jax
 from dry_run import Trace
 
 import run
-from srft_jax.tasks import train
+from srft_jax.tasks import begin, train
 
 
 def main(step: int, process: int, arguments: list[str]) -> int:
@@ -23,7 +23,7 @@ def main(step: int, process: int, arguments: list[str]) -> int:
         return collect(sampler, scorer, sources, plan, stage, this_step, *args)
 
     train.collect = collect_and_stop
-    train.Sampler = Trace().Sampler
+    begin.Sampler = Trace().Sampler
     return run.main(arguments)
 
 

@@ -4,9 +4,11 @@ Batch arithmetic answers the question asked most often of any trainer: how large
 function that ends in `_rows` gives some lines of its table, as pairs of a name and a value.
 """
 
+from collections.abc import Mapping
+
 from jax.sharding import Mesh
 
-from srft_jax.config import Objective, TrainingConfig
+from srft_jax.config import Objective, RunConfig, TrainingConfig
 from srft_jax.data.encoding import EncodedSets
 from srft_jax.models.decoder import Params, num_params
 from srft_jax.models.tokenizer import Tokenizer
@@ -18,8 +20,38 @@ from srft_jax.rollout import Observer, RolloutProgress
 TableRows = list[list[str]]
 
 
-def arithmetic_table(*parts: TableRows) -> str:
-    """Return the table of batch arithmetic, made of these parts."""
+def batch_arithmetic(
+    config: RunConfig,
+    data: EncodedSets,
+    stages: Stages,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    frozen: Params,
+    trained: Params,
+) -> str:
+    """Return the table of what a step is made of.
+
+    Args:
+        config: Configuration with its preset's coefficients filled in.
+        data: All sets.
+        stages: Stages of the run.
+        tokenizer: Tokenizer of the policy.
+        mesh: Devices.
+        frozen: With LoRA, all parameters but the adapters, or their shapes; otherwise none.
+        trained: Parameters that training changes, or their shapes.
+    """
+    parts = (
+        data_rows(data),
+        policy_rows(frozen, trained, tokenizer),
+        [["objective", config.objective.preset]],
+        rollout_rows(
+            stages.policy.objective,
+            prompts_per_step=config.data.prompts_per_step,
+            completions_per_prompt=config.rollout.completions_per_prompt,
+        ),
+        update_rows(stages, config.training, config.longest_sequence),
+        device_rows(mesh),
+    )
     return table(["batch arithmetic", ""], [row for part in parts for row in part])
 
 
@@ -151,6 +183,34 @@ def rollout_observer(line: ProgressLine, what: str) -> Observer:
         line.interim(fields, now.seconds)
 
     return show
+
+
+def scores_table(values: Mapping[str, float], num_problems: Mapping[str, int]) -> str:
+    """Return a table of pass@1 and mean length of each set.
+
+    Args:
+        values: Metrics of an evaluation, `eval/<set>/...`.
+        num_problems: Problems of each set; sets without any are left out.
+    """
+    rows = [
+        [
+            name,
+            str(count),
+            f"{values[f'eval/{name}/pass@1']:.1%}",
+            f"{values[f'eval/{name}/length']:.1f}",
+        ]
+        for name, count in num_problems.items()
+        if count
+    ]
+    return table(["set", "problems", "pass@1", "mean length"], rows)
+
+
+def scores_line(values: Mapping[str, float]) -> str:
+    """In: {"eval/held_out/pass@1": 0.5, ...}.  Out: "pass@1 held_out 50.0%"."""
+    scores = [
+        f"{key.split('/')[1]} {value:.1%}" for key, value in values.items() if "pass@1" in key
+    ]
+    return "pass@1 " + ", ".join(scores)
 
 
 def before_after(run_dir: str) -> str:

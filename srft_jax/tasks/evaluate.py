@@ -8,8 +8,8 @@ import jax
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.evaluation import scores
 from srft_jax.experience.scoring import Scorer
-from srft_jax.report.summary import rollout_observer
-from srft_jax.report.terminal import ProgressLine, table
+from srft_jax.report.summary import rollout_observer, scores_table
+from srft_jax.report.terminal import ProgressLine
 from srft_jax.rollout import Sampler
 from srft_jax.setup.prepare import prepare, reward_pool
 from srft_jax.training.loading import load_policy
@@ -43,16 +43,6 @@ def evaluate(config: RunConfig) -> int:
             slots=config.evaluation.slots,
             observer=observer if jax.process_index() == 0 else None,
         )
-    rows = [
-        [
-            name,
-            len(problems),
-            f"{values[f'eval/{name}/pass@1']:.1%}",
-            f"{values[f'eval/{name}/length']:.1f}",
-        ]
-        for name, problems in sets.items()
-        if problems
-    ]
-    print(table(["set", "problems", "pass@1", "mean length"], rows))
+    print(scores_table(values, {name: len(problems) for name, problems in sets.items()}))
     print(json.dumps(values))
     return 0

@@ -9,10 +9,10 @@ from srft_jax.config import RunConfig, UsageError
 from srft_jax.models import lora
 from srft_jax.models.decoder import init_params
 from srft_jax.report import data_view
+from srft_jax.report.summary import batch_arithmetic
 from srft_jax.report.terminal import shows_colours
 from srft_jax.setup.prepare import Setup, prepare
 from srft_jax.tasks.plan import with_rows
-from srft_jax.tasks.train import batch_arithmetic
 
 
 def inspect(config: RunConfig) -> int:
@@ -25,7 +25,13 @@ def inspect(config: RunConfig) -> int:
     shapes = jax.eval_shape(lambda: init_params(architecture, jax.random.key(0)))
     parts = [
         batch_arithmetic(
-            setup, lora.frozen(shapes, architecture), lora.trained(shapes, architecture)
+            config,
+            data,
+            setup.stages,
+            setup.tokenizer,
+            setup.mesh,
+            lora.frozen(shapes, architecture),
+            lora.trained(shapes, architecture),
         ),
         data_view.sets_table(data),
         data_view.lengths_table(

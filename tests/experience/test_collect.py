@@ -24,7 +24,7 @@ from srft_jax.experience.metrics import rollout_metrics
 from srft_jax.experience.scoring import Scorer
 from srft_jax.report.terminal import ProgressLine
 from srft_jax.rewards import RewardResult
-from srft_jax.tasks import train
+from srft_jax.tasks import begin
 
 
 class FourTokens:
@@ -159,7 +159,7 @@ def test_a_run_says_how_far_its_rollouts_are(tmp_path, monkeypatch):
     out = traced_run(tiny_config(tmp_path / "run", "--training.num_steps=2")).out
     assert "occupancy" not in out
     impatient = functools.partial(ProgressLine, patience_in_log=0.0)
-    monkeypatch.setattr(train, "ProgressLine", impatient)
+    monkeypatch.setattr(begin, "ProgressLine", impatient)
     out = traced_run(tiny_config(tmp_path / "other", "--training.num_steps=2")).out
     for what in ("step 0, evaluation", "step 1/2, rollout", "step 2/2, rollout"):
         assert f"\n{what}  4/4 completions  4 tokens/s  occupancy 75%\n" in out

@@ -13,7 +13,7 @@ from srft_jax.config import UsageError, parse
 from srft_jax.mesh import AXES
 from srft_jax.setup.model_checks import check_offload, check_sizes
 from srft_jax.setup.prepare import prepare
-from srft_jax.tasks import train
+from srft_jax.tasks import begin
 
 POSITIONS = "--model.max_positions=30"
 NO_EVALUATION = ("--data.evaluation={}",)
@@ -410,7 +410,7 @@ def test_a_bug_is_not_taken_for_a_mistake(directory, monkeypatch):
     def broken(*_):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(train, "all_demonstrations", broken)
+    monkeypatch.setattr(begin, "all_demonstrations", broken)
     with pytest.raises(ValueError, match="a bug") as caught:
         run.main(command_line(directory, "train", []))
     assert not isinstance(caught.value, UsageError)
