@@ -23,7 +23,7 @@ CACHE_OPTIONS = {
 
 @pytest.fixture(scope="session")
 def shared_dir(tmp_path_factory):
-    """Of all processes of a run of pytest."""
+    """A directory that all processes of a run of pytest share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 

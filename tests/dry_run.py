@@ -131,7 +131,7 @@ class Trace:
 
     def load_trained(self, section, model_config, mesh, seed):
         shapes = jax.eval_shape(lambda: init_params(model_config, jax.random.key(0)))
-        # Of every axis 4: for each other shape the optimizer's operations are compiled anew.
+        # Every axis has 4 elements: the optimizer's operations are compiled for each shape.
         params = jax.tree.map(lambda x: np.ones((4,) * x.ndim, np.float32), shapes)
         return lora.trained(params, model_config)
 

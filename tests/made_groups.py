@@ -77,7 +77,7 @@ def made_trajectory(length=4, num_forced=0, **changes):
 
 
 def made_progress(**changes):
-    """Of four completions of four tokens each, by default, in four seconds."""
+    """Progress of four completions of four tokens each, by default, in four seconds."""
     fields = dict(finished=4, total=4, tokens=16, steps=4, occupancy=0.75)
     seconds = dict(prefill_seconds=1.0, decode_seconds=2.5, host_seconds=0.5)
     return RolloutProgress(**(fields | seconds | changes))

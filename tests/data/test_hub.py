@@ -138,6 +138,10 @@ def test_without_the_library(repository, monkeypatch):
 def test_rows_of_json_are_the_same_as_of_files(tmp_path):
     rows = [{"prompt": "a", "answer": "1", "n": 2}, {"prompt": "b", "answer": "1", "n": 3}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    of_files = load_sets(DataConfig(train=SourceConfig(files=str(tmp_path / "train.jsonl")))).train
-    of_hub = load(tmp_path)
-    assert [vars(x) | {"where": ""} for x in of_hub] == [vars(x) | {"where": ""} for x in of_files]
+    from_files = load_sets(
+        DataConfig(train=SourceConfig(files=str(tmp_path / "train.jsonl")))
+    ).train
+    from_hub = load(tmp_path)
+    assert [vars(x) | {"where": ""} for x in from_hub] == [
+        vars(x) | {"where": ""} for x in from_files
+    ]

@@ -83,8 +83,8 @@ def test_behavior_logprobs_of_a_demonstration_are_its_old_logprobs(tmp_path):
     first, second = (demonstration_sequence(sources, (index, 0)) for index in (0, 1))
     assert first.trajectory.logprobs is known and second.trajectory.logprobs is None
     [update] = updates_of(setup, [made_group(setup, 0, [1, 0, 0]), made_group(setup, 1, [1, 0, 0])])
-    of_demonstrations = update.batch.rows.role == DEMONSTRATION
-    old = update.batch.rows.old_logprobs[of_demonstrations]
+    is_demonstration = update.batch.rows.role == DEMONSTRATION
+    old = update.batch.rows.old_logprobs[is_demonstration]
     assert sorted(old[old != 0]) == sorted(known)
     assert (old == 0).sum() == len(setup.data.train[1].demonstrations[0])
 
@@ -232,8 +232,8 @@ class TestOwnDemonstrations:
     def test_their_share_falls_by_a_cosine(self, setup, step, mu):
         [update] = updates_of(setup, [made_group(setup, 0, [1, 0, 0], demonstration=None)], step)
         rows = update.batch.rows
-        of_roles = [set(rows.weight[rows.role == role]) for role in (DEMONSTRATION, SELF)]
-        assert of_roles == [{np.float32(mu)}, {np.float32(1 - mu)}]
+        weights_by_role = [set(rows.weight[rows.role == role]) for role in (DEMONSTRATION, SELF)]
+        assert weights_by_role == [{np.float32(mu)}, {np.float32(1 - mu)}]
 
     def test_they_are_split_between_the_updates(self, setup):
         groups = [made_group(setup, i, [1, 0, 0], demonstration=None) for i in range(2)]

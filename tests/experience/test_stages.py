@@ -105,7 +105,7 @@ def test_the_mix_is_logged(run):
 
 @pytest.mark.parametrize(("updates", "calls"), [(1, 0), (2, 2)])
 def test_the_trainer_computes_old_logprobs_where_there_are_several_updates(run, updates, calls):
-    """Of both batches before the first update: under the same parameters."""
+    """It does so for both batches before the first update: under the same parameters."""
     flags = ("--objective.old_logprobs=trainer", f"--training.updates_per_rollout={updates}")
     trace, _ = run("grpo", "--training.num_steps=1", *flags)
     made = [line for line in trace.lines if line.startswith("old logprobs of")]

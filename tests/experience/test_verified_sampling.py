@@ -76,7 +76,7 @@ class Streamed:
 
 
 def rollout(stream, pool, tokenizer=None, observer=None):
-    """Of two groups of three completions each, sampled by `stream`."""
+    """Verified rollouts of two groups of three completions each, sampled by `stream`."""
     requests = [Request([1], 3, group=0), Request([2], 3, group=1)]
     scorer = Scorer(pool, tokenizer or Tokenizer())
     examples = [example(0), example(1)]
@@ -244,7 +244,7 @@ def test_ctrl_c_does_not_wait_for_the_verdicts():
 
 
 def test_scores_are_those_of_their_sets():
-    """Of six problems, sampled from last to first, those from 10 up are right."""
+    """Six problems are sampled from last to first; those from 10 up are right."""
 
     class LastFirst(Streamed):
         def submit(self, requests, key, slots=None):

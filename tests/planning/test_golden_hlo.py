@@ -110,5 +110,5 @@ def test_the_installed_libtpu_has_snippets():
         version = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("libtpu is not installed here; .ci/run installs it")
-    # Of 0.0.42.1 the last number is a patch.
+    # The last number of 0.0.42.1 is a patch.
     assert f"libtpu_{'.'.join(version.split('.')[:3])}" in VERSIONS, WHAT_TO_DO

@@ -77,7 +77,7 @@ def test_a_source_that_comes_another_way_replaces_the_earlier_files(tmp_path):
 
 
 def test_several_files_join_their_evaluation_sets(tmp_path):
-    """Of other keys the last file's value counts, and a flag's value counts over files."""
+    """For other keys the last file's value counts, and a flag's value counts over files."""
     (tmp_path / "a.yaml").write_text(
         "seed: 1\ndata:\n  train: {files: a, kind: math}\n  evaluation: {one: {files: a}}\n"
     )

@@ -31,7 +31,7 @@ def flat_params(tree):
 
 
 def saved_params(run_dir):
-    """Of the newest checkpoint."""
+    """Parameters of the newest checkpoint."""
     arrays = newest_checkpoint(run_dir)[1]
     return {k.removeprefix(".params"): v for k, v in arrays.items() if k.startswith(".params")}
 

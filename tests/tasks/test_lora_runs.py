@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
-    """Of the tiny run on a base on disk, in bfloat16, with a KL to it."""
+    """Arguments of the tiny run on a base on disk, in bfloat16, with a KL to it."""
     path = tmp_path_factory.mktemp("base")
     architecture = tiny_model()
     params = init_params(architecture, jax.random.key(4))

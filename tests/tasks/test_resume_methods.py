@@ -1,5 +1,5 @@
-"""Of every optimizer and of methods that remember more, a run stopped and started again is the run
-that was never stopped. Both are made here, by programs that are compiled quickly."""
+"""A run stopped and started again is the run that was never stopped, for every optimizer and for
+methods that remember more. Both runs are made here, by programs that are compiled quickly."""
 
 import numpy as np
 import pytest
