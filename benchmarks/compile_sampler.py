@@ -40,7 +40,7 @@ LARGE = 2**20  # a copy of fewer bytes is not counted
 
 
 def compiled(name: str, program: Any, args: argparse.Namespace, topology: Topology) -> Any:
-    """What there is to say about a program: compiled, or why it cannot be."""
+    """Compile a program; return its time, memory and copies, or why it cannot be compiled."""
     start = time.perf_counter()
     try:
         executable = program.compile()
@@ -54,29 +54,35 @@ def compiled(name: str, program: Any, args: argparse.Namespace, topology: Topolo
     if args.hlo:
         pathlib.Path(args.hlo, f"{name}.txt").write_text(text)
     module = parse_hlo(text)
-    found = {"compiles": True, "seconds": seconds, "gib": gib | {"needed": needed}}
-    found |= {"fits": needed <= topology.chip.hbm / 2**30} | copies(module.entry)
+    figures = {"compiles": True, "seconds": seconds, "gib": gib | {"needed": needed}}
+    figures |= {"fits": needed <= topology.chip.hbm / 2**30} | copies(module.entry)
     if name in ("prefill", "decode"):
-        found["state_stays"] = state_stays(program, executable)
-    return found | ({"in_loop": in_loop(module, len(topology.devices))} if name == "decode" else {})
+        figures["state_stays"] = state_stays(program, executable)
+    return figures | (
+        {"in_loop": in_loop(module, len(topology.devices))} if name == "decode" else {}
+    )
 
 
 def state_stays(program: Any, executable: Any) -> bool:
-    """The state comes out laid out as it went in; else the next call would be another program."""
+    """Return whether the state leaves a program in the layout in which it came.
+
+    If it does not, the next call compiles another program.
+    """
     arrays = jax.tree.leaves(program.out_info[0])
     before = jax.tree.leaves(executable.input_shardings[0][1])
     after = jax.tree.leaves(executable.output_shardings[0])
     return all(
-        one.is_equivalent_to(other, array.ndim)
-        for array, one, other in zip(arrays, before, after, strict=True)
+        sharding.is_equivalent_to(new_sharding, array.ndim)
+        for array, sharding, new_sharding in zip(arrays, before, after, strict=True)
     )
 
 
 def in_loop(module: Module, num_devices: int) -> dict[str, Any]:
-    """Of the decode loop, the one whose body does most."""
-    loops_of_entry = [one for one in module.entry.instructions.values() if one.opcode == "while"]
-    bodies = [module.computations[one.computation_name("body") or ""] for one in loops_of_entry]
-    body = max(bodies, key=lambda one: len(one.instructions))
+    """Count what the decode loop, the one whose body does most, sends and copies in a step."""
+    instructions = module.entry.instructions.values()
+    loops = [instruction for instruction in instructions if instruction.opcode == "while"]
+    bodies = [module.computations[loop.computation_name("body") or ""] for loop in loops]
+    body = max(bodies, key=lambda computation: len(computation.instructions))
     step = count_module(dataclasses.replace(module, entry=body), trips_by_scope({}, 1), num_devices)
     sent = {
         f"{kind} of {len(group)}": size / 2**20 for (kind, group), size in step.collectives.items()
@@ -85,11 +91,11 @@ def in_loop(module: Module, num_devices: int) -> dict[str, Any]:
 
 
 def copies(computation: Computation) -> dict[str, Any]:
-    """Of at least 1 MiB. What is brought to a product from the device's memory is none."""
+    """Count copies of at least 1 MiB; what a product reads from the device's memory is no copy."""
     sizes = [
-        one.shapes[0].bytes / 2**20
-        for one in computation.instructions.values()
-        if one.opcode in ("copy", "transpose") and one.shapes[0].bytes >= LARGE
+        instruction.shapes[0].bytes / 2**20
+        for instruction in computation.instructions.values()
+        if instruction.opcode in ("copy", "transpose") and instruction.shapes[0].bytes >= LARGE
     ]
     return {"large_copies": len(sizes), "large_copies_mib": sum(sizes)}
 
@@ -110,12 +116,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     )
     params = abstract_params(model, mesh)
     copy = abstract_decode_params(params, model, decoding, "bfloat16")
-    copy.pop(
-        "embedding" if not model.tie_embeddings else "final_norm"
-    )  # of which few rows are read
+    # Few rows of an embedding are read; a tied one is the head too, and read whole.
+    copy.pop("embedding" if not model.tie_embeddings else "final_norm")
     state = abstract_sampler_state(model, shape, decoding, "bfloat16")
     read = bytes_on_device((copy, state))
-    found: dict[str, Any] = {"floor_ms": 1e3 * read / topology.chip.hbm_rate}
+    figures: dict[str, Any] = {"floor_ms": 1e3 * read / topology.chip.hbm_rate}
     programs = lowered_sampler(
         *(params, model, decoding, shape),
         sampling=sampling,
@@ -124,9 +129,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     )
     for name, program in programs:
         if not args.only or name in args.only:
-            found[name] = compiled(name, program, args, topology)
-            print(name, json.dumps(rounded(found[name])), flush=True)
-    return found
+            figures[name] = compiled(name, program, args, topology)
+            print(name, json.dumps(rounded(figures[name])), flush=True)
+    return figures
 
 
 def main() -> None:

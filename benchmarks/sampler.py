@@ -32,7 +32,7 @@ from srft_jax.models.decoder import Params, init_params
 from srft_jax.rollout import Request, RolloutProgress, SamplingConfig, sample
 
 
-def sampling_of(args: argparse.Namespace) -> SamplingConfig:
+def sampling_config(args: argparse.Namespace) -> SamplingConfig:
     return SamplingConfig(
         temperature=args.temperature,
         truncation=Truncation(top_p=args.top_p),
@@ -43,8 +43,8 @@ def sampling_of(args: argparse.Namespace) -> SamplingConfig:
     )
 
 
-def lengths_of(args: argparse.Namespace) -> np.ndarray:
-    """New tokens of each completion; long-tail is log-normal, cut at 16 times the median."""
+def completion_lengths(args: argparse.Namespace) -> np.ndarray:
+    """Return new tokens of each completion; long-tail: log-normal, cut at 16 times the median."""
     count = args.batch * args.waves
     if args.lengths == "equal":
         return np.full(count, args.new)
@@ -52,13 +52,15 @@ def lengths_of(args: argparse.Namespace) -> np.ndarray:
     return np.clip(drawn, 1, 16 * args.new).astype(int)
 
 
-def requests_of(args: argparse.Namespace) -> list[Request]:
-    """A prompt for every `group` completions; one of a group of unequal lengths a request each.
+def make_requests(args: argparse.Namespace) -> list[Request]:
+    """Return requests, with a prompt for every `group` completions.
+
+    Where the lengths of a group differ, each of its completions is a request of its own.
 
     An untrained model draws nearly evenly, so of V tokens, V / n stop after about n.
     """
     random = np.random.default_rng(0)
-    lengths = lengths_of(args)
+    lengths = completion_lengths(args)
     prompts = random.integers(0, args.vocab, (len(lengths) // args.group, args.prompt)).tolist()
     if args.lengths == "equal":
         return [Request(prompt, args.group, max_new_tokens=args.new) for prompt in prompts]
@@ -78,7 +80,7 @@ def requests_of(args: argparse.Namespace) -> list[Request]:
 
 
 def bare_run(args: argparse.Namespace, params: Params) -> Any:
-    """() -> seconds of `--new` steps of weight products."""
+    """Return a function that runs `--new` steps of weight products and returns their seconds."""
     names = (("query", "key", "value"), ("output",), ("gate", "up"), ("down",))
     layers = [
         [
@@ -116,17 +118,17 @@ class Subject:
         most = max(args.kv, args.prompt + 16 * args.new)
         self.model = model_of(args, max_positions=most)
         self.params = init_params(self.model, jax.random.key(0))
-        self.requests, self.sampling = requests_of(args), sampling_of(args)
+        self.requests, self.sampling = make_requests(args), sampling_config(args)
         self.batch = args.batch
 
     def run(self, key: jax.Array) -> RolloutProgress:
         return self._run(self.requests, key)
 
     def run_padded(self, key: jax.Array) -> float:
-        """Tokens a second of the requests in waves of a full batch, each until its slowest ends."""
+        """Return tokens per second in waves of a full batch, each until its slowest ends."""
         waves = range(0, len(self.requests), self.batch)
         seen = [self._run(self.requests[i : i + self.batch], key) for i in waves]
-        return sum(one.tokens for one in seen) / sum(one.seconds for one in seen)
+        return sum(p.tokens for p in seen) / sum(p.seconds for p in seen)
 
     def _run(self, requests: list[Request], key: jax.Array) -> RolloutProgress:
         seen: list[RolloutProgress] = []
@@ -135,36 +137,38 @@ class Subject:
 
 
 def measure(args: argparse.Namespace, other: argparse.Namespace | None) -> dict[str, Any]:
-    """Medians over iterations; of ratios, each to what was timed just beside it."""
+    """Return medians over iterations; a ratio is to what was timed just beside it."""
     subject, against = Subject(args), Subject(other) if other else None
     bare = bare_run(args, subject.params)
     compiled: list[float] = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, taken, **_: compiled.append(taken) if "backend_compile" in event else None
     )
-    found: dict[str, list[float]] = collections.defaultdict(list)
+    figures: dict[str, list[float]] = collections.defaultdict(list)
     for iteration in range(args.iters + 2):
         if iteration == 2:  # two to warm up
-            found.clear()
+            figures.clear()
             compiled.clear()
         key = jax.random.key(iteration)
         bare_step = bare() / args.new
         progress = subject.run(key)
         step = progress.seconds / progress.steps
-        found["tokens_per_s"].append(progress.tokens / progress.seconds)
-        found["ms_per_step"].append(1e3 * step)
-        found["prefill_ms"].append(1e3 * progress.prefill_seconds)
-        found["sampler_over_bare"].append(step / bare_step)
-        found["host_share"].append(progress.host_seconds / progress.seconds)
+        figures["tokens_per_s"].append(progress.tokens / progress.seconds)
+        figures["ms_per_step"].append(1e3 * step)
+        figures["prefill_ms"].append(1e3 * progress.prefill_seconds)
+        figures["sampler_over_bare"].append(step / bare_step)
+        figures["host_share"].append(progress.host_seconds / progress.seconds)
         if against:
             beside = against.run(key)
-            found["step_over_against"].append(step * beside.steps / beside.seconds)
-            found["prefill_over_against"].append(progress.prefill_seconds / beside.prefill_seconds)
+            figures["step_over_against"].append(step * beside.steps / beside.seconds)
+            figures["prefill_over_against"].append(
+                progress.prefill_seconds / beside.prefill_seconds
+            )
         if args.lengths != "equal":
             rate = progress.tokens / progress.seconds
-            found["speedup_over_padded"].append(rate / subject.run_padded(key))
-            found["slots_busy"].append(progress.tokens / progress.steps / args.batch)
-    return {name: statistics.median(values) for name, values in found.items()} | {
+            figures["speedup_over_padded"].append(rate / subject.run_padded(key))
+            figures["slots_busy"].append(progress.tokens / progress.steps / args.batch)
+    return {name: statistics.median(values) for name, values in figures.items()} | {
         "occupancy": progress.occupancy,
         "steps": progress.steps,
         "compilations_after_warm_up": len(compiled),
@@ -180,8 +184,8 @@ def main() -> None:
     parser.add_argument("--against", help="flags of a second setting, timed alternately with it")
     args = parser.parse_args()
     changes = shlex.split(args.against or "")
-    found = measure(args, parser.parse_args(sys.argv[1:] + changes) if changes else None)
-    shown = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items()}
+    figures = measure(args, parser.parse_args(sys.argv[1:] + changes) if changes else None)
+    shown = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in figures.items()}
     print(json.dumps(vars(args) | {"device": jax.devices()[0].device_kind} | shown))
 
 
