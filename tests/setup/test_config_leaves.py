@@ -395,7 +395,7 @@ TABLE = {
     "objective.demo_ratio_gamma": Change("0.5", at="loss"),
     "objective.demo_source": Change("own", at="batch", base=OWN[:1] + OWN[2:]),
     "objective.demo_per_step": Change("4", at="batch", base=OWN),
-    "objective.demo_buffer": Change("2", at="batch", base=OWN[:1]),
+    "objective.demo_buffer": Change("2", at="train step", base=OWN[:1]),
     "objective.gate": Change("either", at="batch"),
     "objective.gate_solved": Change("1", at="batch", base=objective(gate="demonstrations")),
     "objective.sft_steps": Change("1", at="sample"),
