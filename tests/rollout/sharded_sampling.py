@@ -5,6 +5,7 @@ are names of `CASES`.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import re
@@ -22,7 +23,7 @@ from srft_jax.config import MeshConfig, ModelConfig, Truncation
 from srft_jax.host.compilations import Compilations
 from srft_jax.mesh import decode_mesh, make_mesh
 from srft_jax.models import families, init_params
-from srft_jax.rollout import Request, SamplingConfig, engine, sample
+from srft_jax.rollout import Request, Sampler, SamplingConfig, engine, sample
 from srft_jax.rollout.decode_layout import decode_params
 
 CONFIG = ModelConfig(
@@ -58,11 +59,13 @@ class Case(NamedTuple):
     tensor: int | None
     temperature: float = 0.8
     truncation: Truncation = Truncation()
+    is_late: bool = False  # most requests are submitted while the last one runs
 
 
 CASES = {
     "rows over 8": Case((8, 1, 1, 1), None),
     "tensor as trained": Case((4, 1, 1, 2), None),
+    "rows that grow": Case((4, 1, 1, 2), None, is_late=True),
     "greedy": Case((4, 1, 1, 2), None, temperature=0.0),
     "truncated": Case((4, 1, 1, 2), None, truncation=Truncation(top_k=12, top_p=0.9)),
     "context to rows over 8": Case((1, 2, 2, 2), 1),
@@ -92,7 +95,7 @@ def main() -> None:
         case = CASES[name]
         how = (case.temperature, case.truncation)
         if how not in wanted:
-            wanted[how] = complete(case._replace(tensor=None), policy())
+            wanted[how] = complete(case._replace(tensor=None, is_late=False), policy())
         results[name] = on_mesh(case, wanted[how])
     print(json.dumps(results))
 
@@ -125,7 +128,17 @@ def complete(case: Case, params: object) -> list[list[Trajectory]]:
         segment=16,
         tensor=case.tensor,
     )
-    return sample(params, CONFIG, REQUESTS, jax.random.key(11), config)
+    key = jax.random.key(11)
+    if not case.is_late:
+        return sample(params, CONFIG, REQUESTS, key, config)
+    sampler, groups = Sampler(CONFIG, config, jax.sharding.get_mesh()), [[] for _ in REQUESTS]
+    sampler.update(params)
+    sampler.submit([dataclasses.replace(REQUESTS[-1], group=len(REQUESTS) - 1)], key)
+    for trajectory in sampler.stream():
+        if not any(groups):
+            sampler.submit(REQUESTS[:-1], key)
+        groups[trajectory.group].append(trajectory)
+    return [sorted(group, key=lambda trajectory: trajectory.member) for group in groups]
 
 
 def difference(got: list[list[Trajectory]], wanted: list[list[Trajectory]]) -> dict:

@@ -16,6 +16,7 @@ CASES = (
     "fsdp to tensor 2",
     "rows over 8",
     "tensor as trained",
+    "rows that grow",
     "greedy",
     "truncated",
     "context to rows over 8",
