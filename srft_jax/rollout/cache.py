@@ -228,17 +228,18 @@ def with_more_rows(cache: KVCache, *, rows: int, prompts: int, shards: int) -> K
 
 def grown_by_shard(x: Array, size: int, shards: int) -> Array:
     """Return `x` with zeros at the end of axis 0 of each shard, `size` there; `x` is deleted."""
-    if x.shape[0] == shards * size:
+    num_new = size - x.shape[0] // shards
+    if not num_new:
         return x
-    grown = _padded_by_shard(x, size=size)
+    grown = _padded_by_shard(x, num_new=num_new)
     x.delete()
     return grown
 
 
-@functools.partial(jax.jit, static_argnames=("size",))
-def _padded_by_shard(x: Array, *, size: int) -> Array:
+@functools.partial(jax.jit, static_argnames=("num_new",))
+def _padded_by_shard(x: Array, *, num_new: int) -> Array:
     def pad(x: Array) -> Array:
-        return jnp.pad(x, [(0, size - x.shape[0]), *[(0, 0)] * (x.ndim - 1)])
+        return jnp.pad(x, [(0, num_new), *[(0, 0)] * (x.ndim - 1)])
 
     return on_shards(by_row_shard(pad)(x))
 
