@@ -37,8 +37,8 @@ def generate(config: RunConfig) -> int:
         )
         for problem in problems
     ]
-    key = jax.random.key(config.seed)
     params = load_policy(config.run_dir, config.model, setup.model_config, setup.mesh, config.seed)
+    key = jax.random.key(config.seed)
     with jax.set_mesh(setup.mesh):
         groups = sample(
             params, setup.model_config, requests, key, sampling, tokenizer=setup.tokenizer

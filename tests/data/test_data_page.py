@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shlex
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_its_commands_parse(monkeypatch):
     """Paths of configurations are relative to the repository; RUN and a run's are the reader's."""
     monkeypatch.chdir(ROOT)
     for block in blocks("bash"):
-        words = block.replace("\\\n", " ").split()[2:]
+        words = shlex.split(block.replace("\\\n", " "))[2:]
         words = [
             re.sub(r"RUN\.yaml|runs/mine/config\.yaml", "configs/quickstart.yaml", w) for w in words
         ]

@@ -103,7 +103,7 @@ def test_evaluation_sets_are_named_by_flags(tmp_path):
     assert data.evaluation == sets | {"ood": SourceConfig(procedural=changed)}
     off = tiny_config(tmp_path, "--data.evaluation.ood=null")
     assert off.data.evaluation == sets | {"ood": None}
-    assert list(prepare(off).sets.evaluation) == ["held_out"]
+    assert list(prepare(off).data.evaluation) == ["held_out"]
     files = ("--data.evaluation.ood.procedural=null", "--data.evaluation.ood.files=m")
     other = tiny_config(tmp_path, *files).data.evaluation
     assert other == sets | {"ood": SourceConfig(files="m")}
