@@ -13,6 +13,7 @@ from srft_jax.models.hf_config import read_config, to_hf_config
 from srft_jax.models.hf_json import write_json
 from srft_jax.planning.train_program import train_state
 from srft_jax.setup.prepare import prepare
+from srft_jax.tasks.plan import planned
 from srft_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +89,7 @@ def newest_checkpoint(run_dir):
     config = parse([f"--config={run_dir}/config.yaml"])[1]
     with Checkpoints(str(run_dir), config.training.keep_checkpoints) as checkpoints:
         step = checkpoints.newest()
-        state, data = checkpoints.restore(step, train_state(prepare(config)))
+        state, data = checkpoints.restore(step, train_state(planned(prepare(config))))
     leaves = jax.tree.leaves_with_path(state)
     return step, {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}, data
 

@@ -32,7 +32,7 @@ def test_the_abstract_train_step_is_the_runs(tmp_path):
             [],
             setup.objective,
             training,
-            num_microbatches=setup.num_microbatches(stage),
+            num_microbatches=run.num_microbatches(stage),
             length_cap=1,
             on_policy=True,
         )

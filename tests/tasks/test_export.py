@@ -17,9 +17,9 @@ from srft_jax.config import ExportConfig, UsageError
 from srft_jax.models import init_params, load_hf, save_hf
 from srft_jax.models.safetensors_reader import find_tensors
 from srft_jax.models.tokenizer import load_tokenizer
-from srft_jax.planning.train_program import optimizers
 from srft_jax.setup.prepare import prepare
 from srft_jax.tasks.export import keep_model_files
+from srft_jax.tasks.plan import planned
 from srft_jax.tasks.resume import check_same_run, open_run_dir
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.loading import load_trained
@@ -116,11 +116,11 @@ def test_an_export_needs_neither_data_nor_the_first_model(base, tmp_path):
     flags += ["--model.architecture=null", f"--model.path={base}"]
     setup = prepare(tiny_config(run_dir, *flags))
     open_run_dir(setup.config, 0)
-    keep_model_files(setup)
+    keep_model_files(setup.config, setup.model_config, setup.tokenizer)
     check_same_run(dataclasses.replace(setup.config, export=ExportConfig(dtype="float32")))
     with Checkpoints(str(run_dir), 2) as checkpoints:
         params = load_trained(setup.config.model, setup.model_config, setup.mesh, seed=0)
-        both = optimizers(setup).transformations
+        both = planned(setup).optimizers
         checkpoints.save(5, fresh_state(params, both, setup.model_config, setup.mesh), {})
     shutil.rmtree(base)
     rows.unlink()
@@ -128,7 +128,7 @@ def test_an_export_needs_neither_data_nor_the_first_model(base, tmp_path):
     exported(run_dir)
     hf = run_dir / "hf"
     after = find_tensors(hf)
-    assert {tensor.kind for tensor in after.values()} == {"BF16"}
+    assert {tensor.stored_as for tensor in after.values()} == {"BF16"}
     assert after.keys() == before.keys()
     for name, tensor in after.items():
         assert tensor.read().tobytes() == before[name].tobytes(), name
@@ -138,7 +138,7 @@ def test_an_export_needs_neither_data_nor_the_first_model(base, tmp_path):
     stored = flat_params(load_hf(hf)[1])
 
     exported(run_dir, "--export.dtype=float32")
-    assert {tensor.kind for tensor in find_tensors(hf).values()} == {"F32"}
+    assert {tensor.stored_as for tensor in find_tensors(hf).values()} == {"F32"}
     assert json.loads((hf / "config.json").read_text())["dtype"] == "float32"
     assert_same(flat_params(load_hf(hf)[1]), stored)
 
@@ -170,9 +170,11 @@ def test_other_adapters_than_the_runs_are_refused(run_dir, capsys):
 
 
 def test_a_checkpoint_of_another_shape_is_refused(run_dir, capsys):
-    text = (run_dir / "config.yaml").read_text()
-    (run_dir / "config.yaml").write_text(text.replace("mlp_dim: 32", "mlp_dim: 48"))
-    assert run.main(["generate", f"--config={run_dir}/config.yaml"]) == 2
+    raw = json.loads((ROOT / "tests" / "architectures" / "tiny" / "config.json").read_text())
+    other = run_dir / "wider.json"
+    other.write_text(json.dumps(raw | {"intermediate_size": 48}))
+    wider = f"--model.architecture={other}"
+    assert run.main(["generate", f"--config={run_dir}/config.yaml", wider]) == 2
     said = capsys.readouterr().err
     assert "is of a model of another shape: ['layers']['down'] (1, 32, 16) instead of" in said
     assert "(1, 48, 16)" in said
