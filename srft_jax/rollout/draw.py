@@ -75,13 +75,20 @@ def draw(
     def greedy() -> Array:
         return _likeliest(logits)
 
-    def either() -> Array:
-        return jnp.where(temperature > 0, sampled(), greedy())
-
-    # All rows of a call are mostly of one kind: only a mixture pays for both.
     some_greedy, some_sampled = kinds
-    number = jnp.where(some_greedy, jnp.where(some_sampled, 2, 1), 0)
-    token = jax.lax.switch(number, (sampled, greedy, either))
+    if truncation == Truncation():
+        # Inverting the sums costs next to nothing beside making them, so only the likeliest token
+        # is looked for where some row wants it.
+        token = sampled()
+        token = jax.lax.cond(
+            some_greedy, lambda: jnp.where(temperature > 0, token, greedy()), lambda: token
+        )
+    else:
+        # The threshold takes many sums over the vocabulary: only a mixture of rows pays for both.
+        number = jnp.where(some_greedy, jnp.where(some_sampled, 2, 1), 0)
+        token = jax.lax.switch(
+            number, (sampled, greedy, lambda: jnp.where(temperature > 0, sampled(), greedy()))
+        )
     gap = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0] - highest
     return Draw(token, gap - jnp.log(mass), entropy)
 
