@@ -32,7 +32,7 @@ class Role(enum.IntEnum):
 def prompt_key(tokens: Sequence[int] | np.ndarray) -> str:
     """Return the identity of a prompt: a hash of its content, 16 hexadecimal digits.
 
-    Two rows of data that ask the same have one key; pictures will be part of the content.
+    Prompts of the same tokens have the same key.
     """
     content = np.asarray(tokens, np.int32).tobytes()
     return hashlib.blake2b(content, digest_size=8).hexdigest()
@@ -67,7 +67,7 @@ class Trajectory:
         version: Number of the update whose parameters drew it, 0 before the first; GIVEN for a
             demonstration.
         finished: It ended by a stop id or a stop string, not by its length limit.
-        group: Number of its group in the step.
+        group: Number of its group within one rollout; each refill counts from 0.
         member: Its number within the group.
         text: The answer as verifiers read it.
         accuracy: What the prompt's own verifier gives; correctness goes by this alone.
@@ -96,7 +96,7 @@ class Trajectory:
 
     @property
     def reward(self) -> float:
-        """What advantages are taken over: the verifier's reward and the weighted shaping terms."""
+        """The verifier's reward and the weighted shaping terms."""
         return self.accuracy + sum(term.weight * term.reward for term in self.shaping)
 
     @property
@@ -172,7 +172,7 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values while R rows complete P prompts; one entry of each tuple a layer.
+    """Keys and values while R rows complete P prompts; each tuple has one entry a layer.
 
     A prompt is stored once and read once for all of its rows, at most G: each is one of the
     prompt's lanes. A row's own tokens are in two places. All rows write the token at hand to the

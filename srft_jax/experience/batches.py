@@ -244,7 +244,7 @@ def group_sequences(group: Group, objective: Objective, plan: BatchPlan) -> list
 
 
 def _baseline(objective: Objective, trajectories: Sequence[Trajectory]) -> np.ndarray | None:
-    """Who counts in the group's mean: beside one prefixed completion, only those without prefix.
+    """Which completions form the baseline: with `prefix = one` only those without a prefix.
 
     They alone say what the policy achieves by itself.
     """

@@ -137,7 +137,7 @@ def _sample(
     key: jax.Array,
     observer: Observer | None,
 ) -> VerifiedRollout:
-    """A group for each prompt; empty ones where nothing is asked for."""
+    """Sample one group for each prompt; without requests the groups are empty."""
     if not requests:
         return VerifiedRollout([[] for _ in prompts.example], NO_PROGRESS, 0.0)
     examples = [sources.train[index].example for index in prompts.example]

@@ -48,13 +48,13 @@ def verified(
     What is verified is what is trained on, decoded like a completion. Each process verifies its
     share, and has all verdicts afterwards.
     """
-    places = list(demonstrations)
-    here = places[jax.process_index() :: jax.process_count()]
+    pairs = list(demonstrations)
+    here = pairs[jax.process_index() :: jax.process_count()]
     scored = scorer.score(
-        [train[index].example for index, _ in here], [demonstrations[place] for place in here]
+        [train[index].example for index, _ in here], [demonstrations[pair] for pair in here]
     )
     everywhere = dict(itertools.chain(*gathered(list(zip(here, scored, strict=True)))))
-    return {place: everywhere[place] for place in places}
+    return {pair: everywhere[pair] for pair in pairs}
 
 
 def describe_demonstrations(

@@ -27,7 +27,7 @@ class Group:
 
     @property
     def rewards(self) -> list[float]:
-        """What advantages are taken over, shaping included."""
+        """Rewards with shaping; advantages add the overlong penalty."""
         return [trajectory.reward for trajectory in self.trajectories]
 
     @property
@@ -44,7 +44,7 @@ class Experience:
         sampled: Every group.
         groups: Groups to be trained on; fewer than asked for where the refills did not suffice.
         refills: Rollouts of further prompts.
-        dropped: Groups left out as their rewards are all equal.
+        dropped: Groups left out as the verifier's rewards in them are all equal.
         rollouts: The first rollout, then the refills.
     """
 

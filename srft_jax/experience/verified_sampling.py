@@ -133,6 +133,9 @@ def sample_verified(
         if observer is not None:
             observer(now)
 
+    unnumbered = [request for request in requests if request.group is None]
+    if unnumbered:
+        raise ValueError(f"{len(unnumbered)} requests do not say which example they answer")
     here = requests_here(requests, jax.process_index(), jax.process_count())
     sampler.submit(here, key, slots=slots)
     with BackgroundScorer(scorer) as background:

@@ -83,7 +83,7 @@ class Recorder:
         Raises:
             Diverged: training.max_skipped updates in a row were skipped; all is written by then.
         """
-        self._pending = record
+        self._pending = dataclasses.replace(record, batches=())  # they are not held until `flush`
         for update, batch in zip(record.updates, record.batches, strict=True):
             skipped = any(bool(x) for name, x in update.items() if name.endswith("loss/skipped"))
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0

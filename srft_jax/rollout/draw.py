@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from srft_jax.config import Truncation
 from srft_jax.rollout.truncation import threshold
@@ -23,10 +23,11 @@ class Draw(NamedTuple):
     entropy: Float[Array, " B"]
 
 
-def is_any_greedy(temperature: Float[Array, " B"]) -> tuple[Array, Array]:
-    """Return whether some row is greedy, and whether some row is not; two scalars."""
-    greedy = temperature == 0
-    return jnp.any(greedy), jnp.any(~greedy)
+def is_any_greedy(
+    temperature: Float[Array, " B"], live: bool | Bool[Array, " B"] = True
+) -> tuple[Array, Array]:
+    """Return whether some live row is greedy, and whether some live row is not; two scalars."""
+    return jnp.any(live & (temperature == 0)), jnp.any(live & (temperature > 0))
 
 
 def draw(
@@ -43,7 +44,7 @@ def draw(
     of probability 0 is never drawn, and a row's draw depends on that row alone.
 
     Args:
-        logits: At least one of a row above -inf.
+        logits: Each row has at least one above -inf.
         uniform: In [0, 1).
         temperature: Divides the logits, for all rows or row by row. 0 takes the likeliest token,
             whatever the truncation, and reports the statistics at temperature 1.

@@ -155,13 +155,11 @@ class Engine:
 
 def row_inputs(slots: Slots, num_stop_ids: int) -> RowInputs:
     """Return what the running rows are to do; the others idle."""
-    num_rows, running = slots.num_rows, slots.running
+    num_rows = slots.num_rows
     zeros: Callable[..., Any] = functools.partial(np.zeros, num_rows, dtype=np.int32)
     keys: Any = np.zeros((num_rows, 2), np.uint32)
     stop_ids: Any = np.full((num_rows, num_stop_ids), -1, np.int32)
-    # Idle rows take a temperature that is in use: one kind of draw is cheaper than two.
-    usual = running[0].completion.temperature if running else 1.0
-    temperatures: Any = np.full(num_rows, usual, np.float32)
+    temperatures: Any = np.ones(num_rows, np.float32)
     inputs = RowInputs(
         keys=keys,
         groups=zeros(),
@@ -190,7 +188,7 @@ def row_inputs(slots: Slots, num_stop_ids: int) -> RowInputs:
 def _note_forced(placed: Sequence[Placed], logprobs: np.ndarray, entropies: np.ndarray) -> None:
     for place in placed:
         prompt = place.placement.prompt
-        end = place.start + len(prompt.tokens) - 1  # what stands at t is said of the token at t + 1
+        end = place.start + len(prompt.tokens) - 1  # entry t scores token t + 1
         where = (place.row, slice(end - prompt.num_forced, end))
         prompt.forced_stats = np.stack([logprobs[where], entropies[where]])
 

@@ -185,7 +185,7 @@ def decode(
         params: As `rollout.decode_layout.decode_params` returns them.
         state: With room for the tokens of all segments before this one.
         rows: What each row is to do.
-        enough_finished: Completions ended in this segment at which new ones had better be let in.
+        enough_finished: The segment ends once so many rows have ended: waiting ones can start.
         statics: Architecture, precision, truncation.
 
     Returns:
@@ -212,7 +212,7 @@ def decode(
         rows=rows,
         uniforms=_uniforms(rows, segment),
         rotary=_rotary(rows, segment, statics.config),
-        kinds=is_any_greedy(rows.temperatures),
+        kinds=is_any_greedy(rows.temperatures, rows.live),
         statics=statics,
     )
     start = _Loop(

@@ -3,9 +3,9 @@
     waiting completions take free rows -> new prompts are prefilled -> a segment of decode steps
         -> what has finished is handed out, while the next segment runs
 
-Shapes are static: rows, prompts and lanes are sized when work begins and can grow, capacities are
-one of few. Several processes each bring requests of their own and decode in lock step; one that
-does not consume its stream keeps the others waiting.
+Shapes are static: rows, prompts and lanes are sized when work begins and can grow, each capacity is
+one of a few sizes. Several processes each bring requests of their own and decode in lock step; a
+process that does not consume its stream keeps the others waiting.
 """
 
 import bisect
@@ -96,9 +96,10 @@ class Sampler:
         self._budget_mib: int | None = None  # asked once: other memory would be other shapes
         self.engine: Engine | None = None
         self.slots = self._empty_slots()
+        self._stream: object | None = None  # the stream that runs
         self._total = 0  # completions submitted since the sampler was last idle
         self._is_new = False  # something was submitted that the sizes do not know of yet
-        self._most_rows = 0  # that the submissions since then allow
+        self._most_rows = 0  # largest limit on rows of the submissions since then
         self._with_forced = False
 
     def update(self, params: Params, version: int = 0) -> None:
@@ -111,7 +112,7 @@ class Sampler:
         Raises:
             RuntimeError: completions of the parameters before are still being made.
         """
-        if self._total:
+        if self._total or self.engine is not None:
             raise RuntimeError("the sampler still completes requests by other parameters")
         self._params, self._version, self._layout = params, version, None
 
@@ -162,21 +163,26 @@ class Sampler:
         Raises:
             UsageError: there is no memory for a single row.
         """
-        account = _Account()
+        if self._stream is not None:
+            raise RuntimeError("a stream of this sampler is running already")
+        account, this_stream = _Account(), object()
+        self._stream = this_stream
         try:
             finished: list[Trajectory] = []
             while True:
                 running = self._start_segment(account)
                 began = time.monotonic()
-                yield from finished
+                for trajectory in finished:
+                    yield trajectory
+                    if self._stream is not this_stream:
+                        return  # the caller has released the sampler
                 if running is None:
                     # The caller may have submitted more on seeing the last trajectories.
                     if largest_of_processes(self._is_new) == (0,):
                         return
                     finished = []
                     continue
-                if self.engine is None:
-                    return  # the caller has released the sampler
+                assert self.engine is not None  # it has started the segment
                 drawn = self.engine.finish(running)
                 account.decode_seconds += time.monotonic() - began
 
@@ -186,7 +192,9 @@ class Sampler:
                 if observer is not None:
                     observer(account.progress(self._total))
         finally:
-            self._become_idle()
+            # After a release, the sampler may belong to another stream by now.
+            if self._stream is this_stream:
+                self._become_idle()
 
     def _start_segment(self, account: "_Account") -> Drawn | None:
         """Let waiting completions in and start decode steps; None where nothing is left."""
@@ -274,7 +282,7 @@ class Sampler:
 
     def _become_idle(self) -> None:
         self.engine, self.slots = None, self._empty_slots()
-        self._total, self._most_rows = 0, 0
+        self._stream, self._total, self._most_rows = None, 0, 0
         self._is_new = self._with_forced = False
 
     def _empty_slots(self) -> Slots:

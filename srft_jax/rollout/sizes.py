@@ -26,7 +26,7 @@ _LEAST_CAPACITY = 32
 
 @dataclasses.dataclass(frozen=True)
 class Demand:
-    """What is to be completed, at the most of any process.
+    """Work to be done; each number is the largest of any process.
 
     Attributes:
         longest_prompt: Tokens, forced ones included.

@@ -1,6 +1,6 @@
 """The outline of a run: what its programs are compiled from, with neither data nor weights.
 
-A run adds these (prepare.py); a plan never does (plan_checks.py).
+A run adds tokenizer and data (prepare.py); a plan needs neither (plan_checks.py).
 """
 
 import dataclasses

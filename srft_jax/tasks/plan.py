@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.config.stored_config import stored_config
+from srft_jax.mesh import gathered
 from srft_jax.planning import plans, topology
 from srft_jax.planning.microbatch_size import USABLE_SHARE, free_mib, most_rows, step_mib
 from srft_jax.planning.plan_text import format_plan, format_scaling, format_search, plan_as_json
@@ -147,7 +148,7 @@ def with_rows(
     config = setup.config
     if config.training.rows_per_microbatch != "auto":
         return setup, ""
-    stored = stored_config(config.run_dir)
+    stored = gathered(stored_config(config.run_dir))[0]  # all processes take one branch
     if stored is not None:
         rows, line = stored.training.rows, ""
     else:

@@ -75,6 +75,7 @@ def train(config: RunConfig) -> int:
                     f"  python run.py --config {config.run_dir}/config.yaml"
                 )
                 return 130
+        rollouts.sampler.release()  # the export needs its memory
     _finish(config, lora.whole(updating.frozen, state.params))
     return 0
 

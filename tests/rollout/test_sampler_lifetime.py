@@ -294,3 +294,20 @@ def test_a_prompt_asked_for_again_after_the_cache_has_shrunk(sampler):
     ]
     assert capacities[-1] == 192
     assert_same(in_groups(seen, 5), complete([*first, short, again]))
+
+
+def test_a_released_stream_leaves_the_next_one_alone(sampler):
+    """The old generator is closed while the new one runs; two at a time are refused."""
+    sampler.submit(FIRST, KEY)
+    old = sampler.stream()
+    next(old)
+    sampler.release()
+    sampler.update(PARAMS)
+    sampler.submit(FIRST, KEY)
+    new = sampler.stream()
+    found = [next(new)]
+    old.close()
+    with pytest.raises(RuntimeError, match="a stream of this sampler is running already"):
+        next(sampler.stream())
+    found += new
+    assert len(found) == len(FIRST)
