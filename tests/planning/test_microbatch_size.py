@@ -88,8 +88,7 @@ def test_a_run_keeps_the_number_it_was_started_with(tmp_path):
     assert stored.training.rows_per_microbatch == 16  # one microbatch holds a whole update
     # With less memory another run would choose fewer rows; this one goes on as it is.
     less = "--training.memory_mib=1"
-    with pytest.raises(UsageError, match="of 1 MiB on each device 1 rows need"):
-        chosen(tmp_path / "another", less)
+    assert chosen(tmp_path / "another", less)[0] < 16  # 16 rows need 1.9 MiB
     assert run_in_process(tmp_path / "run", *flags, less) == 0
     given = ["--training.rows_per_microbatch=16", *flags[1:]]
     assert run_in_process(tmp_path / "given", *given) == 0
