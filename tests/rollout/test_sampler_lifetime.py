@@ -250,6 +250,7 @@ def test_trajectories_carry_the_identity_of_their_prompt(sampler):
     assert prompt_key(PROMPTS[0]) != prompt_key(PROMPTS[1])
 
 
+@pytest.mark.slow
 def test_a_group_may_come_in_several_requests():
     """Plain completions draw what they would beside a last plain one."""
     (whole,) = complete([Request(PROMPTS[0], 4, group=5)])
@@ -271,6 +272,7 @@ def test_two_completions_of_one_name_are_refused():
         complete([Request(PROMPTS[0], 2), Request(PROMPTS[1], group=0, first_member=1)])
 
 
+@pytest.mark.slow
 def test_a_prompt_asked_for_again_after_the_cache_has_shrunk(sampler):
     """A long prompt ends, a short one takes another's slot, the long prompt comes again."""
     long = Request(list(range(24)) * 8, 1, max_new_tokens=2, group=2)

@@ -171,9 +171,10 @@ def test_other_adapters_than_the_runs_are_refused(run_dir, capsys):
 
 def test_a_checkpoint_of_another_shape_is_refused(run_dir, capsys):
     raw = json.loads((ROOT / "tests" / "architectures" / "tiny" / "config.json").read_text())
-    other = run_dir / "wider.json"
+    other = run_dir / "wider" / "config.json"
+    other.parent.mkdir()
     other.write_text(json.dumps(raw | {"intermediate_size": 48}))
-    wider = f"--model.architecture={other}"
+    wider = f"--model.architecture={other.parent}"
     assert run.main(["generate", f"--config={run_dir}/config.yaml", wider]) == 2
     said = capsys.readouterr().err
     assert "is of a model of another shape: ['layers']['down'] (1, 32, 16) instead of" in said
