@@ -21,15 +21,14 @@ from srft_jax.config.sections import (
     InspectConfig,
     MeshConfig,
     ModelSection,
-    OptimizerConfig,
     PlanConfig,
     ReportConfig,
     RewardsConfig,
     RolloutConfig,
     RunConfig,
     ShapingConfig,
-    TrainingConfig,
 )
+from srft_jax.config.training import OptimizerConfig, TrainingConfig
 
 __all__ = [
     "AdaptedModelConfig",

@@ -1,7 +1,8 @@
 """Requests in, trajectories with their log-probs and entropies out."""
 
+from srft_jax.rollout.finished import Detokenizer
 from srft_jax.rollout.request import Request, RolloutProgress, SamplingConfig
-from srft_jax.rollout.sampler import Detokenizer, Observer, Sampler, sample, sample_stream
+from srft_jax.rollout.sampler import Observer, Sampler, sample, sample_stream
 
 __all__ = [
     "Detokenizer",

@@ -8,13 +8,11 @@ one of a few sizes. Several processes each bring requests of their own and decod
 process that does not consume its stream keeps the others waiting.
 """
 
-import bisect
 import collections
 import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 import jax
 import numpy as np
@@ -26,6 +24,7 @@ from srft_jax.mesh import decode_mesh, largest_of_processes, row_shards
 from srft_jax.models.decoder import Params, Runtime
 from srft_jax.rollout.decode_layout import decode_params
 from srft_jax.rollout.engine import Engine
+from srft_jax.rollout.finished import Detokenizer, finished_trajectory, stop_string_cut
 from srft_jax.rollout.programs import Drawn, Statics
 from srft_jax.rollout.request import (
     Request,
@@ -35,16 +34,10 @@ from srft_jax.rollout.request import (
     validate_request,
 )
 from srft_jax.rollout.sizes import cache_budget_mib, demand_on, larger_of, sampler_sizes
-from srft_jax.rollout.slots import ActiveRow, Slots
+from srft_jax.rollout.slots import Slots
 
 # A segment ends early when this share of the rows has finished and others wait for a row.
 _SHARE_FINISHED = 1 / 8
-
-
-class Detokenizer(Protocol):
-    """The part of a tokenizer that stop strings need."""
-
-    def decode(self, tokens: Sequence[int]) -> str: ...
 
 
 Observer = Callable[[RolloutProgress], None]
@@ -273,11 +266,11 @@ class Sampler:
             row.chunks.append((tokens[number, :count], stats[:, number, :count]))
             row.count += count
             stopped = bool(drawn.stopped[number])
-            cut = _stop_string_cut(row, count, self._tokenizer)
+            cut = stop_string_cut(row, count, self._tokenizer)
             if stopped or cut is not None or row.count >= row.completion.limit:
                 self.slots.retire(number)
                 ended = stopped or cut is not None
-                finished.append(_trajectory(row, ended, cut, self._version))
+                finished.append(finished_trajectory(row, ended, cut, self._version))
         return finished
 
     def _become_idle(self) -> None:
@@ -353,43 +346,6 @@ def sample(
     )
     by_place = {(trajectory.group, trajectory.member): trajectory for trajectory in stream}
     return [[by_place[place] for place in group] for group in places]
-
-
-def _trajectory(row: ActiveRow, finished: bool, cut: int | None, version: int) -> Trajectory:
-    """What a row that has ended holds; `cut` is how many drawn tokens a stop string leaves."""
-    prompt, completion = row.prompt, row.completion
-    drawn = np.concatenate([tokens for tokens, _ in row.chunks])[:cut]
-    drawn_stats = np.concatenate([stats for _, stats in row.chunks], axis=1)[:, :cut]
-    logprobs, entropies = np.concatenate([prompt.forced_stats, drawn_stats], axis=1)
-    tokens = np.concatenate([np.asarray(prompt.forced, np.int32), drawn])
-    return Trajectory(
-        key=prompt.key,
-        tokens=tokens,
-        sampled=np.arange(len(tokens)) >= prompt.num_forced,
-        logprobs=logprobs,
-        entropies=entropies,
-        version=version,
-        finished=finished,
-        group=completion.group,
-        member=completion.member,
-    )
-
-
-def _stop_string_cut(row: ActiveRow, num_new: int, tokenizer: Detokenizer | None) -> int | None:
-    """How many drawn tokens are kept, if their text contains a stop string; None if it does not."""
-    stop_strings = row.completion.request.stop_strings
-    if not stop_strings or tokenizer is None:
-        return None
-    tokens = np.concatenate([tokens for tokens, _ in row.chunks])
-
-    def stops(count: int) -> bool:
-        text = tokenizer.decode(tokens[:count].tolist())
-        return any(stop in text for stop in stop_strings)
-
-    if not stops(len(tokens)):
-        return None
-    first = len(tokens) - num_new  # before this segment it did not stop
-    return first + 1 + bisect.bisect_left(range(first + 1, len(tokens)), True, key=stops)
 
 
 class _Account:
