@@ -78,6 +78,10 @@ class Stages:
             return self.sft
         return self.policy
 
+    def named(self, name: str) -> Stage:
+        """Return the stage of this name, which the run must have."""
+        return next(stage for stage in self.all if stage.name == name)
+
     @property
     def all(self) -> list[Stage]:
         """The stages that the run has, `policy` always among them."""

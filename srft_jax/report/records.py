@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from srft_jax.batch import Batch, Metrics
+from srft_jax.batch import Metrics
 from srft_jax.config import ReportConfig, RunError
+from srft_jax.experience.batches import Update
 from srft_jax.report.terminal import ProgressLine
 from srft_jax.report.writers import RunWriter
 from srft_jax.training.saved_batch import save_batch
@@ -31,17 +32,17 @@ class StepRecord:
 
     Attributes:
         step: Number of the step, from 1.
-        updates: Metrics of each update.
+        metrics: Metrics of each update.
         host: All other metrics.
         samples: Completions, as lines of samples.jsonl.
-        batches: Batch of each update.
+        updates: Stage and batch of each update.
     """
 
     step: int
-    updates: Sequence[Metrics]
+    metrics: Sequence[Metrics]
     host: dict[str, float]
     samples: list[dict[str, Any]]
-    batches: Sequence[Batch]
+    updates: Sequence[Update]
 
 
 class Diverged(RunError):
@@ -83,15 +84,17 @@ class Recorder:
         Raises:
             Diverged: training.max_skipped updates in a row were skipped; all is written by then.
         """
-        self._pending = dataclasses.replace(record, batches=())  # they are not held until `flush`
-        for update, batch in zip(record.updates, record.batches, strict=True):
-            skipped = any(bool(x) for name, x in update.items() if name.endswith("loss/skipped"))
+        self._pending = dataclasses.replace(
+            record, updates=()
+        )  # batches are not held until `flush`
+        for update, metrics in zip(record.updates, record.metrics, strict=True):
+            skipped = any(bool(x) for name, x in metrics.items() if name.endswith("loss/skipped"))
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
             if skipped:
-                self._report_skipped(record.step, offender(update), batch)
+                self._report_skipped(record.step, offender(metrics), update)
 
-    def _report_skipped(self, step: int, what: str, batch: Batch) -> None:
-        path = save_batch(self._run_dir, step, batch)
+    def _report_skipped(self, step: int, what: str, update: Update) -> None:
+        path = save_batch(self._run_dir, step, update.stage.name, update.batch)
         text = f"step {step}: {what} is not finite; its batch is in {path}"
         self._progress.message(f"WARNING: {text}, and the update was skipped")
         if self._skipped_in_a_row < self._max_skipped:
@@ -109,7 +112,7 @@ class Recorder:
             return
         record, self._pending = self._pending, None
         step, samples = record.step, record.samples
-        values = record.host | over_updates(record.updates)
+        values = record.host | over_updates(record.metrics)
         self._writer.metrics(step, values)
         self._writer.samples(
             [{"step": step} | row for row in samples[: self._report.samples_per_step]]

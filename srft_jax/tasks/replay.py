@@ -7,10 +7,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from srft_jax.batch import Batch, Role, TrainState
+from srft_jax.batch import TrainState
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.objectives import loss as losses
-from srft_jax.objectives.stages import Stage, Stages
 from srft_jax.report.batch_view import MicrobatchTerms, sequences_text, terms_table
 from srft_jax.setup.prepare import prepare
 from srft_jax.tasks.plan import with_rows
@@ -32,7 +31,7 @@ def replay(config: RunConfig) -> int:
     saved = saved_batch(config.run_dir)
     if saved is None:
         raise UsageError(f"{config.run_dir} has no saved batch: none of its updates was skipped")
-    step, batch = saved
+    step, stage_name, batch = saved
     setup, _ = with_rows(prepare(config))  # which compiles where there is no run
     config = setup.config
     with jax.set_mesh(setup.mesh):
@@ -45,7 +44,7 @@ def replay(config: RunConfig) -> int:
         saved_at, state = _newest_state(
             config.run_dir, abstract_state(transformations, setup.model_config, setup.mesh)
         )
-        stage = _stage_of(setup.stages, step, batch)
+        stage = setup.stages.named(stage_name)
         frozen_params = load_frozen(config.model, setup.model_config, setup.mesh, config.seed)
         reference_params = load_reference(config.model, setup.objective, frozen_params, setup.mesh)
         functions = make_stage_functions(
@@ -71,7 +70,9 @@ def replay(config: RunConfig) -> int:
         )
         microbatches = _compute(loss_fn, inputs, setup.mesh)
         norms = jax.device_get(functions.gradient_norms(state, inputs.batch))
-    print(f"the batch of step {step}, under the parameters of step {saved_at}\n")
+    print(
+        f"the batch of step {step} in stage {stage.name}, under the parameters of step {saved_at}\n"
+    )
     print(terms_table(microbatches, norms) + "\n")
     print(sequences_text(microbatches, setup.tokenizer))
     return 0
@@ -84,14 +85,6 @@ def _newest_state(run_dir: str, like: TrainState) -> tuple[int, TrainState]:
         if step is None:
             raise UsageError(f"{run_dir} has no checkpoint yet")
         return step, checkpoints.restore(step, like)[0]
-
-
-def _stage_of(stages: Stages, step: int, batch: Batch) -> Stage:
-    """Where demonstrations are buffered, they are never in one batch with completions."""
-    sampled = np.any(batch.rows.loss_mask & (batch.rows.role != Role.DEMONSTRATION))
-    if stages.buffered is not None and not sampled:
-        return stages.buffered
-    return stages.at(step)
 
 
 def _compute(loss_fn: LossFn, inputs: StepInputs, mesh: Mesh) -> list[MicrobatchTerms]:

@@ -135,8 +135,8 @@ def _step(
     records.profiler.end()
     values |= _timing(began, rolled_out, step_updates)
     values |= _compiled(records, f"step {step}", expected=step == start + 1)
-    samples, batches = sample_rows(experience.groups), [update.batch for update in step_updates]
-    return state, StepRecord(step, metrics, values, samples, batches)
+    samples = sample_rows(experience.groups)
+    return state, StepRecord(step, metrics, values, samples, step_updates)
 
 
 def _compiled(records: Records, where: str, *, expected: bool) -> dict[str, float]:

@@ -12,8 +12,10 @@ from etils import epath
 from srft_jax.batch import Batch, Normalisers, Rows
 
 
-def save_batch(run_dir: str, step: int, batch: Batch) -> str:
+def save_batch(run_dir: str, step: int, stage: str, batch: Batch) -> str:
     """Write run_dir/replay/step_N.npz in place of an earlier one, and return its path.
+
+    The batch says no objective, so the name of its stage is written with it.
 
     Only the first of several processes writes.
     """
@@ -24,7 +26,11 @@ def save_batch(run_dir: str, step: int, batch: Batch) -> str:
     arrays = vars(batch.rows) | vars(batch.normalisers)
     file = io.BytesIO()
     np.savez_compressed(
-        file, num_microbatches=batch.num_microbatches, on_policy=batch.on_policy, **arrays
+        file,
+        stage=stage,
+        num_microbatches=batch.num_microbatches,
+        on_policy=batch.on_policy,
+        **arrays,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     for earlier in path.parent.glob("step_*.npz"):
@@ -33,8 +39,9 @@ def save_batch(run_dir: str, step: int, batch: Batch) -> str:
     return os.fspath(path)
 
 
-def saved_batch(run_dir: str) -> tuple[int, Batch] | None:
-    """Return the step and the batch that `save_batch` wrote last, None if it never did."""
+def saved_batch(run_dir: str) -> tuple[int, str, Batch] | None:
+    """Return the step, the name of the stage and the batch that `save_batch` wrote last, None if it
+    never did."""
     paths = {int(path.stem.removeprefix("step_")): path for path in _folder(run_dir).glob("*.npz")}
     if not paths:
         return None
@@ -42,12 +49,13 @@ def saved_batch(run_dir: str) -> tuple[int, Batch] | None:
     with np.load(io.BytesIO(paths[step].read_bytes())) as arrays:
         rows: Any = {field.name: arrays[field.name] for field in dataclasses.fields(Rows)}
         counts: Any = {field.name: arrays[field.name] for field in dataclasses.fields(Normalisers)}
-        return step, Batch(
+        batch = Batch(
             rows=Rows(**rows),
             normalisers=Normalisers(**counts),
             num_microbatches=arrays["num_microbatches"],
             on_policy=bool(arrays["on_policy"]),
         )
+        return step, str(arrays["stage"]), batch
 
 
 def _folder(run_dir: str) -> epath.Path:

@@ -11,8 +11,10 @@ from made_sequences import made_sequence
 
 from srft_jax.batch import Role
 from srft_jax.config import ReportConfig, TrainingConfig
+from srft_jax.experience.batches import Update
 from srft_jax.objectives.methods import PRESETS
 from srft_jax.objectives.rows import make_batch
+from srft_jax.objectives.stages import Stage
 from srft_jax.report.records import Diverged, Recorder, StepRecord, offender, over_updates
 from srft_jax.report.terminal import ProgressLine
 from srft_jax.report.writers import RunWriter, read_metrics
@@ -20,6 +22,8 @@ from srft_jax.training.saved_batch import save_batch, saved_batch
 
 SOUND = {"loss/self": 0.5, "loss/total": 0.5, "loss/skipped": 0.0}
 BROKEN = {"loss/kl": 0.1, "loss/self": math.nan, "loss/total": math.nan, "loss/skipped": 1.0}
+
+POLICY = Stage("policy", PRESETS["srft"], steps_before=0, sequences_per_update=1)
 
 
 @pytest.fixture
@@ -40,8 +44,9 @@ def small_batch(token):
     return make_batch([sequence], PRESETS["srft"], training, num_microbatches=2, length_cap=2)
 
 
-def add(recorder, step, *updates):
-    recorder.add(StepRecord(step, updates, {}, [], [small_batch(step) for _ in updates]))
+def add(recorder, step, *metrics):
+    updates = [Update(POLICY, small_batch(step)) for _ in metrics]
+    recorder.add(StepRecord(step, metrics, {}, [], updates))
 
 
 def test_updates_are_averaged_unless_the_name_says_otherwise():
@@ -82,6 +87,7 @@ def test_a_skipped_update_is_warned_of_and_its_batch_kept(recorder, tmp_path):
         recorder.out.getvalue()
     )
     assert list(path.parent.iterdir()) == [path]  # of step 3 no more
+    assert saved_batch(str(tmp_path))[:2] == (5, "policy")
 
 
 @pytest.mark.parametrize("steps", [[[BROKEN, BROKEN]], [[SOUND, BROKEN], [BROKEN, SOUND]]])
@@ -131,9 +137,10 @@ def test_the_record_stays_json(recorder, tmp_path):
 def test_a_batch_comes_back_as_it_was(tmp_path, on_policy):
     assert saved_batch(str(tmp_path)) is None
     batch = dataclasses.replace(small_batch(7), on_policy=on_policy)
-    save_batch(str(tmp_path), 12, batch)
-    step, restored = saved_batch(str(tmp_path))
-    assert step == 12 and restored.num_microbatches == batch.num_microbatches
+    save_batch(str(tmp_path), 12, "buffered", batch)
+    step, stage, restored = saved_batch(str(tmp_path))
+    assert (step, stage) == (12, "buffered")
+    assert restored.num_microbatches == batch.num_microbatches
     assert restored.on_policy is on_policy
     for name, array in (vars(batch.rows) | vars(batch.normalisers)).items():
         other = (vars(restored.rows) | vars(restored.normalisers))[name]

@@ -51,7 +51,7 @@ def test_the_run_stops_where_it_started(broken):
 def test_replay_shows_the_broken_sequences(broken, capsys):
     code, out, err = replay(broken, capsys)
     assert (code, err) == (0, "")
-    assert "the batch of step 2, under the parameters of step 2" in out
+    assert "the batch of step 2 in stage policy, under the parameters of step 2" in out
     lines = out.splitlines()
     terms = {line.split()[0]: line.split()[1:] for line in lines[4:7]}
     assert terms["self"][0] == "nan" and float(terms["demo_nll"][0]) > 0
@@ -64,17 +64,40 @@ def test_replay_shows_the_broken_sequences(broken, capsys):
     assert len(prompts) == 4
 
 
+def save_sound(run_dir, **fields):
+    """Save the batch again, with other rows; return what was saved before."""
+    *whence, batch = saved_batch(str(run_dir))
+    rows = dataclasses.replace(batch.rows, **fields)
+    save_batch(str(run_dir), *whence, dataclasses.replace(batch, rows=rows))
+    return *whence, batch
+
+
 def test_replay_of_a_sound_batch_shows_the_largest(broken, capsys):
-    step, batch = saved_batch(str(broken))
-    rows = dataclasses.replace(batch.rows, advantage=np.nan_to_num(batch.rows.advantage))
-    save_batch(str(broken), step, dataclasses.replace(batch, rows=rows))
+    advantage = saved_batch(str(broken))[-1].rows.advantage
+    saved = save_sound(broken, advantage=np.nan_to_num(advantage))
     code, out, _ = replay(broken, capsys)
-    save_batch(str(broken), step, batch)
+    save_batch(str(broken), *saved)
     assert code == 0 and "nan" not in out
     assert "sequences is finite; the largest are" in out
     table = out[out.index("min logprob") :].splitlines()[2:7]
     losses = [abs(float(line.split()[3])) for line in table]
     assert losses == sorted(losses, reverse=True) and losses[0] > 0
+
+
+def test_replay_takes_the_objective_of_the_stage_that_was_skipped(tmp_path, capsys):
+    """Plain SFT before ReLIFT has a likelihood of weight 1, ReLIFT's buffered updates half of it.
+    A batch of demonstrations could be of either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "mix_weights", lambda objective, step: (np.nan, 1.0))
+        arguments = ("--objective.preset=relift", "--objective.sft_steps=2")
+        sizes = ("--objective.demo_nll=0.5", "--training.max_skipped=1")
+        assert run_in_process(tmp_path, *arguments, *sizes) == 1
+    (row,) = [row for row in metrics_lines(tmp_path) if "loss/total" in row]
+    save_sound(tmp_path, weight=np.float32(saved_batch(str(tmp_path))[-1].rows.weight != 0))
+    code, out, _ = replay(tmp_path, capsys)
+    assert code == 0 and "in stage sft" in out
+    (term,) = [line.split() for line in out.splitlines() if line.startswith("demo_nll")]
+    assert float(term[1]) == pytest.approx(-row["policy/logprob_demo"], rel=1e-3)
 
 
 def test_replay_needs_a_saved_batch(tmp_path, capsys):
