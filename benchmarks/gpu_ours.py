@@ -66,10 +66,9 @@ def packed_batch(args: argparse.Namespace, objective: Objective, model: ModelCon
         sequences.append(
             TrainingSequence(
                 tokens[: length // 8],
-                random_trajectory(tokens[length // 8 :], logprob=None),
+                random_trajectory(tokens[length // 8 :], None, number % 2 == 1),
                 Role.DEMONSTRATION if number % 8 == 7 else Role.SELF,
                 advantage=float(random.normal()),
-                correct=bool(number % 2),
             )
         )
     training = TrainingConfig(row_length=args.row_length, rows_per_microbatch=1)

@@ -40,10 +40,11 @@ def batch_of(args: argparse.Namespace, objective: Objective) -> Batch:
         sequences.append(
             TrainingSequence(
                 tokens[: args.prompt].tolist(),
-                random_trajectory(tokens[args.prompt :], logprob=None if demonstration else -8.0),
+                random_trajectory(
+                    tokens[args.prompt :], None if demonstration else -8.0, number % 2 == 1
+                ),
                 Role.DEMONSTRATION if demonstration else Role.SELF,
                 advantage=float(random.normal()),
-                correct=bool(number % 2),
             )
         )
     rows = args.rows_per_microbatch

@@ -5,7 +5,7 @@ import numpy as np
 from srft_jax.batch import GIVEN, Trajectory
 
 
-def random_trajectory(tokens: np.ndarray, logprob: float | None) -> Trajectory:
+def random_trajectory(tokens: np.ndarray, logprob: float | None, correct: bool) -> Trajectory:
     """Return an answer whose tokens all have this log-prob; None makes it a demonstration."""
     given = logprob is None
     return Trajectory(
@@ -16,4 +16,5 @@ def random_trajectory(tokens: np.ndarray, logprob: float | None) -> Trajectory:
         entropies=None,
         version=GIVEN if given else 0,
         finished=True,
+        correct=correct,
     )

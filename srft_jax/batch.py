@@ -70,7 +70,8 @@ class Trajectory:
         group: Number of its group within one rollout; each refill counts from 0.
         member: Its number within the group.
         text: The answer as verifiers read it.
-        accuracy: What the prompt's own verifier gives; correctness goes by this alone.
+        verifier_reward: What the prompt's own verifier gives.
+        correct: The verifier's reward reaches rewards.correct_threshold; shaping does not count.
         verdict: What that verifier says: right, wrong, unparsed, timeout or crash.
         shaping: Further terms of the reward, from rewards.shaping.
     """
@@ -85,7 +86,8 @@ class Trajectory:
     group: int = 0
     member: int = 0
     text: str = ""
-    accuracy: float = 0.0
+    verifier_reward: float = 0.0
+    correct: bool = False
     verdict: str = ""
     shaping: tuple[RewardTerm, ...] = ()
 
@@ -97,7 +99,7 @@ class Trajectory:
     @property
     def reward(self) -> float:
         """The verifier's reward and the weighted shaping terms."""
-        return self.accuracy + sum(term.weight * term.reward for term in self.shaping)
+        return self.verifier_reward + sum(term.weight * term.reward for term in self.shaping)
 
     @property
     def num_forced(self) -> int:
@@ -125,8 +127,7 @@ class Rows:
     role: Int[Array, "*lead"]
     loss_mask: Bool[Array, "*lead"]
     advantage: Float[Array, "*lead"]
-    # The verifier's reward of the whole sequence reached the threshold.
-    correct: Bool[Array, "*lead"]
+    correct: Bool[Array, "*lead"]  # of the whole answer, see `Trajectory`
     weight: Float[Array, "*lead"]  # of likelihood and policy gradient, e.g. CHORD's mu
     # Log-probs under the policy that the ratio is taken to. On demonstrations: under the policy
     # that wrote them, or 0 (p = 1) where that is not known.

@@ -55,7 +55,6 @@ def batch_plan(setup):
         setup.config.training,
         longest_sequence=setup.config.longest_sequence,
         length_cap=LENGTH_CAP,
-        threshold=setup.config.rewards.correct_threshold,
     )
 
 
@@ -83,17 +82,22 @@ def made_progress(**changes):
     return RolloutProgress(**(fields | seconds | changes))
 
 
+def verified(reward):
+    """What verification writes to a trajectory of this reward."""
+    return dict(verifier_reward=float(reward), correct=reward >= 1)
+
+
 def made_group(
     setup, index, rewards, *, demonstration=0, demonstration_reward=1.0, trajectories=None
 ):
     """A prompt of the run with completions of these rewards, and its demonstration if not None."""
     trajectories = trajectories or [made_trajectory() for _ in rewards]
-    given = sources_of(setup, accuracy=demonstration_reward).demonstrations
+    given = sources_of(setup, **verified(demonstration_reward)).demonstrations
     return Group(
         index=index,
         problem=setup.data.train[index],
         trajectories=[
-            dataclasses.replace(trajectory, accuracy=float(reward))
+            dataclasses.replace(trajectory, **verified(reward))
             for trajectory, reward in zip(trajectories, rewards, strict=True)
         ],
         demonstration=None if demonstration is None else given[index, demonstration],

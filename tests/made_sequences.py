@@ -20,5 +20,6 @@ def made_sequence(
         entropies=None,
         version=GIVEN if (roles == Role.DEMONSTRATION).all() else 0,
         finished=True,
+        correct=correct,
     )
-    return TrainingSequence(prompt, trajectory, role, advantage, correct, weight)
+    return TrainingSequence(prompt, trajectory, role, advantage, weight)

@@ -64,7 +64,7 @@ def evaluate(
             for example, group, set_name in zip(examples, rollout.groups, names, strict=True)
             if set_name == name
         ]
-        correct = [scorer.is_correct(answer) for _, answer in answers]
+        correct = [answer.correct for _, answer in answers]
         metrics[f"eval/{name}/pass@1"] = float(np.mean(correct))
         metrics[f"eval/{name}/length"] = float(np.mean([len(one.tokens) for _, one in answers]))
         rows += [sample_row(name, *answer) for answer in answers[:SAMPLES_PER_SET]]

@@ -26,13 +26,11 @@ class BatchPlan:
         training: Row length, rows per microbatch, updates per rollout.
         longest_sequence: Input tokens of the longest prompt and answer.
         length_cap: L_max, the longest completion, for aggregations and the overlong penalty.
-        threshold: A verifier's reward that reaches it counts as correct.
     """
 
     training: TrainingConfig
     longest_sequence: int
     length_cap: int
-    threshold: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +111,7 @@ def _split_into_updates(
 ) -> list[list[TrainingSequence]]:
     """Sequences of each update, with their weights."""
     objective, parts = stage.objective, plan.training.updates_per_rollout
-    gated = [gate(group, objective, plan.threshold) for group in groups]
+    gated = [gate(group, objective) for group in groups]
     if objective.demo_buffer:
         gated = _move_to_buffer(gated, sources)
     pairs = sources.streams.demonstrations() if objective.demo_source == "own" else []
@@ -147,11 +145,11 @@ def _on_buffer(sources: Sources, stage: Stage | None) -> list[_Planned]:
     return updates
 
 
-def gate(group: Group, objective: Objective, threshold: float) -> Group:
+def gate(group: Group, objective: Objective) -> Group:
     """Return what of a group goes on, by how many of its completions are correct."""
     if objective.gate == "none" or group.demonstration is None:
         return group
-    if sum(accuracy >= threshold for accuracy in group.accuracies) > objective.gate_solved:
+    if sum(trajectory.correct for trajectory in group.trajectories) > objective.gate_solved:
         return dataclasses.replace(group, demonstration=None)
     if objective.gate == "either":
         return dataclasses.replace(group, trajectories=())
@@ -208,7 +206,7 @@ def demonstration_sequence(sources: Sources, pair: tuple[int, int]) -> TrainingS
 
 
 def group_sequences(group: Group, objective: Objective, plan: BatchPlan) -> list[TrainingSequence]:
-    """Return the group as sequences, advantages and correctness filled in."""
+    """Return the group as sequences, advantages filled in."""
     given = [] if group.demonstration is None else [group.demonstration]
     advantages, demonstration_advantages = group_advantages(
         [
@@ -226,7 +224,6 @@ def group_sequences(group: Group, objective: Objective, plan: BatchPlan) -> list
             trajectory,
             _roles(objective, trajectory),
             advantage=float(advantage),
-            correct=trajectory.accuracy >= plan.threshold,
         )
         for trajectory, advantage in zip(group.trajectories, advantages, strict=True)
     ]
@@ -236,7 +233,6 @@ def group_sequences(group: Group, objective: Objective, plan: BatchPlan) -> list
             demonstration,
             Role.DEMONSTRATION,
             advantage=float(advantage),
-            correct=demonstration.accuracy >= plan.threshold,
         )
         for demonstration, advantage in zip(given, demonstration_advantages, strict=True)
     ]
@@ -272,5 +268,5 @@ def _is_kept(objective: Objective, sequence: TrainingSequence) -> bool:
     if objective.self_form == "none" and not objective.entropy_bonus:
         return False  # it was sampled for the advantage of the demonstration
     if objective.keep == "correct":
-        return sequence.correct and sequence.trajectory.finished
+        return sequence.trajectory.correct and sequence.trajectory.finished
     return sequence.trajectory.finished or not objective.mask_truncated

@@ -104,10 +104,10 @@ def _is_dropped(group: Group, objective: Objective) -> bool:
 
     Neither shaping nor the overlong penalty is looked at: hardly two lengths are equal.
     """
-    accuracies = group.accuracies
+    rewards = group.verifier_rewards
     if group.demonstration is not None and objective.advantage_group == "augmented":
-        accuracies = [*accuracies, group.demonstration.accuracy]
-    return objective.drop_zero_std and len(set(accuracies)) == 1
+        rewards = [*rewards, group.demonstration.verifier_reward]
+    return objective.drop_zero_std and len(set(rewards)) == 1
 
 
 def _groups(

@@ -58,13 +58,13 @@ def verified(
 
 
 def describe_demonstrations(
-    demonstrations: Demonstrations, train: Sequence[EncodedExample], scorer: Scorer
+    demonstrations: Demonstrations, train: Sequence[EncodedExample]
 ) -> list[str]:
     """Return lines that say how many demonstrations are right, and which one is not.
 
     A wrong one is trained on all the same.
     """
-    wrong = [where for where, one in demonstrations.items() if not scorer.is_correct(one)]
+    wrong = [where for where, one in demonstrations.items() if not one.correct]
     right = len(demonstrations) - len(wrong)
     lines = [f"demonstrations verified right: {right} of {len(demonstrations)}"]
     if wrong:

@@ -31,9 +31,9 @@ class Group:
         return [trajectory.reward for trajectory in self.trajectories]
 
     @property
-    def accuracies(self) -> list[float]:
-        """The verifier's rewards, which say who is correct."""
-        return [trajectory.accuracy for trajectory in self.trajectories]
+    def verifier_rewards(self) -> list[float]:
+        """Rewards without shaping."""
+        return [trajectory.verifier_reward for trajectory in self.trajectories]
 
 
 @dataclasses.dataclass(frozen=True)

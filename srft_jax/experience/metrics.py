@@ -17,7 +17,7 @@ from srft_jax.rewards.verdicts import Verdict
 
 
 def rollout_metrics(
-    experience: Experience, objective: Objective, *, length_cap: int, threshold: float
+    experience: Experience, objective: Objective, *, length_cap: int
 ) -> dict[str, float]:
     """Return means over all completions sampled, and shares of groups; empty without rollouts.
 
@@ -25,19 +25,18 @@ def rollout_metrics(
         experience: What the step has sampled.
         objective: Objective of the step.
         length_cap: Longest completion, for the overlong penalty.
-        threshold: A verifier's reward that reaches it counts as correct.
     """
     groups = experience.sampled
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     if not trajectories:
         return {}
-    solved = [np.mean(np.asarray(group.accuracies) >= threshold) for group in groups]
+    solved = [np.mean([one.correct for one in group.trajectories]) for group in groups]
     zero_std = [len(set(group.rewards)) == 1 for group in groups]
     verdicts = Counter(trajectory.verdict for trajectory in trajectories)
     count = len(trajectories)
     values = {
         "rollout/reward": np.mean([trajectory.reward for trajectory in trajectories]),
-        "rollout/accuracy": np.mean([one.accuracy >= threshold for one in trajectories]),
+        "rollout/accuracy": np.mean([one.correct for one in trajectories]),
         "rollout/groups_zero_std": np.mean(zero_std),
         "rollout/groups_all_right": np.mean([share == 1 for share in solved]),
         "rollout/groups_all_wrong": np.mean([share == 0 for share in solved]),
@@ -62,7 +61,7 @@ def _shaping_metrics(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         f"rewards/{kind}": np.mean([one.shaping[place].reward for one in trajectories])
         for place, kind in enumerate(kinds)
     }
-    return {"rewards/verifier": np.mean([one.accuracy for one in trajectories])} | terms
+    return {"rewards/verifier": np.mean([one.verifier_reward for one in trajectories])} | terms
 
 
 def _length_metrics(

@@ -37,9 +37,6 @@ class Scorer:
     shaping: Sequence[ShapingConfig] = ()
     threshold: float = 1.0
 
-    def is_correct(self, trajectory: Trajectory) -> bool:
-        return trajectory.accuracy >= self.threshold
-
     def score(
         self,
         examples: Sequence[Example],
@@ -63,15 +60,16 @@ class Scorer:
         scored = []
         for trajectory, text in zip(trajectories, texts, strict=True):
             # The prompt's own verifier comes first, then each shaping term.
-            accuracy, *terms = [
+            verifier, *terms = [
                 result for _, result in itertools.islice(results, 1 + len(self.shaping))
             ]
             scored.append(
                 dataclasses.replace(
                     trajectory,
                     text=text,
-                    accuracy=accuracy.reward,
-                    verdict=accuracy.verdict,
+                    verifier_reward=verifier.reward,
+                    correct=verifier.reward >= self.threshold,
+                    verdict=verifier.verdict,
                     shaping=tuple(
                         RewardTerm(term.kind, term.weight, result.reward, result.verdict)
                         for term, result in zip(self.shaping, terms, strict=True)
@@ -95,7 +93,7 @@ def sample_row(set_name: str, example: Example, trajectory: Trajectory) -> dict[
         answer=example.answer,
         kind=example.kind,
         reward=trajectory.reward,
-        accuracy=trajectory.accuracy,
+        verifier_reward=trajectory.verifier_reward,
         verdict=trajectory.verdict,
         shaping={term.kind: term.reward for term in trajectory.shaping},
     )

@@ -22,7 +22,6 @@ class TrainingSequence:
         role: Role of the answer, or of each of its tokens: a forced start has another role than
             what follows, or `Role.NONE` where it is not trained.
         advantage: Advantage within the prompt's group.
-        correct: The verifier's reward reached the threshold.
         weight: Factor of the likelihood and the policy gradient.
     """
 
@@ -30,7 +29,6 @@ class TrainingSequence:
     trajectory: Trajectory
     role: Role | Sequence[Role] | np.ndarray
     advantage: float = 0.0
-    correct: bool = False
     weight: float = 1.0
 
     @property
@@ -93,7 +91,7 @@ def _positive_tokens(sequences: Sequence[TrainingSequence], objective: Objective
     if objective.self_form == "none":
         return 0
     by_answer = objective.self_form == "likelihood"
-    good = [s for s in sequences if (s.correct if by_answer else s.advantage > 0)]
+    good = [s for s in sequences if (s.trajectory.correct if by_answer else s.advantage > 0)]
     return _count(good, [Role.SELF])[0]
 
 
@@ -201,7 +199,7 @@ def _place(
     rows.segment_ids[where] = segment
     rows.sequence_ids[where] = number
     rows.advantage[where] = sequence.advantage
-    rows.correct[where] = sequence.correct
+    rows.correct[where] = sequence.trajectory.correct
     rows.weight[where] = sequence.weight
     rows.role[where][answered] = roles
     rows.loss_mask[where][answered] = roles != Role.NONE

@@ -167,7 +167,6 @@ def begin(
             config.training,
             longest_sequence=setup.config.longest_sequence,
             length_cap=config.rollout.max_new_tokens,
-            threshold=config.rewards.correct_threshold,
         ),
         frozen=frozen,
         mesh=mesh,
@@ -203,7 +202,7 @@ def _open_rollouts(
     demonstrations = all_demonstrations(train)
     if setup.objective.uses_rollouts and setup.objective.uses_demonstrations:
         demonstrations = verified(demonstrations, train, scorer)
-        for line in describe_demonstrations(demonstrations, train, scorer):
+        for line in describe_demonstrations(demonstrations, train):
             progress.message(line)
     return Rollouts(
         Sampler(setup.model_config, setup.sampling, setup.mesh, tokenizer=setup.tokenizer),

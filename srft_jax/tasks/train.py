@@ -118,7 +118,6 @@ def _step(
         experience,
         stage.objective,
         length_cap=updating.plan.length_cap,
-        threshold=updating.plan.threshold,
     )
     values |= mix_metric(stage, step)
     values |= updates.update_metrics(step_updates, state, updating.learning_rates)

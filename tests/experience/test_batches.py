@@ -47,7 +47,7 @@ class TestGate:
             setup = setup_of(tmp_path, preset, gate=kind, gate_solved=1)
             rewards = [[1.0] * solved + [0.0] * (3 - solved) for solved in range(4)]
             groups = [made_group(setup, 0, one, demonstration=demonstration) for one in rewards]
-            gated = [gate(group, setup.objective, threshold=1.0) for group in groups]
+            gated = [gate(group, setup.objective) for group in groups]
             return [(len(one.trajectories), one.demonstration is not None) for one in gated]
 
         return parts
@@ -115,7 +115,7 @@ class TestFilters:
         group = made_group(setup, 0, [1, 1, 1], trajectories=trajectories, demonstration=None)
         sequences = sequences_of(setup, group)
         assert [one.advantage for one in sequences] == pytest.approx([0.5, 0.0, -0.5])
-        assert all(one.correct for one in sequences)
+        assert all(one.trajectory.correct for one in sequences)
 
     def test_completions_that_only_set_the_advantage_are_no_rows(self, tmp_path):
         """Unless their entropy is raised."""

@@ -77,7 +77,7 @@ def collect_step(setup, rewards, step=1, **verdict):
 
 def metrics_of(setup, experience):
     objective = setup.stages.at(1).objective
-    return rollout_metrics(experience, objective, length_cap=LENGTH_CAP, threshold=1.0)
+    return rollout_metrics(experience, objective, length_cap=LENGTH_CAP)
 
 
 MIXED, EQUAL = [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]
@@ -124,7 +124,7 @@ class TestRefills:
         """Where it counts for the advantage."""
         for group, dropped in (("augmented", 0), ("self", 4)):
             setup = setup_of(tmp_path, "luffy", drop_zero_std="true", advantage_group=group)
-            found, _ = collect_step(setup, [0.0] * 12, accuracy=1.0)
+            found, _ = collect_step(setup, [0.0] * 12, verifier_reward=1.0)
             assert found.dropped == dropped
 
 

@@ -53,8 +53,8 @@ def with_terms(trajectory, *rewards):
     return dataclasses.replace(trajectory, shaping=terms)
 
 
-def shaped_group(setup, index, accuracies, terms):
-    group = made_group(setup, index, accuracies)
+def shaped_group(setup, index, rewards, terms):
+    group = made_group(setup, index, rewards)
     trajectories = [with_terms(*pair) for pair in zip(group.trajectories, terms, strict=True)]
     demonstration = with_terms(group.demonstration, 0.5)
     return dataclasses.replace(group, trajectories=trajectories, demonstration=demonstration)
@@ -73,7 +73,7 @@ def test_every_completion_is_asked_for_every_term():
         ("format", "abcde", {"boxed": True, "x": 2, "prompt": "p", "num_tokens": 5}),
         ("length", "abcde", {"boxed": False, "x": 2, "prompt": "p", "num_tokens": 5}),
     ]
-    assert [one.accuracy for one in scored] == [1, 4]
+    assert [one.verifier_reward for one in scored] == [1, 4]
     assert [one.reward for one in scored] == [1 + 0.5 * 2 - 0.25 * 3, 4 + 0.5 * 5 - 0.25 * 6]
     row = sample_row("rollout", examples[0], scored[0])
     assert row["shaping"] == {"format": 2, "length": 3} and row["completion"] == "abcd"
@@ -86,14 +86,14 @@ def test_advantages_are_of_the_whole_reward_and_correct_is_the_verifiers(tmp_pat
     sequences = group_sequences(group, objective, batch_plan(setup))
     rewards = np.asarray([1.0, 2.0, 0.0, 1.5])
     assert [one.advantage for one in sequences] == pytest.approx(rewards - rewards.mean())
-    assert [one.correct for one in sequences] == [True, False, False, True]
+    assert [one.trajectory.correct for one in sequences] == [True, False, False, True]
 
 
 def test_gates_and_dropping_look_at_the_verifier_alone(tmp_path):
     setup = setup_of(tmp_path, "hpt")
     objective = setup.objective
     unsolved = shaped_group(setup, 0, [0.0, 0.0, 0.0], [2.0, 0.0, 0.0])
-    assert gate(unsolved, objective, 1.0).demonstration is not None
+    assert gate(unsolved, objective).demonstration is not None
     dapo = setup_of(tmp_path, "dapo").objective
     assert _is_dropped(unsolved, dapo)
     assert not _is_dropped(shaped_group(setup, 0, [1.0, 0.0, 0.5], [0.0, 1.0, 0.5]), dapo)
@@ -105,7 +105,7 @@ def test_metrics_show_every_part(tmp_path):
     def metrics(group):
         rollout = VerifiedRollout([], made_progress(), 0.0)
         experience = Experience([group], [group], 0, 0, [rollout])
-        values = rollout_metrics(experience, setup.objective, length_cap=LENGTH_CAP, threshold=1.0)
+        values = rollout_metrics(experience, setup.objective, length_cap=LENGTH_CAP)
         names = ("rollout/reward", "rollout/accuracy", "rewards/verifier", "rewards/format")
         return [values.get(name) for name in names]
 

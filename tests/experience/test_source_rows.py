@@ -7,7 +7,6 @@ import re
 from tiny_runs import NO_PROBLEMS, tiny_config
 
 from srft_jax.experience.demonstrations import all_demonstrations, describe_demonstrations
-from srft_jax.experience.scoring import Scorer
 from srft_jax.report.summary import data_rows
 from srft_jax.setup.prepare import prepare
 
@@ -35,9 +34,9 @@ def test_a_wrong_demonstration_is_named_by_its_row(tmp_path):
     (index,) = (i for i, one in enumerate(train) if one.example.prompt == "3")
     given = all_demonstrations(train)
     scored = {
-        (0, 0): dataclasses.replace(given[0, 0], accuracy=1.0, verdict="right"),
+        (0, 0): dataclasses.replace(given[0, 0], correct=True, verdict="right"),
         (index, 0): dataclasses.replace(given[index, 0], verdict="wrong"),
     }
-    first, warning = describe_demonstrations(scored, train, Scorer(None, None))
+    first, warning = describe_demonstrations(scored, train)
     assert first == "demonstrations verified right: 1 of 2"
     assert re.match(rf"WARNING: {tmp_path}/a.jsonl, row 5: the verdict of final_answer on", warning)

@@ -56,7 +56,7 @@ def test_they_are_the_samplers():
     with jax.default_matmul_precision("highest"):
         groups = sample(initial_state().params, MODEL, requests, jax.random.key(5), sampling)
     sequences = [
-        TrainingSequence(request.prompt, trajectory, Role.SELF, 1.0, True)
+        TrainingSequence(request.prompt, trajectory, Role.SELF, 1.0)
         for request, group in zip(requests, groups, strict=True)
         for trajectory in group
     ]
