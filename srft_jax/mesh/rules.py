@@ -110,14 +110,18 @@ def by_row_shard(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
         function: Its arguments and results are pytrees of arrays with rows as first axis; scalars
-            go to every device.
+            go to every device. Numbers of rows may differ: prompts beside completions.
+
+    Raises:
+        ValueError: the devices divide the rows of some arrays and not of others.
     """
 
     def run(*args: Any) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
-        # All arrays have the same number of rows: the first that is no scalar tells it.
-        num_rows = next(x.shape[0] for x in jax.tree.leaves(args) if x.ndim)
-        axes = split_axes(mesh, "rows", num_rows)
+        sizes = {x.shape[0] for x in jax.tree.leaves(args) if x.ndim}
+        axes, *others = {split_axes(mesh, "rows", size) for size in sizes}
+        if others:
+            raise ValueError(f"the mesh {dict(mesh.shape)} does not divide all rows of {sizes}")
         if not axes:
             return function(*args)
 

@@ -1,6 +1,5 @@
 """The device's side of a sampler that is busy: the cache, and the two programs that work on it."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -30,6 +29,8 @@ from srft_jax.rollout.slots import Placement, Slots
 
 class Engine:
     """Runs what `Slots` says. Every process calls every method, in the same order.
+
+    Programs run on this mesh, or on none, whichever mesh surrounds the call.
 
     Args:
         prefill_params: Parameters of the policy, layers stacked as the trainer has them.
@@ -68,7 +69,7 @@ class Engine:
             capacity=0,
             segment=segment,
         )
-        with self._in_mesh():
+        with jax.set_mesh(mesh):
             self.state = _empty_state(statics.config, shape, statics.runtime.dtype)
 
     def grow(self, sizes: SamplerSizes) -> None:
@@ -76,7 +77,7 @@ class Engine:
         self.sizes = sizes
         rows, prompts, shards = sizes.rows, sizes.prompts, sizes.shards
         state = self.state
-        with self._in_mesh():
+        with jax.set_mesh(self._mesh):
             self.state = SamplerState(
                 cache=with_more_rows(state.cache, rows=rows, prompts=prompts, shards=shards),
                 prompt_hidden=grown_by_shard(state.prompt_hidden, prompts, shards),
@@ -104,7 +105,7 @@ class Engine:
             with_forced=with_forced,
         )
         for packed, placed in passes:
-            with self._in_mesh():
+            with jax.set_mesh(self._mesh):
                 prompts, stats = prefill(
                     self.prefill_params,
                     self.state.prompts,
@@ -126,7 +127,7 @@ class Engine:
         names = ("prompt_lengths", "lengths", "row_of_lane", "lane_of_row")
         index = dict(zip(names, rows_of_all(self._mesh, slots.index()), strict=True))
         cache = dataclasses.replace(self.state.cache, **index)
-        with self._in_mesh():
+        with jax.set_mesh(self._mesh):
             self.state, drawn = decode(
                 self.decode_params,
                 dataclasses.replace(self.state, cache=cache),
@@ -146,11 +147,8 @@ class Engine:
             cache.prompt_values[0].shape[2] if prompt_capacity is None else prompt_capacity,
             cache.values[0].shape[2] if capacity is None else capacity,
         )
-        with self._in_mesh():
+        with jax.set_mesh(self._mesh):
             self.state = dataclasses.replace(self.state, cache=resized(cache, *sizes))
-
-    def _in_mesh(self) -> contextlib.AbstractContextManager[object]:
-        return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
 
 
 def row_inputs(slots: Slots, num_stop_ids: int) -> RowInputs:

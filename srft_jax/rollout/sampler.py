@@ -60,7 +60,8 @@ class Sampler:
     Args:
         model_config: Architecture.
         sampling_config: Precision, memory, and what requests do not say themselves.
-        mesh: Devices as the trainer has them; None for the default one.
+        mesh: Devices as the trainer has them; None takes the mesh in context at this call. Without
+            either, everything runs on the default device, whichever mesh is in context later.
         tokenizer: Needed where requests have stop strings.
 
     Attributes:
@@ -80,6 +81,9 @@ class Sampler:
         tokenizer: Detokenizer | None = None,
     ) -> None:
         self.model_config, self.config, self._tokenizer = model_config, sampling_config, tokenizer
+        if mesh is None and not jax.sharding.get_mesh().empty:
+            mesh = jax.sharding.get_mesh()
+        self._trainer_mesh = mesh
         self.mesh = None if mesh is None else decode_mesh(mesh, sampling_config.tensor)
         runtime = Runtime(dtype=sampling_config.dtype, attention=sampling_config.attention)
         self._statics = Statics(model_config, runtime, sampling_config.truncation)
@@ -251,9 +255,10 @@ class Sampler:
         if self._params is None:
             raise RuntimeError("the sampler has no parameters: call update first")
         if self._layout is None:
-            self._layout = decode_params(
-                self._params, self.model_config, self.config.dtype, self.mesh
-            )
+            with jax.set_mesh(self._trainer_mesh):
+                self._layout = decode_params(
+                    self._params, self.model_config, self.config.dtype, self.mesh
+                )
         return self._layout | {"layers": self._params["layers"]}, self._layout
 
     def _take_finished(self, drawn: Drawn) -> list[Trajectory]:
@@ -298,10 +303,7 @@ def sample_stream(
     A `Sampler` of its own, on the mesh in context at this call, completes the requests; see there
     for arguments and errors. Mistakes in requests are raised at this call.
     """
-    mesh = jax.sharding.get_mesh()
-    sampler = Sampler(
-        model_config, sampling_config, None if mesh.empty else mesh, tokenizer=tokenizer
-    )
+    sampler = Sampler(model_config, sampling_config, tokenizer=tokenizer)
     sampler.update(params)
     sampler.submit(requests, key)
     return sampler.stream(observer)

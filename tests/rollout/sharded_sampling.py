@@ -60,12 +60,14 @@ class Case(NamedTuple):
     temperature: float = 0.8
     truncation: Truncation = Truncation()
     is_late: bool = False  # most requests are submitted while the last one runs
+    is_outside: bool = False  # the sampler is made on one device, before the mesh is in context
 
 
 CASES = {
     "rows over 8": Case((8, 1, 1, 1), None),
     "tensor as trained": Case((4, 1, 1, 2), None),
     "rows that grow": Case((4, 1, 1, 2), None, is_late=True),
+    "made outside of the mesh": Case((4, 1, 1, 2), None, is_outside=True),
     "greedy": Case((4, 1, 1, 2), None, temperature=0.0),
     "truncated": Case((4, 1, 1, 2), None, truncation=Truncation(top_k=12, top_p=0.9)),
     "context to rows over 8": Case((1, 2, 2, 2), 1),
@@ -95,14 +97,17 @@ def main() -> None:
         case = CASES[name]
         how = (case.temperature, case.truncation)
         if how not in wanted:
-            wanted[how] = complete(case._replace(tensor=None, is_late=False), policy())
+            alone = case._replace(tensor=None, is_late=False, is_outside=False)
+            wanted[how] = complete(alone, policy())
         results[name] = on_mesh(case, wanted[how])
     print(json.dumps(results))
 
 
 def on_mesh(case: Case, wanted: list[list[Trajectory]]) -> dict:
     mesh = make_mesh(MeshConfig(*case.mesh))
-    params = jax.device_put(policy(), families.param_shardings(mesh, CONFIG))
+    params = policy()
+    if not case.is_outside:
+        params = jax.device_put(params, families.param_shardings(mesh, CONFIG))
     with jax.set_mesh(mesh):
         with segments() as (seen, hlo):
             got = complete(case, params)
@@ -129,13 +134,16 @@ def complete(case: Case, params: object) -> list[list[Trajectory]]:
         tensor=case.tensor,
     )
     key = jax.random.key(11)
-    if not case.is_late:
+    if not (case.is_late or case.is_outside):
         return sample(params, CONFIG, REQUESTS, key, config)
-    sampler, groups = Sampler(CONFIG, config, jax.sharding.get_mesh()), [[] for _ in REQUESTS]
+    with jax.set_mesh(None) if case.is_outside else contextlib.nullcontext():
+        sampler = Sampler(CONFIG, config)
+    groups: list[list[Trajectory]] = [[] for _ in REQUESTS]
     sampler.update(params)
-    sampler.submit([dataclasses.replace(REQUESTS[-1], group=len(REQUESTS) - 1)], key)
+    last = dataclasses.replace(REQUESTS[-1], group=len(REQUESTS) - 1)
+    sampler.submit([last] if case.is_late else REQUESTS, key)
     for trajectory in sampler.stream():
-        if not any(groups):
+        if case.is_late and not any(groups):
             sampler.submit(REQUESTS[:-1], key)
         groups[trajectory.group].append(trajectory)
     return [sorted(group, key=lambda trajectory: trajectory.member) for group in groups]

@@ -17,6 +17,7 @@ CASES = (
     "rows over 8",
     "tensor as trained",
     "rows that grow",
+    "made outside of the mesh",
     "greedy",
     "truncated",
     "context to rows over 8",
