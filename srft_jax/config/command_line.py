@@ -7,6 +7,7 @@ mistake of the user is a `UsageError`: one sentence that names the key.
 import dataclasses
 import difflib
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
@@ -26,6 +27,7 @@ def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
 
     Args:
         argv: Words after the program's name: [verb] [--config FILE] [--section.key VALUE ...].
+            Flags win over files, wherever they stand.
 
     Raises:
         UsageError: an unknown or ill-typed key, or a file that cannot be read.
@@ -37,25 +39,42 @@ def parse(argv: Sequence[str]) -> tuple[Verb, RunConfig]:
     if verb == "plan":
         flags = [_long_flag(flag) for flag in flags]
     try:
-        values = _parser().instantiate(_parser().parse_args(list(flags)))
+        values = _parser().instantiate(_parser().parse_args(_files_first(flags)))
     except jsonargparse.ArgumentError as error:
         raise UsageError(_in_one_line(str(error))) from None
     fields = {field.name: values[field.name] for field in dataclasses.fields(RunConfig)}
     return cast(Verb, verb), RunConfig(**fields)
 
 
-# Short flags of the verb `plan` -> the whole keys.
+def _files_first(flags: Sequence[str]) -> list[str]:
+    """Move files to the front: jsonargparse lets the later of a file and a flag win.
+
+    In: --seed 1 --config a.yaml --config=b.yaml.  Out: --config a.yaml --config=b.yaml --seed 1.
+    """
+    files: list[str] = []
+    others: list[str] = []
+    words = iter(flags)
+    for word in words:
+        if word == "--config":
+            files += [word, *itertools.islice(words, 1)]
+        else:
+            (files if word.startswith("--config=") else others).append(word)
+    return files + others
+
+
+# Short flags of the verb `plan` -> the whole keys, and what a flag without a value sets.
 _SHORT = {
-    "--topology": "--plan.topology",
-    "--search": "--plan.search=true",
-    "--json": "--plan.json=true",
+    "--topology": ("--plan.topology", ""),
+    "--search": ("--plan.search", "=true"),
+    "--json": ("--plan.json", "=true"),
 }
 
 
 def _long_flag(flag: str) -> str:
     """In: "--topology=v5e:8x8".  Out: "--plan.topology=v5e:8x8"."""
     name, equals, value = flag.partition("=")
-    return _SHORT.get(name, name) + equals + value
+    key, default = _SHORT.get(name, (name, ""))
+    return key + (equals + value or default)
 
 
 # What jsonargparse says around a mistake inside a section that may be null.

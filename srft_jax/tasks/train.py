@@ -17,11 +17,13 @@ from srft_jax.experience.collect import collect
 from srft_jax.experience.metrics import mix_metric, rollout_metrics, sample_rows
 from srft_jax.host.compilations import compilation_lines
 from srft_jax.host.stop_requests import stop_requests
+from srft_jax.mesh import largest_of_processes
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params
 from srft_jax.report import summary
 from srft_jax.report.page import write_report
 from srft_jax.report.records import Diverged, StepRecord
+from srft_jax.report.writers import read_metrics
 from srft_jax.rollout import Sampler
 from srft_jax.setup.prepare import prepare
 from srft_jax.tasks.begin import Evaluations, Records, Rollouts, Updates, begin
@@ -50,7 +52,8 @@ def train(config: RunConfig) -> int:
         streams = rollouts.sources.streams
         if start == 0:
             records.progress.message("evaluating before the first step; the sampler compiles first")
-            _evaluate(rollouts.sampler, evaluations, records, 0)
+        if _evaluation_due(config, start) and not _was_evaluated(config.run_dir, start):
+            _evaluate(rollouts.sampler, evaluations, records, start, start)
         for step in range(start + 1, training.num_steps + 1):
             state, record = _step(rollouts, updating, records, step, start, state, training)
             try:
@@ -60,21 +63,24 @@ def train(config: RunConfig) -> int:
                 checkpoints.wait()
                 raise
 
-            last, stopping = step == training.num_steps, stop_requested()
-            if last or _due(step, config.evaluation.every):
-                records.recorder.flush()
-                _evaluate(rollouts.sampler, evaluations, records, step)
+            last = step == training.num_steps
+            stopping = stop_requested() and not last
+            # Resume cuts metrics back to the checkpoint's step, so they are written first. The
+            # evaluation comes after it and is left out on a stop: a preempted machine is gone
+            # before a long one ends. A continued run makes up for a missing one.
             if last or stopping or _due(step, training.checkpoint_every):
-                # Resume cuts metrics back to the checkpoint's step, so they are written first.
                 records.recorder.flush()
                 checkpoints.save(step, state, streams.state())
-            if stopping and not last:
+            if stopping:
                 checkpoints.wait()
                 records.progress.message(
                     f"stopped after step {step} and saved; continue with\n"
                     f"  python run.py --config {config.run_dir}/config.yaml"
                 )
                 return 130
+            if _evaluation_due(config, step):
+                records.recorder.flush()
+                _evaluate(rollouts.sampler, evaluations, records, start, step)
         rollouts.sampler.release()  # the export needs its memory
     _finish(config, lora.whole(updating.frozen, state.params))
     return 0
@@ -151,6 +157,19 @@ def _compiled(records: Records, where: str, *, expected: bool) -> dict[str, floa
     return metrics
 
 
+def _evaluation_due(config: RunConfig, step: int) -> bool:
+    """Whether the policy is evaluated after a step: always before the first and after the last."""
+    return step in (0, config.training.num_steps) or _due(step, config.evaluation.every)
+
+
+def _was_evaluated(run_dir: str, step: int) -> bool:
+    """Whether metrics.jsonl holds the evaluation of a step, as process 0 reads it."""
+    here = jax.process_index() == 0 and any(
+        row["step"] == step and "time/evaluation" in row for row in read_metrics(run_dir)
+    )
+    return bool(largest_of_processes(here)[0])
+
+
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -166,7 +185,9 @@ def _timing(began: float, rolled_out: float, step_updates: Sequence[Update]) -> 
     }
 
 
-def _evaluate(sampler: Sampler, evaluations: Evaluations, records: Records, step: int) -> None:
+def _evaluate(
+    sampler: Sampler, evaluations: Evaluations, records: Records, start: int, step: int
+) -> None:
     """Score the policy on the evaluation sets; the verdicts go among the samples."""
     began = time.monotonic()
     values, rows = evaluate(
@@ -180,7 +201,7 @@ def _evaluate(sampler: Sampler, evaluations: Evaluations, records: Records, step
         observer=summary.rollout_observer(records.progress, f"step {step}, evaluation"),
     )
     # Or the next step would count what the evaluation compiles.
-    _compiled(records, f"step {step}, evaluation,", expected=step == 0)
+    _compiled(records, f"step {step}, evaluation,", expected=step == start)
     records.writer.metrics(step, values | {"time/evaluation": time.monotonic() - began})
     records.writer.samples([{"step": step} | row for row in rows])
     records.progress.message(f"step {step}: {summary.scores_line(values)}")

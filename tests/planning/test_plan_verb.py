@@ -171,6 +171,7 @@ def test_a_missing_architecture_names_the_key(tmp_path):
 def test_short_flags_are_the_verbs_alone():
     config = parse(["plan", "--topology", "v5e:8x8", "--search", "--json"])[1].plan
     assert (config.topology, config.search, config.json) == ("v5e:8x8", True, True)
+    assert not parse(["plan", "--search=false"])[1].plan.search
     with pytest.raises(UsageError, match="topology"):
         parse(["train", "--topology", "v5e:8x8"])
 

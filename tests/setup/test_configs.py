@@ -55,6 +55,16 @@ def test_flags_override_the_file(tmp_path):
     assert (config.training.num_steps, config.training.checkpoint_every) == (7, 3)
 
 
+@pytest.mark.parametrize("config", [["--config={}"], ["--config", "{}"]])
+def test_flags_win_wherever_they_stand(tmp_path, config):
+    (tmp_path / "a.yaml").write_text("seed: 1\ntraining: {num_steps: 7}\n")
+    file = [word.format(tmp_path / "a.yaml") for word in config]
+    flag = ["--training.num_steps", "5"]
+    for words in ([*flag, *file], [*file, *flag]):
+        found = parse(words)[1]
+        assert (found.training.num_steps, found.seed) == (5, 1)
+
+
 def test_a_source_that_comes_another_way_replaces_the_earlier_files(tmp_path):
     """A data set goes on top of a run whose problems are procedural; an amendment stays one."""
     (tmp_path / "run.yaml").write_text(

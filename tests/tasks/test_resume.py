@@ -22,8 +22,8 @@ from srft_jax.config import RunConfig, UsageError, to_yaml
 from srft_jax.tasks import resume, train
 
 
-# Checkpoints are due after 3 and 6.
-@pytest.mark.parametrize("step", [1, pytest.param(3, marks=pytest.mark.slow), 4])
+# Checkpoints and evaluations are due after 3 and 6.
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 3, 4])
 def test_a_stopped_run_continues_bit_for_bit(
     step, tmp_path, uninterrupted, interrupt_in, monkeypatch, capsys
 ):
@@ -31,7 +31,9 @@ def test_a_stopped_run_continues_bit_for_bit(
     assert run_in_process(tmp_path / "run") == 130
     assert f"--config {tmp_path}/run/config.yaml" in capsys.readouterr().out
     assert newest_checkpoint(tmp_path / "run")[0] == step
-    assert metrics_lines(tmp_path / "run")[-1]["step"] == step
+    last = metrics_lines(tmp_path / "run")[-1]
+    # A stop does not wait for an evaluation: the continued run makes up for it.
+    assert last["step"] == step and "eval/held_out/pass@1" not in last
     monkeypatch.undo()
     assert run_in_process(tmp_path / "run") == 0
     assert f"continues after step {step} of 6" in capsys.readouterr().out
@@ -59,6 +61,18 @@ def test_a_killed_run_does_the_steps_after_its_checkpoint_again(tmp_path, uninte
         with (run_dir / name).open("a") as file:
             file.write(f"{stale}\n{stale[:9]}")
     assert "-1.0" in samples(run_dir)
+    assert run_in_process(run_dir) == 0
+    assert_same_run(run_dir, uninterrupted)
+
+
+def test_a_run_killed_in_its_last_evaluation_makes_up_for_it(tmp_path, uninterrupted):
+    """Its checkpoint was complete by then."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    for name, mark in (("metrics.jsonl", '"time/evaluation"'), ("samples.jsonl", '"held_out"')):
+        lines = (run_dir / name).read_text().splitlines(keepends=True)
+        evaluated = next(n for n, x in enumerate(lines) if mark in x and '"step": 6' in x)
+        (run_dir / name).write_text("".join(lines[:evaluated]))
     assert run_in_process(run_dir) == 0
     assert_same_run(run_dir, uninterrupted)
 
