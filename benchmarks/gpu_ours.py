@@ -26,6 +26,7 @@ from srft_jax.ops.attention import Kernel
 from srft_jax.rollout import Request, RolloutProgress, SamplingConfig
 from srft_jax.rollout import sample as draw
 from srft_jax.setup.attention_kernel import resolve_attention
+from srft_jax.training.microbatch import ForwardOptions
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import new_state
 from srft_jax.training.step import make_train_step
@@ -34,14 +35,9 @@ from srft_jax.training.step import make_train_step
 def train(args: argparse.Namespace) -> dict[str, Any]:
     model, objective = model_of(args), expand(ObjectiveConfig(preset="srft"))
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-6), model, num_updates=1000)
-    step = make_train_step(
-        model,
-        objective,
-        optimizer,
-        temperature=1.0,
-        runtime=Runtime(dtype=args.dtype, remat=args.remat, attention=kernel_of(args)),
-        logits_mib=args.logits_mib,
-    )
+    runtime = Runtime(dtype=args.dtype, remat=args.remat, attention=kernel_of(args))
+    options = ForwardOptions(model, runtime, temperature=1.0, logits_mib=args.logits_mib)
+    step = make_train_step(options, objective, optimizer)
     make = jax.jit(lambda key: new_state(init_params(model, key), {"policy": optimizer}))
     state = make(jax.random.key(0))
     count, batch = num_params(state.params), jax.device_put(packed_batch(args, objective, model))

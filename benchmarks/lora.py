@@ -30,6 +30,7 @@ from srft_jax.config import (
 from srft_jax.models import families, init_params, lora
 from srft_jax.models.decoder import Runtime
 from srft_jax.objectives.methods import PRESETS, expand
+from srft_jax.training.microbatch import FixedParams, ForwardOptions
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import new_state
 from srft_jax.training.step import make_train_step
@@ -55,22 +56,16 @@ def step_of(args: argparse.Namespace, model: ModelConfig, base_dtype: Any) -> An
         return frozen, new_state(lora.trained(params, model), {"policy": optimizer})
 
     frozen, state = jax.eval_shape(make, jax.random.key(0))
-    step = make_train_step(
-        model,
-        objective,
-        optimizer,
-        temperature=1.0,
-        runtime=Runtime(dtype=args.dtype, remat=args.remat),
-        frozen_params=frozen,
-        logits_mib=args.logits_mib,
-    )
+    runtime = Runtime(dtype=args.dtype, remat=args.remat)
+    options = ForwardOptions(model, runtime, temperature=1.0, logits_mib=args.logits_mib)
+    step = make_train_step(options, objective, optimizer)
     return step, make, (frozen, state, batch_of(args, objective))
 
 
 def measure(args: argparse.Namespace, base_dtype: str | None) -> dict[str, float]:
     step, make, shapes = step_of(args, adapted(args, model_of(args), base_dtype), base_dtype)
     frozen, state, batch = shapes
-    compiled = step.func.lower(frozen, None, state, batch).compile()
+    compiled = step.lower(state, batch, FixedParams(frozen)).compile()
     found = {
         "trained": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "held_mib": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((frozen, state)))
@@ -81,7 +76,7 @@ def measure(args: argparse.Namespace, base_dtype: str | None) -> dict[str, float
     batch, times = jax.device_put(batch), []
     for _ in range(args.iters + 1):  # the first warms up
         start = time.perf_counter()
-        state, metrics = jax.block_until_ready(compiled(frozen, None, state, batch))
+        state, metrics = jax.block_until_ready(compiled(state, batch, FixedParams(frozen)))
         times.append(time.perf_counter() - start)
     assert np.isfinite(metrics["loss/total"]) and not metrics["loss/skipped"]
     return found | {"step_ms": 1e3 * statistics.median(times[1:])}

@@ -25,6 +25,7 @@ from srft_jax.config import Objective, ObjectiveConfig, OptimizerConfig, Trainin
 from srft_jax.models.decoder import Runtime, init_params, num_params
 from srft_jax.objectives.methods import PRESETS, expand
 from srft_jax.objectives.rows import TrainingSequence, make_batch
+from srft_jax.training.microbatch import FixedParams, ForwardOptions
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import new_state
 from srft_jax.training.step import make_train_step
@@ -90,21 +91,17 @@ def compile_step(args: argparse.Namespace, preset: str) -> dict[str, Any]:
     objective, model = expand(ObjectiveConfig(preset=preset)), model_of(args)
     optimizer = make_optimizer(OptimizerConfig(), model, num_updates=1000)
     params = init_params(model, jax.random.key(0))
-    step = make_train_step(
-        model,
-        objective,
-        optimizer,
-        temperature=1.0,
-        runtime=Runtime(dtype=args.dtype, remat=args.remat),
-        reference_params=jax.tree.map(jnp.copy, params) if objective.uses_reference else None,
-        logits_mib=args.logits_mib,
-    )
+    runtime = Runtime(dtype=args.dtype, remat=args.remat)
+    options = ForwardOptions(model, runtime, temperature=1.0, logits_mib=args.logits_mib)
+    step = make_train_step(options, objective, optimizer)
+    reference = jax.tree.map(jnp.copy, params) if objective.uses_reference else None
+    fixed = FixedParams(reference=reference)
     state = new_state(params, {"policy": optimizer})
     batch = jax.device_put(batch_of(args, objective))
     start = time.perf_counter()
-    compiled = step.func.lower(*step.args, state, batch).compile()
+    compiled = step.lower(state, batch, fixed).compile()
     return {
-        "run": lambda state: compiled(*step.args, state, batch),
+        "run": lambda state: compiled(state, batch, fixed),
         "state": state,
         "matmul_params": num_params(params) - params["embedding"].size,
         "params_mib": 4 * num_params(params) / 2**20,

@@ -171,12 +171,13 @@ class Trace:
         groups = itertools.groupby(sampler.stream(), lambda one: one.group)
         return [list(group) for _, group in groups]
 
-    def make_train_step(self, model_config, objective, optimizer, **options):
+    def make_train_step(self, options, objective, optimizer, *, optimizer_name):
         """Real loss terms on made-up statistics; real updates with their gradients' mean."""
-        self.add("train step", model_config, options)  # what the objective does is in the loss
-        name = options["optimizer_name"]
+        name = optimizer_name
+        self.add("train step", options, name)  # what the objective does is in the loss
 
-        def train_step(state, batch):
+        def train_step(state, batch, fixed):
+            self.add("frozen", jax.tree.map(np.shape, fixed.frozen))
             flat = jax.tree.map(lambda x: x.reshape(-1), batch.rows)
             context = losses.LossContext(
                 batch.normalisers,
@@ -217,13 +218,13 @@ class Trace:
         return train_step
 
     def make_gradient_norms(self, *_, **__):
-        def gradient_norms(state, batch):
-            self.add("gradient norms", int(state.step))
+        def gradient_norms(inputs):
+            self.add("gradient norms", int(inputs.state.step))
             return {"loss/self_gradient_norm": 1.0}
 
         return gradient_norms
 
-    def make_old_logprobs(self, model_config, **options):
+    def make_old_logprobs(self, options):
         """Others than the sampler's."""
         self.add("old logprobs", options)
 

@@ -13,7 +13,7 @@ from srft_jax.models.hf_config import read_config, to_hf_config
 from srft_jax.models.hf_json import write_json
 from srft_jax.planning.train_program import train_state
 from srft_jax.setup.prepare import prepare
-from srft_jax.tasks.plan import planned
+from srft_jax.tasks.planned import planned
 from srft_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]

@@ -51,7 +51,7 @@ def estimate_updates(
     # Rows that are not full cost as much as full ones.
     room = work.updates * work.microbatches * training.rows * training.row_length
     padded = max(work.tokens, room) / work.tokens
-    flops = _RECOMPUTED[run.runtime.remat] * padded * model_flops(run.model_config, work)
+    flops = _RECOMPUTED[run.forward.runtime.remat] * padded * model_flops(run.model_config, work)
     flops /= run.mesh.size
     links = 1 if chip.kind != "tpu" else 2 * len(topology.sizes)
     return Estimate(
@@ -76,7 +76,7 @@ def _part_on_device(run: PlannedRun, logical: str, size: int) -> float:
 
 def _itemsize(run: PlannedRun) -> int:
     """Return the bytes of an activation."""
-    return 2 if run.runtime.dtype == "bfloat16" else 4
+    return 2 if run.forward.runtime.dtype == "bfloat16" else 4
 
 
 def _activations(run: PlannedRun) -> float:
@@ -92,9 +92,9 @@ def _activations(run: PlannedRun) -> float:
         "dots": 2 * model.dim + heads + hidden,
         "block": model.dim,
         "offload": model.dim,  # the rest is in the host's memory
-    }[run.runtime.remat]
+    }[run.forward.runtime.remat]
     at_work = 2 * (6 * model.dim + 2 * heads + 2 * hidden)
-    tokens, logits = run.tokens_on_device, run.training.logits_mib * 2**20
+    tokens, logits = run.tokens_on_device, run.forward.logits_mib * 2**20
     return tokens * _itemsize(run) * (model.num_layers * kept + at_work) + logits
 
 

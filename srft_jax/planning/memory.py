@@ -85,5 +85,4 @@ def memory_in_rollouts(
 
 def policy_params(run: PlannedRun) -> Params:
     """Return the abstract parameters that the sampler is given, frozen ones in their own dtype."""
-    frozen, _ = fixed_params(run)
-    return lora.whole(frozen, train_state(run).params)
+    return lora.whole(fixed_params(run).frozen, train_state(run).params)

@@ -43,7 +43,7 @@ def _format_run(plan: Plan) -> str:
         [
             "microbatches",
             f"{work.microbatches} of {run.training.rows} x {run.training.row_length:,} "
-            f"tokens, remat {run.runtime.remat}",
+            f"tokens, remat {run.forward.runtime.remat}",
         ],
     ]
     several = f"{plan.topology.slices} x " if plan.topology.slices > 1 else ""

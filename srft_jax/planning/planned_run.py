@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
@@ -14,9 +14,9 @@ from srft_jax.config import (
     TrainingConfig,
 )
 from srft_jax.mesh import decode_mesh, make_mesh
-from srft_jax.models.decoder import Runtime
 from srft_jax.objectives.stages import Stage, Stages, make_stages
 from srft_jax.rollout import SamplingConfig
+from srft_jax.training.microbatch import ForwardOptions
 from srft_jax.training.optimizer import make_optimizers
 from srft_jax.training.state import Transformations
 
@@ -28,8 +28,7 @@ class PlannedRun:
     Attributes:
         preset: Name of the method, for people.
         objective: Coefficients of the loss.
-        model_config: Architecture, with its adapters if any.
-        runtime: Precision, remat and attention kernel of the train step.
+        forward: How the train step computes log-probs; architecture, precision, remat.
         mesh: Devices of the train step.
         training: Rows of a microbatch, updates per rollout, optimizers.
         sampling: Settings of rollouts, the longest completion among them.
@@ -44,8 +43,7 @@ class PlannedRun:
 
     preset: str
     objective: Objective
-    model_config: ModelConfig
-    runtime: Runtime
+    forward: ForwardOptions
     mesh: Mesh
     training: TrainingConfig
     sampling: SamplingConfig
@@ -75,6 +73,11 @@ class PlannedRun:
             prompts_per_step=self.prompts_per_step,
             model_config=self.model_config,
         ).transformations
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Architecture, with its adapters if any."""
+        return self.forward.model_config
 
     @property
     def has_adapters(self) -> bool:
@@ -108,6 +111,11 @@ class PlannedRun:
         """Return the run with so many rows in a microbatch."""
         training = dataclasses.replace(self.training, rows_per_microbatch=rows)
         return dataclasses.replace(self, training=training)
+
+    def with_remat(self, remat: Literal["none", "dots", "block"]) -> "PlannedRun":
+        """Return the run with this policy of rematerialisation."""
+        runtime = dataclasses.replace(self.forward.runtime, remat=remat)
+        return dataclasses.replace(self, forward=dataclasses.replace(self.forward, runtime=runtime))
 
     def on_mesh(
         self, sizes: MeshConfig, devices: Sequence[Any], *, rows_per_shard: int

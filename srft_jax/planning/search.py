@@ -47,7 +47,7 @@ class Candidate:
         return (
             f"--mesh.data={mesh['data']} --mesh.fsdp={mesh['fsdp']} --mesh.tensor={mesh['tensor']} "
             f"--training.rows_per_microbatch={self.run.training.rows} "
-            f"--model.remat={self.run.runtime.remat}"
+            f"--model.remat={self.run.forward.runtime.remat}"
         )
 
 
@@ -170,7 +170,7 @@ def _holds_more(candidate: Candidate, other: Candidate) -> bool:
     return (
         run.mesh.shape == others.mesh.shape
         and run.training.rows >= others.training.rows
-        and _REMATS.index(run.runtime.remat) <= _REMATS.index(others.runtime.remat)
+        and _REMATS.index(run.forward.runtime.remat) <= _REMATS.index(others.forward.runtime.remat)
     )
 
 
@@ -179,10 +179,7 @@ def make_candidates(run: PlannedRun, topology: Topology) -> Iterator[Candidate]:
     for on_mesh in runs_on_meshes(run, topology):
         resident = resident_bytes(on_mesh)  # the same for all rows and remats
         for rows, remat in itertools.product(_ROWS_PER_SHARD, _REMATS):
-            runtime = dataclasses.replace(on_mesh.runtime, remat=remat)
-            changed = dataclasses.replace(
-                on_mesh.with_rows(rows * on_mesh.data_shards), runtime=runtime
-            )
+            changed = on_mesh.with_rows(rows * on_mesh.data_shards).with_remat(remat)
             estimate = estimate_updates(changed, make_workload(changed), topology, resident)
             yield Candidate(changed, estimate)
 

@@ -13,6 +13,7 @@ from srft_jax.models.decoder import Params
 from srft_jax.objectives.rows import empty_rows
 from srft_jax.planning.planned_run import PlannedRun
 from srft_jax.training.loading import abstract_params
+from srft_jax.training.microbatch import FixedParams, StepInputs
 from srft_jax.training.state import abstract_state, with_shardings
 from srft_jax.training.updates import batch_shardings, make_stage_functions
 
@@ -23,22 +24,12 @@ def lowered_train_step(run: PlannedRun) -> jax.stages.Lowered:
     The devices of the run's mesh need not exist: those of a topology can be compiled for.
     """
     stage = run.stages.policy
-    frozen, reference = fixed_params(run)
-    # A partial of a jitted function: the function is what can be lowered.
-    step: Any = make_stage_functions(
-        stage,
-        run.model_config,
-        run.optimizers[stage.optimizer],
-        temperature=run.sampling.temperature,
-        runtime=run.runtime,
-        logits_mib=run.training.logits_mib,
-        frozen_params=frozen,
-        reference_params=reference,
-    ).train_step
+    functions = make_stage_functions(stage, run.forward, run.optimizers[stage.optimizer])
+    step: Any = functions.train_step  # jitted, so it can be lowered
     # Before the mesh is set: Optax makes small arrays on the way, which need real devices.
-    state, batch = train_state(run), abstract_batch(run)
+    inputs = StepInputs(train_state(run), abstract_batch(run), fixed_params(run))
     with jax.set_mesh(run.mesh):
-        return step.func.lower(*step.args, state, batch)
+        return step.lower(*inputs)
 
 
 def train_state(run: PlannedRun) -> TrainState:
@@ -46,17 +37,17 @@ def train_state(run: PlannedRun) -> TrainState:
     return abstract_state(run.optimizers, run.model_config, run.mesh)
 
 
-def fixed_params(run: PlannedRun) -> tuple[Params, Params | None]:
+def fixed_params(run: PlannedRun) -> FixedParams:
     """Return the abstract parameters that a step only reads: frozen ones, and the reference's."""
     frozen: Params = {}
     if isinstance(run.model_config, AdaptedModelConfig):
         dtype = run.model_config.lora.base_dtype
         frozen = lora.frozen(abstract_params(run.model_config, run.mesh, dtype), run.model_config)
     if not run.objective.uses_reference:
-        return frozen, None
+        return FixedParams(frozen)
     if run.reference_is_base:
-        return frozen, frozen
-    return frozen, abstract_params(lora.base(run.model_config), run.mesh)
+        return FixedParams(frozen, frozen)
+    return FixedParams(frozen, abstract_params(lora.base(run.model_config), run.mesh))
 
 
 def abstract_batch(run: PlannedRun) -> Batch:

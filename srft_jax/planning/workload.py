@@ -90,7 +90,7 @@ def num_head_tiles(run: PlannedRun, work: Workload) -> int:
     options = head_passes.HeadOptions(
         softcap=model.logit_softcap,
         transposed=model.tie_embeddings,
-        logits_bytes=run.training.logits_mib * 2**20,
+        logits_bytes=run.forward.logits_mib * 2**20,
         frozen=run.has_adapters,
     )
     num_heads = 2 if run.objective.uses_reference else 1

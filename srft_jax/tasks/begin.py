@@ -24,7 +24,6 @@ from srft_jax.host.compilations import Compilations
 from srft_jax.host.profiler import Profiler
 from srft_jax.mesh import gathered
 from srft_jax.models import lora
-from srft_jax.models.decoder import Params
 from srft_jax.objectives.stages import Stage, Stages
 from srft_jax.report import summary
 from srft_jax.report.records import Recorder
@@ -35,10 +34,12 @@ from srft_jax.rewards import RewardPool
 from srft_jax.rollout import Sampler
 from srft_jax.setup.prepare import Setup, reward_pool
 from srft_jax.tasks.export import keep_model_files
+from srft_jax.tasks.planned import forward_options
 from srft_jax.tasks.resume import fresh_or_resumed, open_run_dir
 from srft_jax.training import updates
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.loading import load_frozen, load_reference
+from srft_jax.training.microbatch import FixedParams
 from srft_jax.training.optimizer import make_optimizers
 
 
@@ -61,7 +62,7 @@ class Updates:
         functions: Compiled functions of each stage.
         learning_rates: Schedule of each optimizer.
         plan: How sequences become batches.
-        frozen: With LoRA, all parameters but the adapters, which the state holds.
+        fixed: Parameters that no step changes: frozen ones, and the reference's.
         mesh: Devices.
     """
 
@@ -69,7 +70,7 @@ class Updates:
     functions: dict[Stage, updates.StageFunctions]
     learning_rates: Mapping[str, optax.Schedule]
     plan: BatchPlan
-    frozen: Params
+    fixed: FixedParams
     mesh: Mesh
 
 
@@ -151,14 +152,7 @@ def begin(
         stages=setup.stages,
         functions={
             stage: updates.make_stage_functions(
-                stage,
-                setup.model_config,
-                optimizers.transformations[stage.optimizer],
-                temperature=config.rollout.temperature,
-                runtime=setup.runtime,
-                logits_mib=config.training.logits_mib,
-                frozen_params=frozen,
-                reference_params=reference,
+                stage, forward_options(setup), optimizers.transformations[stage.optimizer]
             )
             for stage in setup.stages.all
         },
@@ -168,7 +162,7 @@ def begin(
             longest_sequence=setup.config.longest_sequence,
             length_cap=config.rollout.max_new_tokens,
         ),
-        frozen=frozen,
+        fixed=FixedParams(frozen, reference),
         mesh=mesh,
     )
     evaluations = Evaluations(

@@ -12,7 +12,7 @@ from srft_jax.report import data_view
 from srft_jax.report.summary import batch_arithmetic
 from srft_jax.report.terminal import shows_colours
 from srft_jax.setup.prepare import Setup, prepare
-from srft_jax.tasks.plan import with_rows
+from srft_jax.tasks.planned import with_rows
 
 
 def inspect(config: RunConfig) -> int:

@@ -3,17 +3,14 @@
 The run's own programs are compiled for the topology from abstract shapes; see docs/plan.md.
 """
 
-import dataclasses
 import json
 import sys
 import time
 from collections.abc import Callable, Iterable
 
 from srft_jax.config import RunConfig, UsageError
-from srft_jax.config.stored_config import stored_config
-from srft_jax.mesh import gathered
 from srft_jax.planning import plans, topology
-from srft_jax.planning.microbatch_size import USABLE_SHARE, free_mib, most_rows, step_mib
+from srft_jax.planning.microbatch_size import USABLE_SHARE, most_rows, step_mib
 from srft_jax.planning.plan_text import format_plan, format_scaling, format_search, plan_as_json
 from srft_jax.planning.planned_run import PlannedRun
 from srft_jax.planning.plans import Cost, compile_plan, estimate_plan
@@ -21,10 +18,8 @@ from srft_jax.planning.scaling import plan_scaling
 from srft_jax.planning.search import search
 from srft_jax.planning.topology import Topology
 from srft_jax.planning.workload import Workload
-from srft_jax.setup.model_checks import check_sizes
-from srft_jax.setup.outline import Outline
-from srft_jax.setup.plan_checks import longest_answer, outline_for_plan
-from srft_jax.setup.prepare import Setup
+from srft_jax.setup.plan_checks import outline_for_plan
+from srft_jax.tasks.planned import planned
 
 
 def plan(
@@ -104,62 +99,6 @@ def _with_most_rows(
     rows, line = most_rows(run, budget, needed_mib)
     _log(line)
     return run.with_rows(rows)
-
-
-def planned(run: Outline) -> PlannedRun:
-    """Return what planning takes of a run."""
-    config = run.config
-    mean_prompt, mean_completion = config.plan.mean_prompt, config.plan.mean_completion
-    longest = longest_answer(config, run.objective)
-    return PlannedRun(
-        preset=config.objective.preset,
-        objective=run.objective,
-        model_config=run.model_config,
-        runtime=run.runtime,
-        mesh=run.mesh,
-        training=config.training,
-        sampling=run.sampling,
-        prompts_per_step=config.data.prompts_per_step,
-        completions_per_prompt=config.rollout.completions_per_prompt,
-        longest_prompt=config.data.max_prompt_tokens,
-        longest_sequence=config.longest_sequence,
-        mean_prompt=config.data.max_prompt_tokens if mean_prompt is None else mean_prompt,
-        mean_completion=longest if mean_completion is None else mean_completion,
-        reference_is_base=config.model.base_is_reference,
-    )
-
-
-def with_rows(
-    setup: Setup, needed_mib: Callable[[PlannedRun], float] = step_mib
-) -> tuple[Setup, str]:
-    """Return the setup with a number of rows per microbatch, and a line that says how it was found.
-
-    The line is empty if the number was given. A run that goes on keeps the number that it was
-    started with.
-
-    Args:
-        setup: Setup, whose training.rows_per_microbatch may be auto.
-        needed_mib: Memory of the train step, to choose the number by.
-
-    Raises:
-        UsageError: not even the fewest rows fit, the memory is not known, or the rows of a run that
-            goes on do not split over the mesh.
-    """
-    config = setup.config
-    if config.training.rows_per_microbatch != "auto":
-        return setup, ""
-    stored = gathered(stored_config(config.run_dir))[0]  # all processes take one branch
-    if stored is not None:
-        rows, line = stored.training.rows, ""
-    else:
-        memory = config.training.memory_mib
-        budget = free_mib() if memory is None else memory
-        rows, line = most_rows(planned(setup), budget, needed_mib)
-    training = dataclasses.replace(config.training, rows_per_microbatch=rows)
-    chosen = dataclasses.replace(setup, config=dataclasses.replace(config, training=training))
-    # The mesh may be another one than the stored run's.
-    check_sizes(chosen.config, chosen.model_config, chosen.mesh)
-    return chosen, line
 
 
 def _log(line: str) -> None:

@@ -10,16 +10,23 @@ from jaxtyping import Array
 from srft_jax.batch import TrainState
 from srft_jax.config import RunConfig, UsageError
 from srft_jax.objectives import loss as losses
+from srft_jax.ops.rounding import ROUND_AS_WRITTEN
 from srft_jax.report.batch_view import MicrobatchTerms, sequences_text, terms_table
 from srft_jax.setup.prepare import prepare
-from srft_jax.tasks.plan import with_rows
+from srft_jax.tasks.planned import forward_options, with_rows
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.loading import load_frozen, load_reference
-from srft_jax.training.microbatch import LossFn, StepInputs, in_batch_order, make_loss_fn
+from srft_jax.training.microbatch import (
+    FixedParams,
+    LossFn,
+    StepInputs,
+    in_batch_order,
+    make_loss_fn,
+)
 from srft_jax.training.optimizer import make_optimizers
 from srft_jax.training.saved_batch import saved_batch
 from srft_jax.training.state import abstract_state
-from srft_jax.training.updates import make_stage_functions, put
+from srft_jax.training.updates import make_stage_functions, prepare_batch
 
 
 def replay(config: RunConfig) -> int:
@@ -47,29 +54,13 @@ def replay(config: RunConfig) -> int:
         stage = setup.stages.named(stage_name)
         frozen_params = load_frozen(config.model, setup.model_config, setup.mesh, config.seed)
         reference_params = load_reference(config.model, setup.objective, frozen_params, setup.mesh)
-        functions = make_stage_functions(
-            stage,
-            setup.model_config,
-            transformations[stage.optimizer],
-            temperature=config.rollout.temperature,
-            runtime=setup.runtime,
-            logits_mib=config.training.logits_mib,
-            frozen_params=frozen_params,
-            reference_params=reference_params,
-        )
-        batch = put(batch, setup.mesh)
-        if functions.old_logprobs is not None and not batch.on_policy:
-            batch = functions.old_logprobs(state, batch)
-        inputs = StepInputs(state, frozen_params, reference_params, batch)
-        loss_fn = make_loss_fn(
-            setup.model_config,
-            stage.objective,
-            temperature=config.rollout.temperature,
-            runtime=setup.runtime,
-            logits_mib=config.training.logits_mib,
-        )
-        microbatches = _compute(loss_fn, inputs, setup.mesh)
-        norms = jax.device_get(functions.gradient_norms(state, inputs.batch))
+        fixed = FixedParams(frozen_params, reference_params)
+        options = forward_options(setup)
+        functions = make_stage_functions(stage, options, transformations[stage.optimizer])
+        batch = prepare_batch(functions, state, batch, setup.mesh, fixed)
+        inputs = StepInputs(state, batch, fixed)
+        microbatches = _compute(make_loss_fn(options, stage.objective), inputs, setup.mesh)
+        norms = jax.device_get(functions.gradient_norms(inputs))
     print(
         f"the batch of step {step} in stage {stage.name}, under the parameters of step {saved_at}\n"
     )
@@ -91,7 +82,8 @@ def _compute(loss_fn: LossFn, inputs: StepInputs, mesh: Mesh) -> list[Microbatch
     """The microbatches in use, on the host."""
     everywhere = NamedSharding(mesh, PartitionSpec())  # all processes look at all of it
 
-    @functools.partial(jax.jit, out_shardings=everywhere)
+    # Compiled as the step is: in bfloat16 its numbers would differ otherwise.
+    @functools.partial(jax.jit, out_shardings=everywhere, compiler_options=ROUND_AS_WRITTEN)
     def compute(inputs: StepInputs, i: Array) -> MicrobatchTerms:
         tokens = loss_fn(inputs.state.params, inputs, i, None)[1]
         terms = losses.loss_terms(*tokens)

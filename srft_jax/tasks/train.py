@@ -28,7 +28,7 @@ from srft_jax.rollout import Sampler
 from srft_jax.setup.prepare import prepare
 from srft_jax.tasks.begin import Evaluations, Records, Rollouts, Updates, begin
 from srft_jax.tasks.export import write_export
-from srft_jax.tasks.plan import with_rows
+from srft_jax.tasks.planned import with_rows
 from srft_jax.tasks.resume import check_same_run
 from srft_jax.training import updates
 from srft_jax.training.checkpoint import Checkpoints
@@ -82,7 +82,7 @@ def train(config: RunConfig) -> int:
                 records.recorder.flush()
                 _evaluate(rollouts.sampler, evaluations, records, start, step)
         rollouts.sampler.release()  # the export needs its memory
-    _finish(config, lora.whole(updating.frozen, state.params))
+    _finish(config, lora.whole(updating.fixed.frozen, state.params))
     return 0
 
 
@@ -132,11 +132,12 @@ def _step(
         state,
         step_updates,
         updating.mesh,
+        fixed=updating.fixed,
         measure_norms=_due(step, training.gradient_norms_every),
     )
     records.recorder.flush()  # the previous step's records, while the device computes this one
     jax.block_until_ready(state)
-    rollouts.sampler.update(lora.whole(updating.frozen, state.params), int(state.step))
+    rollouts.sampler.update(lora.whole(updating.fixed.frozen, state.params), int(state.step))
     records.profiler.end()
     values |= _timing(began, rolled_out, step_updates)
     values |= _compiled(records, f"step {step}", expected=step == start + 1)

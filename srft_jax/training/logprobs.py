@@ -8,29 +8,17 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from srft_jax.batch import Batch, Role, role_mask
-from srft_jax.config import ModelConfig
-from srft_jax.models.decoder import Params, Runtime
+from srft_jax.models.decoder import Params
 from srft_jax.ops.head import token_stats
 from srft_jax.ops.rounding import ROUND_AS_WRITTEN
-from srft_jax.training.microbatch import hidden_and_head, in_batch_order, rows_of
+from srft_jax.training.microbatch import ForwardOptions, hidden_and_head, in_batch_order, rows_of
 
 
-def make_old_logprobs(
-    model_config: ModelConfig,
-    *,
-    temperature: float,
-    runtime: Runtime = Runtime(),
-    logits_mib: int = 64,
-) -> Callable[[Params, Batch], Batch]:
+def make_old_logprobs(options: ForwardOptions) -> Callable[[Params, Batch], Batch]:
     """Return a compiled `(params, batch) -> batch` whose `old_logprobs` are those under `params`
-    on the tokens of completions and prefixes; all other tokens keep theirs.
-
-    Args:
-        model_config: Architecture, with its adapters if any.
-        temperature: Temperature that the rollouts were sampled at.
-        runtime: Precision, rematerialisation and attention kernel.
-        logits_mib: Memory for tiles of logits on each device.
-    """
+    on the tokens of completions and prefixes; all other tokens keep theirs. `params` are all of the
+    policy's, adapters and frozen ones together."""
+    model_config = options.model_config
 
     def old_logprobs(params: Params, batch: Batch) -> Batch:
         def fill_microbatch(i: Array, filled: Array) -> Array:
@@ -38,13 +26,13 @@ def make_old_logprobs(
             flat = jax.tree.map(lambda x: x.reshape(-1), rows)
             recomputed = role_mask(flat, Role.SELF, Role.PREFIX)
             logprob = token_stats(
-                *hidden_and_head(params, model_config, rows, runtime),
+                *hidden_and_head(params, model_config, rows, options.runtime),
                 flat.targets,
                 mask=recomputed,
-                temperature=temperature,
+                temperature=options.temperature,
                 softcap=model_config.logit_softcap,
                 transposed=model_config.tie_embeddings,
-                logits_bytes=logits_mib * 2**20,
+                logits_bytes=options.logits_mib * 2**20,
             ).logprob
             logprob = jnp.where(recomputed, logprob, flat.old_logprobs)
             return filled.at[i].set(in_batch_order(logprob, batch))

@@ -1,5 +1,6 @@
 """The loss of one microbatch: a forward pass, the head, and the objective."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,17 +17,39 @@ from srft_jax.ops.context import joined_rows, split_rows
 from srft_jax.ops.head import Reference, token_loss
 
 
-class StepInputs(NamedTuple):
-    """All that a train step reads.
+@dataclasses.dataclass(frozen=True)
+class ForwardOptions:
+    """How the trainer computes log-probs: what all of its programs are compiled with.
 
-    Parameters that it does not change are among them: as constants they would be part of the
-    compiled program.
+    Attributes:
+        model_config: Architecture, with its adapters if any; the reference has the same without.
+        runtime: Precision, rematerialisation and attention kernel.
+        temperature: Temperature that the rollouts were sampled at.
+        logits_mib: Memory for tiles of logits on each device.
     """
 
+    model_config: ModelConfig
+    runtime: Runtime
+    temperature: float
+    logits_mib: int
+
+
+class FixedParams(NamedTuple):
+    """Parameters that a step reads and does not change, in any dtype.
+
+    They are arguments of a program: as constants they would be part of it.
+    """
+
+    frozen: Params = {}  # with adapters, all other parameters of the policy
+    reference: Params | None = None  # for a KL; without adapters, may be `frozen` itself
+
+
+class StepInputs(NamedTuple):
+    """All that a train step reads."""
+
     state: TrainState
-    frozen_params: Params  # with adapters, all other parameters of the policy; otherwise empty
-    reference_params: Params | None  # never with adapters
     batch: Batch
+    fixed: FixedParams
 
 
 class Tokens(NamedTuple):
@@ -104,25 +127,25 @@ def _token_objective(context: losses.LossContext, term: Array | None) -> Callabl
     return one_term
 
 
-def make_loss_fn(
-    model_config: ModelConfig,
-    objective: Objective,
-    *,
-    temperature: float,
-    runtime: Runtime,
-    logits_mib: int,
-) -> LossFn:
-    """Return the loss function of one microbatch; arguments as of `make_train_step`.
+def make_loss_fn(options: ForwardOptions, objective: Objective) -> LossFn:
+    """Return the loss function of one microbatch.
 
     Its value is the microbatch's share of the step's loss, as the normalisers are the whole step's:
     the shares of all microbatches add up to it.
+
+    Args:
+        options: Architecture, runtime, temperature, memory for logits.
+        objective: Coefficients of the loss. The function raises a ValueError where they need a
+            reference and there is none.
     """
+    model_config, runtime = options.model_config, options.runtime
     reference_config = lora.base(model_config)
 
     def loss_fn(
         params: Params, inputs: StepInputs, i: Array, term: Array | None = None
     ) -> tuple[Array, Tokens]:
-        state, frozen_params, reference_params, batch = inputs
+        state, batch, fixed = inputs
+        reference_params = _used_reference(objective, fixed.reference)
         rows = rows_of(batch, i)
         flat = jax.tree.map(lambda x: x.reshape(-1), rows)  # [B, T] -> [N], as the head takes them
         context = losses.LossContext(
@@ -137,7 +160,7 @@ def make_loss_fn(
             reference = Reference(
                 *hidden_and_head(reference_params, reference_config, rows, runtime)
             )
-        policy_params = lora.whole(frozen_params, params)
+        policy_params = lora.whole(fixed.frozen, params)
         hidden, head = hidden_and_head(policy_params, model_config, rows, runtime)
         with jax.named_scope("head"):
             loss, stats = token_loss(
@@ -145,25 +168,22 @@ def make_loss_fn(
                 head,
                 flat,
                 _token_objective(context, term),
-                temperature=temperature,
+                temperature=options.temperature,
                 softcap=model_config.logit_softcap,
                 elementwise=objective.is_elementwise,
                 reference=reference,
                 transposed=model_config.tie_embeddings,
-                frozen=bool(frozen_params),
-                logits_bytes=logits_mib * 2**20,
+                frozen=bool(fixed.frozen),
+                logits_bytes=options.logits_mib * 2**20,
             )
         return loss, Tokens(stats, flat, context)
 
     return loss_fn
 
 
-def used_reference(objective: Objective, reference_params: Params | None) -> Params | None:
-    """Return the parameters of the reference, None for an objective without a KL.
-
-    Raises:
-        ValueError: the objective has a KL, but there are no parameters.
-    """
+def _used_reference(objective: Objective, reference_params: Params | None) -> Params | None:
+    """The parameters of the reference; None for an objective without a KL, such as that of an SFT
+    stage, which would pay for a second forward pass."""
     if objective.uses_reference and reference_params is None:
         raise ValueError(
             f"the objective's kl = {objective.kl} is taken to a reference policy, "

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,26 @@ import optax
 from jaxtyping import Array
 
 from srft_jax.batch import Batch, Metrics, TrainState
-from srft_jax.config import ModelConfig, Objective
-from srft_jax.models.decoder import Params, Runtime
+from srft_jax.config import Objective
+from srft_jax.models.decoder import Params
 from srft_jax.objectives import loss as losses
 from srft_jax.ops.rounding import ROUND_AS_WRITTEN
 from srft_jax.training import metrics
-from srft_jax.training.microbatch import LossFn, StepInputs, make_loss_fn, used_reference
+from srft_jax.training.microbatch import (
+    FixedParams,
+    ForwardOptions,
+    LossFn,
+    StepInputs,
+    make_loss_fn,
+)
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+class TrainStep(Protocol):
+    """A jitted update; `fixed` is empty for full training without a reference."""
+
+    def __call__(
+        self, state: TrainState, batch: Batch, fixed: FixedParams = ...
+    ) -> tuple[TrainState, Metrics]: ...
 
 
 def _accumulate(
@@ -50,46 +63,27 @@ def _accumulate(
 
 
 def make_train_step(
-    model_config: ModelConfig,
+    options: ForwardOptions,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
-    temperature: float,
-    runtime: Runtime = Runtime(),
     optimizer_name: str = "policy",
-    frozen_params: Params | None = None,
-    reference_params: Params | None = None,
-    logits_mib: int = 64,
 ) -> TrainStep:
-    """Return a compiled `train_step(state, batch) -> (state, metrics)`; the state is donated.
+    """Return a jitted `train_step(state, batch, fixed=FixedParams()) -> (state, metrics)`; the
+    state is donated, parameters in `fixed` are not.
 
     An update whose loss or gradient is not finite is skipped: only the state's step changes, and
-    the metric `loss/skipped` is 1.
+    the metric `loss/skipped` is 1. With adapters the state has them alone, and `fixed.frozen` all
+    other parameters. Without a reference for its KL, an objective raises a ValueError as the step
+    is traced.
 
     Args:
-        model_config: Architecture, with its adapters if any; the reference has the same without.
+        options: Architecture, runtime, temperature, memory for logits.
         objective: Coefficients of the loss.
         optimizer: Optimizer of the state's parameters.
-        temperature: Temperature that the rollouts were sampled at.
-        runtime: Precision, rematerialisation and attention kernel.
         optimizer_name: Name of the optimizer's state in `TrainState.optimizer_states`.
-        frozen_params: With adapters, all other parameters, in any dtype; the state then has the
-            adapters alone. They are neither changed nor donated.
-        reference_params: Parameters of the reference, for an objective with a KL; they may be the
-            frozen ones.
-        logits_mib: Memory for tiles of logits on each device.
-
-    Raises:
-        ValueError: the objective needs a reference and there is none.
     """
-    reference_params = used_reference(objective, reference_params)
-    loss_fn = make_loss_fn(
-        model_config,
-        objective,
-        temperature=temperature,
-        runtime=runtime,
-        logits_mib=logits_mib,
-    )
+    loss_fn = make_loss_fn(options, objective)
 
     @jax.named_scope("optimizer")
     def update(state: TrainState, gradient: Params) -> TrainState:
@@ -103,10 +97,9 @@ def make_train_step(
         )
 
     def train_step(
-        frozen_params: Params, reference_params: Params | None, state: TrainState, batch: Batch
+        state: TrainState, batch: Batch, fixed: FixedParams = FixedParams()
     ) -> tuple[TrainState, Metrics]:
-        inputs = StepInputs(state, frozen_params, reference_params, batch)
-        loss, totals, gradient = _accumulate(loss_fn, inputs)
+        loss, totals, gradient = _accumulate(loss_fn, StepInputs(state, batch, fixed))
         norm = optax.tree.norm(gradient)
         step_metrics = metrics.step_metrics(totals, batch.normalisers, objective)
         new_state = _with_entropies(update(state, gradient), step_metrics, batch)
@@ -119,8 +112,7 @@ def make_train_step(
             "loss/skipped": 1.0 - is_finite,
         }
 
-    compiled = jax.jit(train_step, donate_argnames=("state",), compiler_options=ROUND_AS_WRITTEN)
-    return functools.partial(compiled, frozen_params or {}, reference_params)
+    return jax.jit(train_step, donate_argnames=("state",), compiler_options=ROUND_AS_WRITTEN)
 
 
 def _with_entropies(state: TrainState, step_metrics: Metrics, batch: Batch) -> TrainState:
@@ -140,36 +132,21 @@ def _with_entropies(state: TrainState, step_metrics: Metrics, batch: Batch) -> T
 
 
 def make_gradient_norms(
-    model_config: ModelConfig,
-    objective: Objective,
-    *,
-    temperature: float,
-    runtime: Runtime = Runtime(),
-    frozen_params: Params | None = None,
-    reference_params: Params | None = None,
-    logits_mib: int = 64,
-) -> Callable[[TrainState, Batch], Metrics]:
-    """Return `(state, batch) -> {"loss/<term>_gradient_norm": norm of that term's gradient alone}`.
+    options: ForwardOptions, objective: Objective
+) -> Callable[[StepInputs], Metrics]:
+    """Return `inputs -> {"loss/<term>_gradient_norm": norm of that term's gradient alone}`.
 
     One compiled function runs once for each term, and costs as much as a train step each time.
     Arguments and errors are those of `make_train_step`.
     """
-    reference_params = used_reference(objective, reference_params)
-    loss_fn = make_loss_fn(
-        model_config,
-        objective,
-        temperature=temperature,
-        runtime=runtime,
-        logits_mib=logits_mib,
-    )
+    loss_fn = make_loss_fn(options, objective)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=ROUND_AS_WRITTEN)  # as the step that it explains
     def gradient_norm(inputs: StepInputs, term: Array) -> Array:
         return optax.tree.norm(_accumulate(loss_fn, inputs, term)[2])
 
-    def gradient_norms(state: TrainState, batch: Batch) -> Metrics:
-        inputs = StepInputs(state, frozen_params or {}, reference_params, batch)
-        _, tokens = jax.eval_shape(loss_fn, state.params, inputs, 0, None)
+    def gradient_norms(inputs: StepInputs) -> Metrics:
+        _, tokens = jax.eval_shape(loss_fn, inputs.state.params, inputs, 0, None)
         names = sorted(jax.eval_shape(losses.loss_terms, *tokens))
         return {
             f"loss/{name}_gradient_norm": gradient_norm(inputs, number)

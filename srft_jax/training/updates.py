@@ -10,14 +10,14 @@ import optax
 from jax.sharding import Mesh
 
 from srft_jax.batch import Batch, Metrics, TrainState
-from srft_jax.config import ModelConfig
 from srft_jax.experience.batches import Update
 from srft_jax.mesh import placed, sharding
 from srft_jax.models import lora
-from srft_jax.models.decoder import Params, Runtime
+from srft_jax.models.decoder import Params
 from srft_jax.objectives.stages import Stage
 from srft_jax.training.logprobs import make_old_logprobs
 from srft_jax.training.metrics import present
+from srft_jax.training.microbatch import FixedParams, ForwardOptions, StepInputs
 from srft_jax.training.state import updates_made
 from srft_jax.training.step import TrainStep, make_gradient_norms, make_train_step
 
@@ -29,59 +29,30 @@ class StageFunctions:
     Attributes:
         train_step: Makes one update; the state is donated.
         gradient_norms: Takes the gradient norm of each loss term alone.
-        old_logprobs: Fills in the trainer's log-probs; None for an objective that takes the
-            sampler's.
+        old_logprobs: Fills in the trainer's log-probs under all parameters of the policy; None for
+            an objective that takes the sampler's.
     """
 
     train_step: TrainStep
-    gradient_norms: Callable[[TrainState, Batch], Metrics]
-    old_logprobs: Callable[[TrainState, Batch], Batch] | None
+    gradient_norms: Callable[[StepInputs], Metrics]
+    old_logprobs: Callable[[Params, Batch], Batch] | None
 
 
 def make_stage_functions(
-    stage: Stage,
-    model_config: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    *,
-    temperature: float,
-    runtime: Runtime,
-    logits_mib: int,
-    frozen_params: Params,
-    reference_params: Params | None,
+    stage: Stage, options: ForwardOptions, optimizer: optax.GradientTransformation
 ) -> StageFunctions:
     """Return the functions of a stage; nothing compiles before one is called.
 
     Args:
         stage: Objective, and the name of its optimizer.
-        model_config: Architecture, with its adapters if any.
+        options: Architecture, runtime, temperature, memory for logits.
         optimizer: The optimizer of that name.
-        temperature: Temperature that the rollouts were sampled at.
-        runtime: Precision, rematerialisation and attention kernel.
-        logits_mib: Memory for tiles of logits on each device.
-        frozen_params: With LoRA, all parameters but the adapters; otherwise none.
-        reference_params: Parameters of the reference policy, for an objective with a KL.
     """
-    forward_options: Any = dict(temperature=temperature, runtime=runtime, logits_mib=logits_mib)
-    loss_options: Any = forward_options | dict(
-        frozen_params=frozen_params, reference_params=reference_params
-    )
-    old_logprobs = None
-    if stage.objective.old_logprobs == "trainer":
-        policy_logprobs = make_old_logprobs(model_config, **forward_options)
-
-        def old_logprobs(state: TrainState, batch: Batch) -> Batch:
-            return policy_logprobs(lora.whole(frozen_params, state.params), batch)
-
+    objective = stage.objective
     return StageFunctions(
-        train_step=make_train_step(
-            model_config,
-            stage.objective,
-            optimizer,
-            optimizer_name=stage.optimizer,
-            **loss_options,
-        ),
-        gradient_norms=make_gradient_norms(model_config, stage.objective, **loss_options),
-        old_logprobs=old_logprobs,
+        train_step=make_train_step(options, objective, optimizer, optimizer_name=stage.optimizer),
+        gradient_norms=make_gradient_norms(options, objective),
+        old_logprobs=make_old_logprobs(options) if objective.old_logprobs == "trainer" else None,
     )
 
 
@@ -99,6 +70,25 @@ def batch_shardings(batch: Batch, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: sharding(mesh, axes[x.ndim], x.shape), batch)
 
 
+def prepare_batch(
+    functions: StageFunctions, state: TrainState, batch: Batch, mesh: Mesh, fixed: FixedParams
+) -> Batch:
+    """Return the batch on the devices, with the log-probs under the state's parameters filled in
+    where the objective takes the trainer's.
+
+    Args:
+        functions: Compiled functions of the batch's stage.
+        state: State before the first update of the batch's rollout.
+        batch: Batch, the whole of it on every process.
+        mesh: Devices.
+        fixed: Frozen parameters, and those of the reference.
+    """
+    batch = put(batch, mesh)
+    if functions.old_logprobs is not None and not batch.on_policy:  # else they are the step's own
+        batch = functions.old_logprobs(lora.whole(fixed.frozen, state.params), batch)
+    return batch
+
+
 @functools.partial(jax.profiler.annotate_function, name="train")
 def apply(
     functions: Mapping[Stage, StageFunctions],
@@ -106,6 +96,7 @@ def apply(
     updates: Sequence[Update],
     mesh: Mesh,
     *,
+    fixed: FixedParams,
     measure_norms: bool,
 ) -> tuple[TrainState, list[Metrics]]:
     """Make the updates of one rollout in turn.
@@ -115,24 +106,23 @@ def apply(
         state: State before the first update; it is donated.
         updates: Stage and batch of each update.
         mesh: Devices.
+        fixed: Frozen parameters, and those of the reference.
         measure_norms: Take each term's gradient norm before every update.
 
     Returns:
         The state after the last update, and the metrics of each.
     """
     # The trainer's old log-probs are those before the first update, for all batches of the rollout.
-    batches = []
-    for update in updates:
-        batch, old_logprobs = put(update.batch, mesh), functions[update.stage].old_logprobs
-        if old_logprobs is not None and not batch.on_policy:  # else they are the step's own
-            batch = old_logprobs(state, batch)
-        batches.append(batch)
-
+    batches = [
+        prepare_batch(functions[update.stage], state, update.batch, mesh, fixed)
+        for update in updates
+    ]
     metrics = []
     for update, batch in zip(updates, batches, strict=True):
         stage_functions = functions[update.stage]
-        norms = stage_functions.gradient_norms(state, batch) if measure_norms else {}
-        state, step_metrics = stage_functions.train_step(state, batch)
+        inputs = StepInputs(state, batch, fixed)
+        norms = stage_functions.gradient_norms(inputs) if measure_norms else {}
+        state, step_metrics = stage_functions.train_step(*inputs)
         values = present(step_metrics, update.batch.normalisers, update.stage.objective) | norms
         metrics.append({update.stage.label + name: value for name, value in values.items()})
     return state, metrics

@@ -10,7 +10,7 @@ from tiny_runs import assert_same_run, run_in_process, tiny_config
 from srft_jax.config import UsageError, parse, to_yaml
 from srft_jax.planning.microbatch_size import step_mib
 from srft_jax.setup.prepare import prepare
-from srft_jax.tasks.plan import planned, with_rows
+from srft_jax.tasks.planned import planned, with_rows
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -16,8 +16,9 @@ from srft_jax.planning.workload import make_workload, mean_capacity
 from srft_jax.rollout.cache import CacheShape
 from srft_jax.setup.plan_checks import outline_for_plan
 from srft_jax.setup.prepare import prepare
-from srft_jax.tasks.plan import planned
+from srft_jax.tasks.planned import planned
 from srft_jax.training.loading import load_trained
+from srft_jax.training.microbatch import FixedParams
 from srft_jax.training.state import fresh_state
 from srft_jax.training.updates import make_stage_functions, put
 
@@ -36,19 +37,10 @@ def test_the_abstract_train_step_is_the_runs(tmp_path):
             length_cap=1,
             on_policy=True,
         )
-        step = make_stage_functions(
-            stage,
-            model,
-            run.optimizers["policy"],
-            temperature=setup.config.rollout.temperature,
-            runtime=setup.runtime,
-            logits_mib=training.logits_mib,
-            frozen_params={},
-            reference_params=None,
-        ).train_step
+        step = make_stage_functions(stage, run.forward, run.optimizers["policy"]).train_step
         params = load_trained(setup.config.model, model, setup.mesh, seed=0)
         state = fresh_state(params, run.optimizers, model, setup.mesh)
-        real = step.func.lower(*step.args, state, put(batch, setup.mesh))
+        real = step.lower(state, put(batch, setup.mesh), FixedParams())
     plan = lowered_train_step(run)
     assert plan.as_text() == real.as_text() and len(plan.as_text()) > 10_000
 

@@ -16,7 +16,7 @@ from srft_jax.planning.memory import resident_bytes
 from srft_jax.planning.topology import Topology
 from srft_jax.planning.workload import make_workload
 from srft_jax.setup.plan_checks import outline_for_plan
-from srft_jax.tasks.plan import planned
+from srft_jax.tasks.planned import planned
 
 
 def planned_run(config, devices):
@@ -28,10 +28,10 @@ def test_a_search_falls_back_to_what_needs_the_least(tmp_path):
     config = parse(tiny_arguments(tmp_path, "--plan.topology=cpu:1", "--plan.search=true"))[1]
 
     def is_least(run):
-        return run.training.rows == 1 and run.runtime.remat == "block"
+        return run.training.rows == 1 and run.forward.runtime.remat == "block"
 
     asked, out = dry_plan(config, fits=is_least)
-    tried = [(run.runtime.remat, run.training.rows) for run, _ in asked]
+    tried = [(run.forward.runtime.remat, run.training.rows) for run, _ in asked]
     assert tried == [("dots", 1), ("block", 1), ("block", 1)]  # searched twice, planned
     assert "--training.rows_per_microbatch=1 --model.remat=block" in out
     with pytest.raises(UsageError, match="no mesh, microbatch and remat fits"):
@@ -44,8 +44,8 @@ UNHURRIED = ("--plan.topology=cpu:1", "--plan.search=true", "--plan.search_secon
 def test_a_search_ends_where_no_other_is_estimated_to_be_faster(tmp_path):
     """The first that fits takes next to no time here."""
     config = parse(tiny_arguments(tmp_path, *UNHURRIED))[1]
-    asked, _ = dry_plan(config, fits=lambda run: run.runtime.remat == "block", flops=1.0)
-    tried = [(run.runtime.remat, run.training.rows) for run, _ in asked]
+    asked, _ = dry_plan(config, fits=lambda run: run.forward.runtime.remat == "block", flops=1.0)
+    tried = [(run.forward.runtime.remat, run.training.rows) for run, _ in asked]
     assert tried == [("dots", 1), ("block", 1), ("block", 1)]  # refused, searched, planned
 
 

@@ -22,7 +22,8 @@ from srft_jax.planning.program_costs import (
 from srft_jax.planning.topology import Topology, parse_topology, seconds_to_send
 from srft_jax.planning.workload import make_workload
 from srft_jax.setup.plan_checks import outline_for_plan
-from srft_jax.tasks.plan import plan, planned
+from srft_jax.tasks.plan import plan
+from srft_jax.tasks.planned import planned
 
 ARCHITECTURE = {
     "architectures": ["Qwen2ForCausalLM"],

@@ -27,7 +27,7 @@ from srft_jax.host import processes
 from srft_jax.host.jax_options import jax_options
 from srft_jax.models import forward, init_params, output_head
 from srft_jax.setup.prepare import prepare
-from srft_jax.tasks.plan import with_rows
+from srft_jax.tasks.planned import forward_options, with_rows
 from srft_jax.training.loading import load_frozen
 from srft_jax.training.logprobs import make_old_logprobs
 
@@ -152,7 +152,7 @@ def logprobs_program(config):
     )
     batch = Batch(rows, normalisers=None, num_microbatches=np.int32(1), on_policy=False)
     params = jax.eval_shape(lambda: init_params(setup.model_config, jax.random.key(0)))
-    logprobs = make_old_logprobs(setup.model_config, temperature=1.0)
+    logprobs = make_old_logprobs(forward_options(setup))
     return str(logprobs.trace(params, batch).jaxpr)
 
 

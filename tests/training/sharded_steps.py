@@ -15,7 +15,7 @@ import jax.monitoring
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from tiny_training import MODEL, batch_of, reference_params, sequences, state_of
+from tiny_training import MODEL, OPTIONS, batch_of, reference_params, sequences, state_of
 
 from srft_jax.batch import Batch, Rows, TrainState
 from srft_jax.config import LoraConfig, MeshConfig, Objective, ObjectiveConfig, OptimizerConfig
@@ -27,7 +27,7 @@ from srft_jax.objectives.methods import expand
 from srft_jax.ops.head import token_stats
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.logprobs import make_old_logprobs
-from srft_jax.training.microbatch import in_batch_order, rows_of
+from srft_jax.training.microbatch import FixedParams, StepInputs, in_batch_order, rows_of
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.state import state_shardings
 from srft_jax.training.step import make_gradient_norms, make_train_step
@@ -73,10 +73,11 @@ def two_steps(
     objective: Objective, state: TrainState, batch: Batch, reference: object
 ) -> tuple[TrainState, list]:
     """Also checks that the second step runs the first one's program."""
-    step = make_train_step(MODEL, objective, OPTIMIZER, temperature=0.8, reference_params=reference)
-    state, first = step(state, batch)
+    step = make_train_step(OPTIONS, objective, OPTIMIZER)
+    fixed = FixedParams(reference=reference)
+    state, first = step(state, batch, fixed)
     with Compilations() as compilations:
-        state, second = step(state, batch)
+        state, second = step(state, batch, fixed)
     _, compiled = compilations.since_last()
     assert not compiled, compiled
     return state, [first, second]
@@ -126,11 +127,9 @@ def lora_differences(shape: Shape, batch: Batch) -> dict[str, float]:
 
     def both_steps(places: object) -> tuple[TrainState, dict]:
         state, batch, base = jax.device_put(inputs, places)
-        step = make_train_step(
-            model, OBJECTIVE, optimizer, temperature=0.8,
-            frozen_params=base, reference_params=base,
-        )  # fmt: skip
-        return step(step(state, batch)[0], batch)
+        options = dataclasses.replace(OPTIONS, model_config=model)
+        step, fixed = make_train_step(options, OBJECTIVE, optimizer), FixedParams(base, base)
+        return step(step(state, batch, fixed)[0], batch, fixed)
 
     whole, whole_metrics = both_steps(None)
     base_places = lora.frozen(param_shardings(mesh, model), model)
@@ -202,10 +201,9 @@ def pass_differences(shape: Shape, batch: Batch) -> dict[str, float]:
     inputs = (state, batch, reference)
 
     def passes(state: TrainState, batch: Batch, reference: object) -> tuple:
-        options = dict(temperature=0.8)
-        old = make_old_logprobs(MODEL, **options)(state.params, batch).rows.old_logprobs
-        options |= dict(reference_params=reference)
-        norms = make_gradient_norms(MODEL, OBJECTIVE, **options)(state, batch)
+        old = make_old_logprobs(OPTIONS)(state.params, batch).rows.old_logprobs
+        inputs = StepInputs(state, batch, FixedParams(reference=reference))
+        norms = make_gradient_norms(OPTIONS, OBJECTIVE)(inputs)
         ordered = jax.jit(lambda batch: in_batch_order(flat_rows(batch), batch))(batch)
         return old, norms, ordered
 

@@ -6,6 +6,7 @@ import pytest
 from tiny_training import (
     MODEL,
     OBJECTIVES,
+    OPTIONS,
     SHAPE,
     TEMPERATURE,
     batch_of,
@@ -21,7 +22,7 @@ from srft_jax.objectives.rows import TrainingSequence
 from srft_jax.rollout import Request, SamplingConfig, sample
 from srft_jax.training.logprobs import make_old_logprobs
 
-OLD_LOGPROBS = make_old_logprobs(MODEL, temperature=TEMPERATURE)
+OLD_LOGPROBS = make_old_logprobs(OPTIONS)
 
 
 def recomputed(batch):

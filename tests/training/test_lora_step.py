@@ -6,11 +6,12 @@ import re
 import jax
 import numpy as np
 import pytest
-from tiny_training import MODEL, OBJECTIVES, split
+from tiny_training import MODEL, OBJECTIVES, OPTIONS, split
 
 from srft_jax.batch import TrainState
 from srft_jax.config import LoraConfig, OptimizerConfig
 from srft_jax.models import families, init_params, lora
+from srft_jax.training.microbatch import FixedParams
 from srft_jax.training.optimizer import make_optimizer
 from srft_jax.training.step import make_train_step
 
@@ -45,19 +46,20 @@ def state_of(params, optimizer):
     return TrainState(np.int32(0), params, {"policy": optimizer.init(params)}, zero, zero)
 
 
-def make_step(name, model=ADAPTED, optimizer=OPTIMIZER, **params):
-    return make_train_step(model, OBJECTIVES[name], optimizer, temperature=1.0, **params)
+def make_step(name, model=ADAPTED, optimizer=OPTIMIZER):
+    options = dataclasses.replace(OPTIONS, model_config=model)
+    return make_train_step(options, OBJECTIVES[name], optimizer)
 
 
 @pytest.mark.slow
 def test_steps_change_adapters_alone():
     """The base is the reference too: at first the policy is the reference, then no longer."""
     base = jax.device_put(BASE)
-    step = make_step("sft_kl", frozen_params=base, reference_params=base)
+    step, fixed = make_step("sft_kl"), FixedParams(base, base)
     state = jax.device_put(state_of(ADAPTERS, OPTIMIZER))
     batch, kl = split("sft_kl"), []
     for _ in range(3):
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, fixed)
         kl.append(float(metrics["policy/reference_kl"]))
     assert abs(kl[0]) < 1e-6 and kl[2] > 1e-3
     for leaf, before in zip(jax.tree.leaves(base), jax.tree.leaves(BASE), strict=True):
@@ -68,9 +70,9 @@ def test_steps_change_adapters_alone():
         assert np.abs(leaf - before).max(axis=(1, 2)).min() > 1e-3, path
 
 
-def products(step, state, batch):
+def products(step, *inputs):
     """Shapes, the smaller size first, of all products and scatters of a step, loops included."""
-    text = str(step.func.trace(*step.args, state, batch).jaxpr)
+    text = str(step.trace(*inputs).jaxpr)
     results = re.findall(r":f32\[([\d,]+)\] = (?:dot_general|scatter-add)", text)
     return {tuple(sorted(map(int, shape.split(",")))) for shape in results}
 
@@ -90,7 +92,7 @@ def test_no_gradient_has_the_shape_of_a_frozen_matrix(name):
     """Embedding and head, which are one matrix here, have no gradient either."""
     batch, optimizer = split(name), make_optimizer(OptimizerConfig(), SIZES, num_updates=9)
     whole = products(make_step(name, SIZES, optimizer), state_of(BASE, optimizer), batch)
-    adapted = products(make_step(name, frozen_params=BASE), state_of(ADAPTERS, OPTIMIZER), batch)
+    adapted = products(make_step(name), state_of(ADAPTERS, OPTIMIZER), batch, FixedParams(BASE))
     assert shapes(SIZES, is_adapter=False) <= whole
     assert not shapes(SIZES, is_adapter=False) & adapted
     assert shapes(ADAPTED, is_adapter=True) <= adapted

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_training import MODEL, OBJECTIVES, SHAPE, split, state_of
+from tiny_training import MODEL, OBJECTIVES, OPTIONS, SHAPE, split, state_of
 
 from srft_jax.config import OptimizerConfig
 from srft_jax.models import forward, init_params
@@ -32,9 +32,9 @@ def num_bytes(tree):
 def test_the_state_is_there_once(settings):
     """Each array of the new state lies where the old one did: none is an output of its own."""
     optimizer = make_optimizer(OptimizerConfig(**settings), MODEL, num_updates=2)
-    step = make_train_step(MODEL, OBJECTIVES["srft"], optimizer, temperature=1.0)
+    step = make_train_step(OPTIONS, OBJECTIVES["srft"], optimizer)
     state, batch = state_of(optimizer), dataclasses.replace(split("srft"), on_policy=True)
-    compiled = step.func.lower(*step.args, state, batch).compile()
+    compiled = step.lower(state, batch).compile()
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes == num_bytes(state)
     assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 1024  # metrics

@@ -10,12 +10,14 @@ from made_sequences import made_sequence
 from tiny_training import (
     MODEL,
     OBJECTIVES,
+    OPTIONS,
     PREVIOUS_ENTROPY,
     ends_in_role,
     gradient_keeper,
     initial_state,
     largest,
     naive_logprobs,
+    reference_params,
     sequences,
     split,
     step,
@@ -25,7 +27,9 @@ from tiny_training import (
 from srft_jax.batch import Role
 from srft_jax.config import TrainingConfig
 from srft_jax.objectives.rows import make_batch
+from srft_jax.ops.head import ReferencedStats
 from srft_jax.training.metrics import present
+from srft_jax.training.microbatch import FixedParams, StepInputs, make_loss_fn
 from srft_jax.training.step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -172,9 +176,10 @@ def test_each_optimizer_has_a_state_of_its_own():
     keeper = gradient_keeper()
     both = {"policy": {}, "demonstration": keeper.init(initial_state().params)}
     state = dataclasses.replace(initial_state(), optimizer_states=both)
-    options = dict(temperature=1.0, optimizer_name="demonstration")
-    train_step = make_train_step(MODEL, OBJECTIVES["srft"], keeper, **options)
-    after, _ = train_step.func.eval_shape(*train_step.args, state, split("srft"))
+    train_step = make_train_step(
+        OPTIONS, OBJECTIVES["srft"], keeper, optimizer_name="demonstration"
+    )
+    after, _ = train_step.eval_shape(state, split("srft"))
     states = after.optimizer_states
     assert states["policy"] == {} and states["demonstration"].keys() == state.params.keys()
 
@@ -200,6 +205,15 @@ def test_an_update_that_is_not_finite_is_skipped():
 
 
 def test_a_kl_needs_a_reference():
-    options = dict(temperature=1.0)
+    train_step = make_train_step(OPTIONS, OBJECTIVES["sft_kl"], gradient_keeper())
     with pytest.raises(ValueError, match="kl = 0.2 .* no reference_params"):
-        make_train_step(MODEL, OBJECTIVES["sft_kl"], gradient_keeper(), **options)
+        train_step(initial_state(), split("sft_kl"))
+
+
+@pytest.mark.parametrize(("name", "is_used"), [("sft_kl", True), ("srft", False)])
+def test_only_a_kl_pays_for_the_reference(name, is_used):
+    """A run has one reference, also in a stage of plain SFT: there it has no forward pass."""
+    loss_fn = make_loss_fn(OPTIONS, OBJECTIVES[name])
+    inputs = StepInputs(initial_state(), split(name), FixedParams(reference=reference_params()))
+    _, tokens = jax.eval_shape(loss_fn, initial_state().params, inputs, 0)
+    assert isinstance(tokens.stats, ReferencedStats) == is_used

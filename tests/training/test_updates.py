@@ -5,13 +5,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from tiny_training import split
+from tiny_training import initial_state, split
 
 from srft_jax.config import MeshConfig
 from srft_jax.experience.batches import Update
 from srft_jax.mesh import make_mesh
 from srft_jax.objectives.methods import PRESETS
 from srft_jax.objectives.stages import Stage
+from srft_jax.training.microbatch import FixedParams
 from srft_jax.training.updates import StageFunctions, apply
 
 FILLED_IN = -3.0
@@ -21,11 +22,11 @@ def trained_logprobs(objective, on_policy, has_old_logprobs=True):
     """Old log-probs of the batch that the train step is given."""
     seen = []
 
-    def train_step(state, batch):
+    def train_step(state, batch, fixed):
         seen.append(batch)
         return state, {}
 
-    def old_logprobs(state, batch):
+    def old_logprobs(params, batch):
         rows = dataclasses.replace(batch.rows, old_logprobs=0 * batch.rows.weight + FILLED_IN)
         return dataclasses.replace(batch, rows=rows)
 
@@ -33,7 +34,14 @@ def trained_logprobs(objective, on_policy, has_old_logprobs=True):
     functions = StageFunctions(train_step, None, old_logprobs if has_old_logprobs else None)
     update = Update(stage, split("srft", on_policy=on_policy))
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    apply({stage: functions}, None, [update], mesh, measure_norms=False)
+    apply(
+        {stage: functions},
+        initial_state(),
+        [update],
+        mesh,
+        fixed=FixedParams(),
+        measure_norms=False,
+    )
     return np.asarray(seen[0].rows.old_logprobs), update.batch.rows.old_logprobs
 
 

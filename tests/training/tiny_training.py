@@ -12,8 +12,10 @@ from made_sequences import made_sequence
 from srft_jax.batch import Batch, Metrics, Role, Rows, TrainState
 from srft_jax.config import ModelConfig, Objective, ObjectiveConfig, TrainingConfig
 from srft_jax.models import forward, init_params, output_head
+from srft_jax.models.decoder import Runtime
 from srft_jax.objectives.methods import expand
 from srft_jax.objectives.rows import TrainingSequence, make_batch
+from srft_jax.training.microbatch import FixedParams, ForwardOptions
 from srft_jax.training.step import make_train_step
 
 MODEL = ModelConfig(
@@ -30,6 +32,7 @@ ROW_LENGTH, LENGTH_CAP = 16, 10
 PREVIOUS_ENTROPY = (0.9, 0.4)  # of rollouts, of demonstrations
 SHAPE = (4, 8)  # microbatches, rows
 TEMPERATURE = 0.8
+OPTIONS = ForwardOptions(MODEL, Runtime(), TEMPERATURE, logits_mib=64)
 
 # Every mechanism that could go wrong across microbatches or devices; in the last row the options
 # that no preset takes.
@@ -141,20 +144,15 @@ def reference_params() -> Any:
 
 @functools.cache
 def compiled(name: str) -> Any:
-    return make_train_step(
-        MODEL,
-        OBJECTIVES[name],
-        gradient_keeper(),
-        temperature=TEMPERATURE,
-        reference_params=reference_params(),
-    )
+    return make_train_step(OPTIONS, OBJECTIVES[name], gradient_keeper())
 
 
 def step(name: str, batch: Batch, on_policy: bool = False) -> tuple[TrainState, Metrics, Any]:
     """New state, metrics and gradient after one step from the initial state."""
     with jax.default_matmul_precision("highest"):
         batch = dataclasses.replace(batch, on_policy=on_policy)
-        state, metrics = jax.device_get(compiled(name)(initial_state(), batch))
+        fixed = FixedParams(reference=reference_params())
+        state, metrics = jax.device_get(compiled(name)(initial_state(), batch, fixed))
     return state, metrics, state.optimizer_states["policy"]
 
 
