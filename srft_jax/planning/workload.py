@@ -137,6 +137,7 @@ def cache_shape(run: PlannedRun, work: Workload, budget: float) -> CacheShape:
         run.sampling,
         run.decode_mesh(),
         budget_mib=max(1, int(budget / 2**20)) if configured is None else configured,
+        max_rows=run.sampling.slots,
     )
     return CacheShape(
         rows=sizes.shards * sizes.rows,

@@ -147,6 +147,7 @@ class Engine:
             cache.prompt_values[0].shape[2] if prompt_capacity is None else prompt_capacity,
             cache.values[0].shape[2] if capacity is None else capacity,
         )
+        assert sizes[0] <= self.sizes.prompt_capacity and sizes[1] <= self.sizes.capacity
         with jax.set_mesh(self._mesh):
             self.state = dataclasses.replace(self.state, cache=resized(cache, *sizes))
 

@@ -9,7 +9,6 @@ process that does not consume its stream keeps the others waiting.
 """
 
 import collections
-import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +32,14 @@ from srft_jax.rollout.request import (
     resolved,
     validate_request,
 )
-from srft_jax.rollout.sizes import cache_budget_mib, demand_on, larger_of, sampler_sizes
+from srft_jax.rollout.sizes import (
+    Demand,
+    SamplerSizes,
+    cache_budget_mib,
+    demand_on,
+    grown_sizes,
+    sampler_sizes,
+)
 from srft_jax.rollout.slots import Slots
 
 # A segment ends early when this share of the rows has finished and others wait for a row.
@@ -195,11 +201,11 @@ class Sampler:
 
     def _start_segment(self, account: "_Account") -> Drawn | None:
         """Let waiting completions in and start decode steps; None where nothing is left."""
-        self._make_room()
+        has_room = self._make_room()
         if self.engine is None:
             return None
         slots, sizes = self.slots, self.engine.sizes
-        placements = slots.admit()
+        placements = slots.admit() if has_room else []
         began = time.monotonic()
         (with_forced,) = largest_of_processes(self._with_forced)
         self.engine.prefill(slots, placements, bool(with_forced))
@@ -217,25 +223,22 @@ class Sampler:
         account.decode_seconds += time.monotonic() - began
         return running
 
-    def _make_room(self) -> None:
-        """Size the engine for what was submitted since the last segment, by any process."""
+    def _make_room(self) -> bool:
+        """Size the engine for what was submitted since the last segment, by any process.
+
+        False where memory has no room for it beside what runs: what waits may start once nothing
+        runs, in an engine of other sizes.
+        """
         if largest_of_processes(self._is_new) == (0,):
-            return
-        self._is_new = False
+            return True
         demand = demand_on(self.slots)
         if not demand.completions:
-            return
+            self._is_new = False
+            return True
         prefill_params, layout = self._laid_out()  # first: what they take is not left for the cache
-        if self._budget_mib is None:
-            self._budget_mib = cache_budget_mib(self.config)
-        (most_rows,) = largest_of_processes(self._most_rows)
-        sizes = sampler_sizes(
-            self.model_config,
-            demand,
-            dataclasses.replace(self.config, slots=most_rows),
-            self.mesh,
-            budget_mib=self._budget_mib,
-        )
+        sizes = self._sizes_for(demand)
+        if sizes is None:
+            return False
         if self.engine is None:
             self.engine = Engine(
                 prefill_params,
@@ -246,9 +249,27 @@ class Sampler:
                 mesh=self.mesh,
             )
         else:
-            sizes = larger_of(sizes, self.engine.sizes)
             self.engine.grow(sizes)
         self.slots.grow(rows=sizes.rows, prompt_slots=sizes.prompts, lanes=sizes.lanes)
+        self._is_new = False
+        return True
+
+    def _sizes_for(self, demand: Demand) -> SamplerSizes | None:
+        """Sizes for the demand, which the engine can grow to; None where it must first end."""
+        if self._budget_mib is None:
+            self._budget_mib = cache_budget_mib(self.config)
+        (most_rows,) = largest_of_processes(self._most_rows)
+        arguments = (self.model_config, demand, self.config, self.mesh)
+        budget = self._budget_mib
+        if self.engine is not None:
+            sizes = grown_sizes(
+                self.engine.sizes, *arguments, budget_mib=budget, max_rows=most_rows
+            )
+            if sizes is not None or largest_of_processes(bool(self.slots.running)) == (1,):
+                return sizes
+            self.engine = None
+            self.slots.vacate()
+        return sampler_sizes(*arguments, budget_mib=budget, max_rows=most_rows)
 
     def _laid_out(self) -> tuple[Params, Params]:
         """Parameters for the prefill, with the trainer's layers, and for decode steps."""

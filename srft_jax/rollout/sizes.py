@@ -54,7 +54,8 @@ class SamplerSizes:
         rows: Completions decoded side by side.
         prompts: Prompts kept.
         lanes: Most rows of one prompt.
-        capacity: Most own tokens that a row's cache will have room for.
+        prompt_capacity: Most tokens that a prompt's cache may have room for.
+        capacity: Most own tokens that a row's cache may have room for.
         stop_ids: Most stop ids of a row.
     """
 
@@ -62,6 +63,7 @@ class SamplerSizes:
     rows: int
     prompts: int
     lanes: int
+    prompt_capacity: int
     capacity: int
     stop_ids: int
 
@@ -111,54 +113,85 @@ def sampler_sizes(
     mesh: Mesh | None,
     *,
     budget_mib: int,
+    max_rows: int,
 ) -> SamplerSizes:
-    """Return as many rows as there are completions, `config.slots` allows and memory holds.
+    """Return as many rows as there are completions, `max_rows` allows and memory holds.
 
     Args:
         model_config: Architecture.
         demand: What is to be completed.
-        config: Limits.
+        config: Segments, precision, and the longest completion of requests that name no limit.
         mesh: Devices as they are laid out for decoding.
         budget_mib: Memory for the cache on each device.
+        max_rows: Most completions decoded side by side, by all devices together.
 
     Raises:
         UsageError: memory does not hold one row and its prompt.
     """
-    shards = row_shards(mesh) if mesh else 1
-    local_shards = shards // jax.process_count()
-    capacity = capacity_for(max(demand.longest_completion, config.max_new_tokens, config.segment))
-    token = _bytes_per_token(model_config, config.dtype, mesh)
-    row_bytes = token * (capacity + config.segment)
-    prompt_bytes = token * capacity_for(demand.longest_prompt)
-    budget = 2**20 * budget_mib
-
-    def prompts_and_lanes(rows: int) -> tuple[int, int]:
-        lanes = min(power_of_two(demand.largest_group), rows)
-        kept = min(rows, _PROMPTS_PER_FULL_GROUP * -(-rows // lanes) + _SPARE_PROMPTS)
-        return min(kept, power_of_two(-(-demand.prompts // local_shards))), lanes
-
-    completions = -(-demand.completions * jax.process_count() // shards)  # of a shard
-    most = _in_fours(min(-(-config.slots // shards), completions))
-    rows = most
-    while rows > 1 and rows * row_bytes + prompts_and_lanes(rows)[0] * prompt_bytes > budget:
-        rows = rows - 4 if rows > 4 else rows // 2
-    if row_bytes + prompt_bytes > budget:
+    nothing = SamplerSizes(row_shards(mesh) if mesh else 1, 0, 0, 0, 0, 0, 0)
+    sizes = grown_sizes(
+        nothing, model_config, demand, config, mesh, budget_mib=budget_mib, max_rows=max_rows
+    )
+    if sizes is None:
+        tokens = capacity_for(demand.longest_prompt) + _own_capacity(demand, config)
+        needed = _bytes_per_token(model_config, config.dtype, mesh) * (tokens + config.segment)
         raise UsageError(
             f"the KV cache of one prompt of {demand.longest_prompt} tokens and one completion of "
-            f"{demand.longest_completion} takes {(row_bytes + prompt_bytes) / 2**20:.4g} MiB, more "
-            f"than the {budget / 2**20:.4g} MiB there are; lower max_new_tokens or raise cache_mib"
+            f"{demand.longest_completion} takes {needed / 2**20:.4g} MiB, more than the "
+            f"{budget_mib} MiB there are; lower max_new_tokens or raise cache_mib"
         )
-    if rows < most:
-        rows = _in_even_turns(completions, rows)
-    prompts, lanes = prompts_and_lanes(rows)
-    stop_ids = -(-max(demand.stop_ids, 1) // 4) * 4
-    return SamplerSizes(shards, rows, prompts, lanes, capacity, stop_ids)
+    return sizes
 
 
-def larger_of(sizes: SamplerSizes, other: SamplerSizes) -> SamplerSizes:
-    """Return sizes with room for either: a sampler that runs can grow, not shrink."""
-    pairs = {name: max(size, vars(other)[name]) for name, size in vars(sizes).items()}
-    return SamplerSizes(**pairs)
+def grown_sizes(
+    floor: SamplerSizes,
+    model_config: ModelConfig,
+    demand: Demand,
+    config: SamplingConfig,
+    mesh: Mesh | None,
+    *,
+    budget_mib: int,
+    max_rows: int,
+) -> SamplerSizes | None:
+    """Return sizes as `sampler_sizes` does, none below `floor`: a sampler that runs cannot shrink.
+
+    None where memory does not hold the floor's rows and prompts at the demand's lengths.
+    """
+    shards, token = floor.shards, _bytes_per_token(model_config, config.dtype, mesh)
+
+    def sizes_with(rows: int) -> SamplerSizes:
+        lanes = min(power_of_two(demand.largest_group), rows)
+        kept = min(rows, _PROMPTS_PER_FULL_GROUP * -(-rows // lanes) + _SPARE_PROMPTS)
+        wanted = SamplerSizes(
+            shards=shards,
+            rows=rows,
+            prompts=min(kept, power_of_two(-(-demand.prompts // floor.local_shards))),
+            lanes=lanes,
+            prompt_capacity=capacity_for(demand.longest_prompt),
+            capacity=_own_capacity(demand, config),
+            stop_ids=-(-max(demand.stop_ids, 1) // 4) * 4,
+        )
+        larger = map(max, dataclasses.astuple(wanted), dataclasses.astuple(floor))
+        return SamplerSizes(*larger)
+
+    def fits(sizes: SamplerSizes) -> bool:
+        own = sizes.rows * (sizes.capacity + config.segment)
+        return token * (own + sizes.prompts * sizes.prompt_capacity) <= 2**20 * budget_mib
+
+    completions = -(-demand.completions * jax.process_count() // shards)  # of a shard
+    most = _in_fours(min(-(-max_rows // shards), completions))
+    rows = most
+    while rows > 1 and not fits(sizes_with(rows)):
+        rows = rows - 4 if rows > 4 else rows // 2
+    if not fits(sizes_with(rows)):
+        return None
+    # Turns count only where memory, not the number of completions or of slots, limits the rows.
+    return sizes_with(rows if rows == most else _in_even_turns(completions, rows))
+
+
+def _own_capacity(demand: Demand, config: SamplingConfig) -> int:
+    """Own tokens of a row; at least a whole segment, which is what is settled at once."""
+    return capacity_for(max(demand.longest_completion, config.max_new_tokens, config.segment))
 
 
 def _in_even_turns(completions: int, rows: int) -> int:

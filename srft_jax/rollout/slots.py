@@ -7,7 +7,7 @@ prompt are on one shard: the part of the cache that one device holds, or one gro
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -146,8 +146,19 @@ class Slots:
                 PendingCompletion(request, member, key)
                 for member in range(first, first + request.group_size)
             )
-        # A completion that starts late and runs long keeps everybody waiting: longest limits first.
-        self._queue = deque(sorted(self._queue, key=_longest_limit_first))
+        self._queue_longest_limit_first(self._queue)
+
+    def _queue_longest_limit_first(self, entries: Iterable[PromptEntry]) -> None:
+        """A completion that starts late and runs long keeps everybody waiting."""
+        self._queue = deque(sorted(entries, key=_longest_limit_first))
+
+    def vacate(self) -> None:
+        """Take all prompts out of their slots, back into the queue if they wait; no row runs."""
+        assert not self.running
+        self._queue_longest_limit_first(self.unfinished)
+        self.lanes = 0
+        self.rows = [[] for _ in self.rows]
+        self.prompts = [[] for _ in self.prompts]
 
     def grow(self, *, rows: int, prompt_slots: int, lanes: int) -> None:
         """Make room; nothing moves, new rows and slots come last on their shard."""

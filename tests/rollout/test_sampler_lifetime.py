@@ -298,6 +298,32 @@ def test_a_prompt_asked_for_again_after_the_cache_has_shrunk(sampler):
     assert_same(in_groups(seen, 5), complete([*first, short, again]))
 
 
+def test_a_prompt_too_long_for_the_running_rows_waits_until_none_runs():
+    """A MiB holds 8192 tokens: 16 rows beside short prompts, but not beside 16 of 600 tokens."""
+    sampler, sizes = Sampler(CONFIG, sampling(slots=16, cache_mib=1)), []
+    first = [Request([n], max_new_tokens=16 if n else 3) for n in range(16)]
+    later = [
+        Request([4] * 600, max_new_tokens=3, group=16),
+        Request([5, 6], max_new_tokens=9, group=17),
+    ]
+
+    def note(_):
+        cache = sampler.engine.state.cache
+        tokens = (*cache.prompt_keys, *cache.keys, *cache.recent_keys)
+        assert 2 * sum(x.nbytes for x in tokens) <= 2**20
+        sizes.append((sampler.engine.sizes.rows, sampler.engine.sizes.prompts))
+
+    sampler.update(PARAMS)
+    sampler.submit(first, KEY)
+    seen = []
+    for trajectory in sampler.stream(note):
+        if not seen:
+            sampler.submit(later, KEY)
+        seen.append(trajectory)
+    assert sizes == [(16, 16)] * 2 + [(2, 2)] * 2
+    assert_same(in_groups(seen, 18), complete([*first, *later], slots=32))
+
+
 def test_a_released_stream_leaves_the_next_one_alone(sampler):
     """The old generator is closed while the new one runs; two at a time are refused."""
     sampler.submit(FIRST, KEY)

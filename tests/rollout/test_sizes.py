@@ -15,7 +15,7 @@ from srft_jax.rollout.sizes import (
     cache_budget_mib,
     capacity_for,
     demand_on,
-    larger_of,
+    grown_sizes,
     sampler_sizes,
 )
 from srft_jax.rollout.slots import Slots
@@ -33,9 +33,24 @@ def demand_of(requests, config):
 def sizes_for(requests, model_config=CONFIG, **changes):
     config = sampling(**changes)
     demand, budget = demand_of(requests, config), cache_budget_mib(config)
-    sizes = sampler_sizes(model_config, demand, config, None, budget_mib=budget)
+    sizes = sampler_sizes(
+        model_config, demand, config, None, budget_mib=budget, max_rows=config.slots
+    )
     assert sizes.shards == sizes.local_shards == 1
     return sizes
+
+
+def grown(floor, requests, model_config=CONFIG, *, cache_mib=2048, **changes):
+    config = sampling(**changes)
+    return grown_sizes(
+        floor,
+        model_config,
+        demand_of(requests, config),
+        config,
+        None,
+        budget_mib=cache_mib,
+        max_rows=config.slots,
+    )
 
 
 def groups(number, size, length=1):
@@ -69,7 +84,7 @@ def test_capacities_are_few_and_at_most_half_is_spare():
     ],
 )
 def test_sizes(requests, slots, rows, prompts, lanes):
-    wanted = SamplerSizes(1, rows, prompts, lanes, capacity=32, stop_ids=4)
+    wanted = SamplerSizes(1, rows, prompts, lanes, prompt_capacity=32, capacity=32, stop_ids=4)
     assert sizes_for(requests, slots=slots) == wanted
 
 
@@ -98,8 +113,21 @@ def test_sizes_that_grow_have_room_for_what_was_there():
     before, added = sizes_for(groups(8, 2), slots=8), sizes_for(groups(2, 16), slots=32)
     assert (before.rows, before.prompts, before.lanes) == (8, 8, 2)
     assert (added.rows, added.prompts, added.lanes) == (32, 2, 16)
-    both = larger_of(added, before)
-    assert (both.rows, both.prompts, both.lanes) == (32, 8, 16) and both == larger_of(before, added)
+    assert grown(before, groups(2, 16), slots=32) == grown(added, groups(8, 2), slots=8)
+    both = grown(before, groups(2, 16), slots=32)
+    assert (both.rows, both.prompts, both.lanes) == (32, 8, 16)
+
+
+def test_sizes_that_grow_stay_within_memory():
+    """A MiB holds 16 tokens: 16 rows of 40, and 16 prompts of 32, take 72 MiB."""
+    before = sizes_for(groups(16, 1), LARGE, slots=32, cache_mib=72)
+    assert (before.rows, before.prompts) == (16, 16)
+    more, longer = groups(32, 1), groups(1, 1, length=33)
+    assert grown(before, more, LARGE, slots=32, cache_mib=72) == before
+    assert grown(before, more, LARGE, slots=32, cache_mib=300).rows == 32
+    assert grown(before, longer, LARGE, cache_mib=72) is None
+    assert grown(before, [Request([1], 1, (), 33)], LARGE, cache_mib=72) is None
+    assert grown(before, longer, LARGE, cache_mib=104).prompt_capacity == 64
 
 
 def test_memory_holds_the_sizes():
