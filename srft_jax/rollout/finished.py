@@ -9,6 +9,9 @@ import numpy as np
 from srft_jax.batch import Trajectory
 from srft_jax.rollout.slots import ActiveRow
 
+_MOST_CHANGED = 8  # characters that may differ where decoding starts in the middle of a text
+_PART_OF_CHARACTER = "\ufffd"
+
 
 class Detokenizer(Protocol):
     """The part of a tokenizer that stop strings need."""
@@ -48,21 +51,42 @@ def finished_trajectory(
 def stop_string_cut(row: ActiveRow, num_new: int, tokenizer: Detokenizer | None) -> int | None:
     """Return how many drawn tokens are kept; None if their text contains no stop string.
 
+    The text is that of the drawn tokens alone, as the tokenizer decodes them: a stop string that
+    begins in forced tokens, or that is a special token which the tokenizer skips, is not seen.
+
     Args:
-        row: With all that it has drawn.
+        row: With all that it has drawn; no stop string in what it had drawn before.
         num_new: Tokens of the last segment.
         tokenizer: From ids to text; without one nothing is cut.
     """
     stop_strings = row.completion.request.stop_strings
     if not stop_strings or tokenizer is None:
         return None
-    tokens = np.concatenate([tokens for tokens, _ in row.chunks])
+    tokens = np.concatenate([tokens for tokens, _ in row.chunks]).tolist()
+    first = len(tokens) - num_new
 
-    def stops(count: int) -> bool:
-        text = tokenizer.decode(tokens[:count].tolist())
+    def stops(count: int, start: int = 0) -> bool:
+        text = tokenizer.decode(tokens[start:count])
         return any(stop in text for stop in stop_strings)
 
-    if not stops(len(tokens)):
+    start = _context_start(tokens[:first], max(map(len, stop_strings)), tokenizer)
+    # What is found behind the context is looked for again in the whole text, which decides.
+    if not stops(len(tokens), start) or not stops(len(tokens)):
         return None
-    first = len(tokens) - num_new  # before this segment it did not stop
     return first + 1 + bisect.bisect_left(range(first + 1, len(tokens)), True, key=stops)
+
+
+def _context_start(tokens: Sequence[int], length: int, tokenizer: Detokenizer) -> int:
+    """Where to decode from, to see each string of `length` that ends in what follows `tokens`.
+
+    The whole text would be decoded anew after every segment. Decoding from the middle of a text may
+    change its first characters (a stripped blank) and yields U+FFFD for a part of a character; a
+    tokenizer with byte tokens may give it for all bytes of a run. What is behind that is the same.
+    """
+    start, count = len(tokens), length + _MOST_CHANGED
+    while start > 0:
+        start, count = max(0, start - count), 4 * count
+        text = tokenizer.decode(tokens[start:])
+        if len(text) >= length + _MOST_CHANGED and _PART_OF_CHARACTER not in text[-length:]:
+            break
+    return start

@@ -55,7 +55,8 @@ class Request:
         forced: Token ids that every completion starts with.
         max_new_tokens: Longest completion, forced tokens included; None takes the config's.
         stop_ids: Token ids that end a completion; the token is kept.
-        stop_strings: Texts that end a completion; the sampler then needs a tokenizer.
+        stop_strings: Texts that end a completion; the sampler then needs a tokenizer. They are
+            looked for in the text of drawn tokens, without forced ones and without special tokens.
         temperature: Divides the logits, 0 is greedy; None takes the config's.
         group: Number of the group that the completions belong to; None is the request's index.
             Completion m of group g draws from fold_in(fold_in(key, g), m).
