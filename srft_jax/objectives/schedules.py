@@ -54,6 +54,16 @@ def prefix_length(
     return max(min(round(share * num_tokens), num_tokens - 1), 0)
 
 
+def longest_prefix(objective: Objective, num_tokens: int) -> int:
+    """Return the most tokens that `prefix_length` returns at any step, 0 without prefixes."""
+    if objective.prefix == "none" or not objective.prefix_until:
+        return 0
+    share = max(objective.prefix_start, objective.prefix_end)
+    if objective.prefix_chunks and share:
+        share = 1.0  # all chunks may be drawn
+    return max(min(round(share * num_tokens), num_tokens - 1), 0)
+
+
 def top_entropy(entropies: Sequence[float] | np.ndarray, share: float) -> np.ndarray:
     """Return which tokens have the highest entropy, bool: this share of them, at least one.
 

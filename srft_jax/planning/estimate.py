@@ -6,6 +6,7 @@ Rough where a compiled program is exact: kernels, padding and fusion are left ou
 import dataclasses
 import math
 
+from srft_jax.config import AdaptedModelConfig
 from srft_jax.mesh import split_axes
 from srft_jax.models import families
 from srft_jax.planning.memory import ResidentBytes, batch_bytes
@@ -79,6 +80,13 @@ def _itemsize(run: PlannedRun) -> int:
     return 2 if run.forward.runtime.dtype == "bfloat16" else 4
 
 
+def _frozen_itemsize(run: PlannedRun) -> int:
+    """Return the bytes of a frozen parameter; without adapters there are none."""
+    model = run.model_config
+    dtype = model.lora.base_dtype if isinstance(model, AdaptedModelConfig) else "float32"
+    return 2 if dtype == "bfloat16" else 4
+
+
 def _activations(run: PlannedRun) -> float:
     """Return bytes that all layers keep of a microbatch, that one layer works on, and of logits."""
     model = run.model_config
@@ -120,15 +128,20 @@ def _gathered(run: PlannedRun, resident: ResidentBytes) -> float:
 def _bytes_sent(run: PlannedRun, work: Workload, resident: ResidentBytes) -> float:
     """Return the bytes that a device sends in the updates of a step.
 
-    Each microbatch gathers the parameters over `fsdp` twice, in the activations' dtype, and sums
-    its gradients over the devices with other rows. Blocks sum over `tensor` four times.
+    Each microbatch gathers the policy's parameters over `fsdp` twice and those of a reference once,
+    as it has no backward pass, in the activations' dtype, whatever they are kept in. It sums its
+    gradients over the devices with other rows. Blocks sum over `tensor` four times.
     """
     model, shape, size = run.model_config, run.mesh.shape, _itemsize(run)
     fsdp, tensor = shape["fsdp"], shape["tensor"]
-    # Numbers on all devices that share a copy, from float32 bytes on one of them.
-    trained, all_parameters = resident.gradients / 4 * fsdp, resident.parameters / 4 * fsdp
+    # Numbers on all devices that share a copy, from bytes on one of them.
+    trained, frozen = resident.trained / 4 * fsdp, resident.frozen / _frozen_itemsize(run) * fsdp
+    reference = 0.0
+    if run.objective.uses_reference:
+        reference = frozen if run.base_is_reference else resident.reference / 4 * fsdp
+    gathered = 2 * (trained + frozen) + reference
     row_devices = run.data_shards * shape["context"]
-    gathers = 2 * size * all_parameters * (fsdp - 1) / fsdp
+    gathers = size * gathered * (fsdp - 1) / fsdp
     sums = 2 * size * trained * (row_devices - 1) / row_devices
     stream = 4 * model.num_layers * model.dim * run.tokens_on_device * size
     sent = gathers + sums + 2 * stream * (tensor - 1) / tensor

@@ -8,7 +8,6 @@ from srft_jax.models.decoder import Params
 from srft_jax.planning.planned_run import PlannedRun
 from srft_jax.planning.program_costs import ProgramCost, bytes_on_device
 from srft_jax.planning.train_program import abstract_batch, fixed_params, train_state
-from srft_jax.training.loading import abstract_params
 
 ByPurpose = dict[str, float]
 
@@ -18,26 +17,37 @@ class ResidentBytes:
     """Bytes of a run's own arrays on each device, without XLA's tile padding.
 
     Attributes:
-        parameters: All parameters: trained, frozen, and a reference policy of its own.
+        trained: Parameters that updates change, in float32.
+        frozen: With adapters, all other parameters, in `model.lora.base_dtype`.
+        reference: float32 parameters of a reference policy, unless that is the frozen ones.
         optimizer: Moments and counters.
-        gradients: float32 gradients of what is trained, which exist in the train step only.
     """
 
-    parameters: float
+    trained: float
+    frozen: float
+    reference: float
     optimizer: float
-    gradients: float
+
+    @property
+    def parameters(self) -> float:
+        """Bytes of all parameters."""
+        return self.trained + self.frozen + self.reference
+
+    @property
+    def gradients(self) -> float:
+        """Bytes of float32 gradients of what is trained, which exist in the train step only."""
+        return self.trained
 
 
 def resident_bytes(run: PlannedRun) -> ResidentBytes:
     """Return what a device holds of the run's state, from the shards of each array."""
     state = train_state(run)
     frozen, reference = fixed_params(run)
-    fixed = bytes_on_device(frozen) + (0 if reference is frozen else bytes_on_device(reference))
-    trained = lora.trained(abstract_params(run.model_config, run.mesh), run.model_config)
     return ResidentBytes(
-        parameters=bytes_on_device(state.params) + fixed,
+        trained=bytes_on_device(state.params),
+        frozen=bytes_on_device(frozen),
+        reference=0.0 if reference is frozen else bytes_on_device(reference),
         optimizer=bytes_on_device(state.optimizer_states),
-        gradients=bytes_on_device(trained),
     )
 
 

@@ -22,6 +22,26 @@ from srft_jax.training.state import Transformations
 
 
 @dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Tokens of what a run reads and writes.
+
+    Attributes:
+        longest_prompt: Most tokens of a prompt.
+        longest_prefix: Most tokens of a demonstration that a completion starts with; 0 for an
+            objective without prefixes. The sampler keeps them behind the prompt.
+        longest_sequence: Input tokens of the longest training sequence.
+        mean_prompt: Tokens of a prompt on average.
+        mean_completion: Tokens of a completion on average.
+    """
+
+    longest_prompt: int
+    longest_prefix: int
+    longest_sequence: int
+    mean_prompt: int
+    mean_completion: int
+
+
+@dataclasses.dataclass(frozen=True)
 class PlannedRun:
     """What the programs of a run are compiled from, and how long its sequences are.
 
@@ -34,11 +54,8 @@ class PlannedRun:
         sampling: Settings of rollouts, the longest completion among them.
         prompts_per_step: Prompts of one rollout.
         completions_per_prompt: G, which objectives without rollouts ignore.
-        longest_prompt: Most tokens of a prompt.
-        longest_sequence: Input tokens of the longest training sequence.
-        mean_prompt: Tokens of a prompt on average.
-        mean_completion: Tokens of a completion on average.
-        reference_is_base: The reference policy is the frozen base of the adapters, not a copy.
+        lengths: Tokens of prompts, completions and training sequences.
+        base_is_reference: The reference policy is the frozen base of the adapters, not a copy.
     """
 
     preset: str
@@ -49,11 +66,8 @@ class PlannedRun:
     sampling: SamplingConfig
     prompts_per_step: int
     completions_per_prompt: int
-    longest_prompt: int
-    longest_sequence: int
-    mean_prompt: int
-    mean_completion: int
-    reference_is_base: bool
+    lengths: Lengths
+    base_is_reference: bool
 
     @property
     def stages(self) -> Stages:
@@ -97,7 +111,7 @@ class PlannedRun:
 
     def num_microbatches(self, stage: Stage) -> int:
         """Return M, the static number of microbatches of a stage's updates."""
-        return stage.num_microbatches(self.longest_sequence, self.training)
+        return stage.num_microbatches(self.lengths.longest_sequence, self.training)
 
     def decode_mesh(self) -> Mesh:
         """Return the mesh of rollouts and evaluations.

@@ -1,7 +1,7 @@
 """A plan: a run's programs compiled, and what they say together about memory and time."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from srft_jax.config import UsageError
 from srft_jax.mesh import row_shards
@@ -26,6 +26,7 @@ from srft_jax.planning.program_costs import (
     trips_by_scope,
 )
 from srft_jax.planning.sampler_programs import (
+    Lowered,
     abstract_decode_params,
     abstract_sampler_state,
     lowered_sampler,
@@ -120,22 +121,28 @@ def train_cost(run: PlannedRun, work: Workload) -> Cost:
     return program_cost("train", lowered_train_step(run), trip_count, run.mesh.size)
 
 
-def sampler_costs(run: PlannedRun, work: Workload, shape: CacheShape, log: Log) -> Iterable[Cost]:
-    """Compile each of the sampler's programs."""
+def lowered_programs(run: PlannedRun, work: Workload, shape: CacheShape) -> Iterator[Lowered]:
+    """Yield each of the sampler's programs, ready to be compiled."""
     decoding = run.decode_mesh()
-    shards = row_shards(decoding)
-    pass_rows = workload.prefill_rows(work, shape, shards)
-    # Outside of layers, decode loops over a segment's steps and prefill over its rows.
-    trips = {"decode": shape.segment, "prefill": pass_rows}
-    tokens = {"decode": shape.rows / shards, "prefill": pass_rows * shape.prompt_capacity}
-    for name, lowered in lowered_sampler(
+    return lowered_sampler(
         policy_params(run),
         run.model_config,
         decoding,
         shape,
         sampling=run.sampling,
-        pass_rows=pass_rows,
-    ):
+        pass_rows=workload.prefill_rows(run, work, shape, row_shards(decoding)),
+        forced=run.lengths.longest_prefix > 0,
+    )
+
+
+def sampler_costs(run: PlannedRun, work: Workload, shape: CacheShape, log: Log) -> Iterable[Cost]:
+    """Compile each of the sampler's programs."""
+    shards = row_shards(run.decode_mesh())
+    pass_rows = workload.prefill_rows(run, work, shape, shards)
+    # Outside of layers, decode loops over a segment's steps and prefill over its rows.
+    trips = {"decode": shape.segment, "prefill": pass_rows}
+    tokens = {"decode": shape.rows / shards, "prefill": pass_rows * shape.prompt_capacity}
+    for name, lowered in lowered_programs(run, work, shape):
         log(f"compiling {name}")
         scopes = workload.layer_trips(run.model_config, tokens.get(name, 1), work.prompt_length)
         trip_count = trips_by_scope(scopes, otherwise=trips.get(name, 1))
@@ -174,7 +181,8 @@ def compile_updates_plan(
     log(f"compiling train for {topology.name}")
     train = train_cost(run, work)
     if isinstance(train, OutOfMemory):
-        memory = {"updates": dataclasses.asdict(resident)}
+        held = {name: getattr(resident, name) for name in ("parameters", "optimizer", "gradients")}
+        memory = {"updates": held}
         return Plan(run, topology, work, (), memory, (train,), ())
     updates = make_phase("train", train.count.times(work.updates), topology)
     memory = {"updates": memory_in_updates(resident, batch_bytes(run), train)}
@@ -235,10 +243,9 @@ def with_smaller_cache(decode: ProgramCost, unread: float) -> ProgramCost:
 def _runs_per_step(run: PlannedRun, work: Workload, shape: CacheShape) -> dict[str, float]:
     """Return how often a step runs each of the sampler's programs."""
     shards = row_shards(run.decode_mesh())
-    prompts_per_pass = shards * workload.prefill_rows(work, shape, shards)
     return {
         "convert_layer": float(run.model_config.num_layers),
         "convert_rest": 1.0,
-        "prefill": float(-(-work.prompts // prompts_per_pass)),
+        "prefill": float(workload.num_prefills(run, work, shape, shards)),
         "decode": workload.decode_steps(work, shape) / shape.segment,
     }

@@ -102,7 +102,7 @@ def lowered_sampler(
     *,
     sampling: SamplingConfig,
     pass_rows: int,
-    forced: bool = False,
+    forced: bool,
 ) -> Iterator[Lowered]:
     """Yield each program of the sampler, ready to be compiled.
 

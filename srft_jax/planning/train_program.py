@@ -45,7 +45,7 @@ def fixed_params(run: PlannedRun) -> FixedParams:
         frozen = lora.frozen(abstract_params(run.model_config, run.mesh, dtype), run.model_config)
     if not run.objective.uses_reference:
         return FixedParams(frozen)
-    if run.reference_is_base:
+    if run.base_is_reference:
         return FixedParams(frozen, frozen)
     return FixedParams(frozen, abstract_params(lora.base(run.model_config), run.mesh))
 

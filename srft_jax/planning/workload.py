@@ -61,11 +61,13 @@ def make_workload(run: PlannedRun) -> Workload:
     stage, training = run.stages.policy, run.training
     group_size = run.completions_per_prompt if run.objective.uses_rollouts else 0
     # Rows are packed full, as mixed lengths make them; the static number M is the limit.
-    tokens = stage.sequences_per_update * (run.mean_prompt + run.mean_completion - 1)
+    tokens = stage.sequences_per_update * (
+        run.lengths.mean_prompt + run.lengths.mean_completion - 1
+    )
     full = math.ceil(math.ceil(tokens / training.row_length) / training.rows)
     return Workload(
-        prompt_length=run.mean_prompt,
-        completion_length=run.mean_completion,
+        prompt_length=run.lengths.mean_prompt,
+        completion_length=run.lengths.mean_completion,
         sequences=stage.sequences_per_update,
         microbatches=min(full, run.num_microbatches(stage)),
         updates=training.updates_per_rollout,
@@ -122,10 +124,11 @@ def cache_shape(run: PlannedRun, work: Workload, budget: float) -> CacheShape:
     Raises:
         UsageError: memory does not hold one completion and its prompt.
     """
+    longest_prompt = run.lengths.longest_prompt + run.lengths.longest_prefix
     demand = Demand(
-        longest_prompt=run.longest_prompt,
+        longest_prompt=longest_prompt,
         longest_completion=run.sampling.max_new_tokens,
-        prompts=work.prompts,
+        prompts=_kept_prompts(run, work),
         largest_group=run.completions_per_prompt,
         completions=work.completions,
         stop_ids=1,
@@ -143,16 +146,29 @@ def cache_shape(run: PlannedRun, work: Workload, budget: float) -> CacheShape:
         rows=sizes.shards * sizes.rows,
         prompts=sizes.shards * sizes.prompts,
         lanes=sizes.lanes,
-        prompt_capacity=capacity_for(run.longest_prompt),
+        prompt_capacity=capacity_for(longest_prompt),
         capacity=sizes.capacity,
         segment=run.sampling.segment,
     )
 
 
-def prefill_rows(work: Workload, shape: CacheShape, shards: int) -> int:
-    """Return the rows of a prefill pass on each shard, as wide as the longest prompt."""
+def _kept_prompts(run: PlannedRun, work: Workload) -> int:
+    """Prompts that the sampler keeps apart: with `prefix = one` each is there with and without."""
+    has_both = run.objective.prefix == "one" and run.lengths.longest_prefix > 0
+    return 2 * work.prompts if has_both else work.prompts
+
+
+def prefill_rows(run: PlannedRun, work: Workload, shape: CacheShape, shards: int) -> int:
+    """Return the rows of a prefill pass on each shard, as wide as the longest prompt, its prefix
+    included."""
     most = max(1, TOKENS_PER_PASS // shape.prompt_capacity)
-    return min(most, math.ceil(work.prompts / shards))
+    return min(most, math.ceil(_kept_prompts(run, work) / shards))
+
+
+def num_prefills(run: PlannedRun, work: Workload, shape: CacheShape, shards: int) -> int:
+    """Return how many prefill passes a step makes."""
+    prompts_per_pass = shards * prefill_rows(run, work, shape, shards)
+    return math.ceil(_kept_prompts(run, work) / prompts_per_pass)
 
 
 def decode_steps(work: Workload, shape: CacheShape) -> int:

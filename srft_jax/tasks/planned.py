@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 from srft_jax.config.stored_config import stored_config
 from srft_jax.mesh import gathered
+from srft_jax.objectives.schedules import longest_prefix
 from srft_jax.planning.microbatch_size import free_mib, most_rows, step_mib
-from srft_jax.planning.planned_run import PlannedRun
+from srft_jax.planning.planned_run import Lengths, PlannedRun
 from srft_jax.setup.model_checks import check_sizes
 from srft_jax.setup.outline import Outline
 from srft_jax.setup.plan_checks import longest_answer
@@ -38,11 +39,14 @@ def planned(run: Outline) -> PlannedRun:
         sampling=run.sampling,
         prompts_per_step=config.data.prompts_per_step,
         completions_per_prompt=config.rollout.completions_per_prompt,
-        longest_prompt=config.data.max_prompt_tokens,
-        longest_sequence=config.longest_sequence,
-        mean_prompt=config.data.max_prompt_tokens if mean_prompt is None else mean_prompt,
-        mean_completion=longest if mean_completion is None else mean_completion,
-        reference_is_base=config.model.base_is_reference,
+        lengths=Lengths(
+            longest_prompt=config.data.max_prompt_tokens,
+            longest_prefix=longest_prefix(run.objective, config.max_demonstration_tokens),
+            longest_sequence=config.longest_sequence,
+            mean_prompt=config.data.max_prompt_tokens if mean_prompt is None else mean_prompt,
+            mean_completion=longest if mean_completion is None else mean_completion,
+        ),
+        base_is_reference=config.model.base_is_reference,
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from srft_jax.objectives.methods import PRESETS
-from srft_jax.objectives.schedules import mix_weights, prefix_length, top_entropy
+from srft_jax.objectives.schedules import longest_prefix, mix_weights, prefix_length, top_entropy
 
 UFT, PREFIX_RFT = PRESETS["uft"], PRESETS["prefix_rft"]
 
@@ -33,6 +33,7 @@ def test_constant_mixing_and_none():
 def test_uft_draws_chunks(step, share):
     """Binomial(5, share) chunks of 20 tokens each."""
     actual = lengths(UFT, step, 100)
+    assert actual.max() <= longest_prefix(UFT, 100) == 99
     assert set(actual) <= {0, 20, 40, 60, 80, 99}
     np.testing.assert_allclose(np.minimum(actual, 99).mean(), 100 * share, atol=2.0)
     variance = 5 * share * (1 - share) * 20**2
@@ -42,12 +43,16 @@ def test_uft_draws_chunks(step, share):
 def test_uft_ends_its_hints():
     assert lengths(UFT, 299, 100).any()
     assert not lengths(UFT, 300, 100).any()
+    assert longest_prefix(dataclasses.replace(UFT, prefix_until=0), 100) == 0
 
 
 @pytest.mark.parametrize(("step", "low"), [(0, 0.95), (250, 0.5), (499, 0.05)])
 def test_prefix_rft_draws_uniformly_above_a_falling_bound(step, low):
     actual = lengths(PREFIX_RFT, step, 1000)
-    assert round(1000 * low) - 1 <= actual.min() and actual.max() <= 950
+    assert (
+        round(1000 * low) - 1 <= actual.min()
+        and actual.max() <= longest_prefix(PREFIX_RFT, 1000) == 950
+    )
     np.testing.assert_allclose(actual.mean(), 500 * (low + 0.95), rtol=0.03)
     np.testing.assert_allclose(actual.std(), 1000 * (0.95 - low) / 12**0.5, rtol=0.05, atol=1)
     assert not lengths(PREFIX_RFT, 500, 1000).any()

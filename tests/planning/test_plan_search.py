@@ -9,6 +9,7 @@ from machines import hosts, slices
 from tiny_runs import tiny_arguments, tiny_model
 
 from srft_jax.config import UsageError, parse
+from srft_jax.models import families
 from srft_jax.planning import search
 from srft_jax.planning.chips import CHIPS
 from srft_jax.planning.estimate import Estimate, estimate_updates
@@ -132,10 +133,37 @@ def test_an_estimate_counts_gradients_of_what_is_trained(tmp_path):
     assert whole - adapters > 2 * 4 * head
 
 
-def estimated(run_dir, *flags):
-    config = parse(tiny_arguments(run_dir, *flags))[1]
-    topology = Topology("cpu:1", CHIPS["cpu"], (1,), tuple(jax.devices()[:1]))
-    run = planned_run(config, topology.devices)
+def test_an_estimate_gathers_a_frozen_base_in_the_activations_dtype(tmp_path):
+    """Not in the one that it is kept in."""
+    exchange = [
+        estimated(tmp_path, "--model.lora.rank=1", f"--model.lora.base_dtype={dtype}", fsdp=8)
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert exchange[0].exchange == pytest.approx(exchange[1].exchange)
+    assert exchange[0].hbm["parameters"] > 1.5 * exchange[1].hbm["parameters"]
+
+
+@pytest.mark.parametrize("flags", [(), ("--model.lora.rank=1", "--model.lora.base_dtype=bfloat16")])
+def test_an_estimate_gathers_the_reference_once(flags, tmp_path):
+    """It has no backward pass, be it a copy of its own or the base of adapters."""
+    plain, kl = (
+        estimated(tmp_path, *flags, *more, fsdp=8) for more in ((), ("--objective.kl=0.1",))
+    )
+    model = tiny_model()
+    numbers = sum(
+        math.prod(families.stacked_shape(parameter, model))
+        for parameter in families.parameters(model)
+    )
+    sent = (kl.exchange - plain.exchange) * CHIPS["cpu"].link_rate
+    assert sent == pytest.approx(4 * numbers * 7 / 8, rel=0.05)
+
+
+def estimated(run_dir, *flags, fsdp=1):
+    mesh = (f"--mesh.fsdp={fsdp}", f"--training.rows_per_microbatch={8 * fsdp}")
+    config = parse(tiny_arguments(run_dir, *flags, *mesh))[1]
+    devices = tuple(slices(1, fsdp)) if fsdp > 1 else tuple(jax.devices()[:1])
+    topology = Topology(f"cpu:{fsdp}", CHIPS["cpu"], (fsdp,), devices)
+    run = planned_run(config, devices)
     return estimate_updates(run, make_workload(run), topology, resident_bytes(run))
 
 
