@@ -50,6 +50,7 @@ class Peers:
         # Process -> its last sign of life, and when it came. In process 0 alone.
         self._heard: dict[int, tuple[str, float]] = {}
         self._ended = False
+        self._shows_error = False
         self._watch = threading.Thread(target=self._watch_others, name="peers", daemon=True)
 
     def __enter__(self) -> Self:
@@ -71,6 +72,9 @@ class Peers:
             # A collective fails like this when another process has gone. The thread will find out
             # which one, and end this process with a better message: wait for it.
             self._watch.join(SILENT_SECONDS + 2 * BEAT_SECONDS)
+        # All processes may have made the same mistake. From here on the thread does not end this
+        # one because another has failed: it would cut off the message and replace the exit code.
+        self._shows_error = True
         code = _show(error)
         try:
             self._tell(self._number, f"{type(error).__name__}: {error}")
@@ -93,8 +97,7 @@ class Peers:
                     return  # the store closes when all processes have ended
                 self._end(f"process 0 is lost, in which the others meet: {error}")
             others = [number for number in failed if number != self._number]
-            # A process that has failed itself shows its own error instead.
-            if others and self._number not in failed:
+            if others and not self._shows_error:
                 first = min(others)
                 self._end(f"process {first} of {self._count} has failed: {failed[first]}")
             time.sleep(BEAT_SECONDS)

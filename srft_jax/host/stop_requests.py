@@ -22,14 +22,16 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         requested = True
         restore()  # so that the next signal acts as if nobody had listened
 
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, handle) for number in signals}
+    # `handle` may run as soon as it is installed, so what it calls is bound before that.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     try:
+        for number in before:
+            signal.signal(number, handle)
         yield lambda: bool(largest_of_processes(requested)[0])
     finally:
         restore()

@@ -71,7 +71,7 @@ def replay(config: RunConfig) -> int:
 
 def _newest_state(run_dir: str, like: TrainState) -> tuple[int, TrainState]:
     """Step and state of the newest checkpoint; `like` says shapes and shardings."""
-    with Checkpoints(run_dir) as checkpoints:
+    with Checkpoints(run_dir, read_only=True) as checkpoints:
         step = checkpoints.newest()
         if step is None:
             raise UsageError(f"{run_dir} has no checkpoint yet")

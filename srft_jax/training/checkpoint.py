@@ -18,17 +18,20 @@ class Checkpoints:
     may never come.
 
     Args:
-        run_dir: Directory of the run; its checkpoints/ is made if need be.
+        run_dir: Directory of the run.
         keep: How many of the newest checkpoints are kept when one is saved; None keeps all.
+        read_only: Nothing is saved; else checkpoints/ is made if need be.
     """
 
-    def __init__(self, run_dir: str, keep: int | None = None) -> None:
+    def __init__(self, run_dir: str, keep: int | None = None, *, read_only: bool = False) -> None:
         path = absolute(run_dir) / "checkpoints"
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # a file in the way, or no permission
-            raise UsageError(f"{path} cannot be made: {error.strerror or error}") from error
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        if not read_only:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:  # a file in the way, or no permission
+                raise UsageError(f"{path} cannot be made: {error.strerror or error}") from error
+        # A manager that saves nothing writes nothing; Orbax's `read_only` would warn of itself.
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
         # A kill in the middle of the first save leaves half a checkpoint, which is as good as none.
         entries = path.iterdir() if path.exists() else ()  # no empty directory on an object store
         names = sorted(entry.name for entry in entries if not ocp.utils.is_tmp_checkpoint(entry))

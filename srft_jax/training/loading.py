@@ -98,7 +98,7 @@ def load_checkpoint(
     """
     check_same_adapters(run_dir, section.lora)
     like = lora.trained(abstract_params(model_config, mesh), model_config)
-    with Checkpoints(run_dir) as checkpoints:
+    with Checkpoints(run_dir, read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
             raise UsageError(f"{run_dir} has no checkpoint yet; train first")

@@ -1,6 +1,7 @@
 """Processes that exchange numbers until one of them fails.
 
-A script of its own, run with PORT COUNT NUMBER WHO HOW: process WHO fails as HOW says.
+A script of its own, run with PORT COUNT NUMBER WHO HOW: process WHO fails as HOW says, or each of
+them does where WHO is `all`.
 """
 
 import os
@@ -11,6 +12,7 @@ import time
 import jax
 
 from srft_jax.config import DistributedConfig, RunConfig, UsageError, show_error
+from srft_jax.host.peers import BEAT_SECONDS
 from srft_jax.host.processes import joined
 from srft_jax.mesh import gathered
 
@@ -27,8 +29,26 @@ def main(port: str, count: str, number: str, who: str, how: str) -> None:
         while True:
             time.sleep(0.1)
             gathered(time.monotonic())
-            if number == who:
+            if who in (number, "all"):
+                if number == "0":
+                    sys.stderr = SlowStream()
                 fail(how)
+
+
+class SlowStream:
+    """Standard error whose first line takes longer than the others need to see each other fail."""
+
+    def __init__(self) -> None:
+        self._began = False
+
+    def write(self, text: str) -> int:
+        if not self._began:
+            self._began = True
+            time.sleep(2 * BEAT_SECONDS)
+        return sys.__stderr__.write(text)
+
+    def flush(self) -> None:
+        sys.__stderr__.flush()
 
 
 def fail(how: str) -> None:

@@ -144,6 +144,12 @@ def test_a_mistake_in_one_process_ends_all():
     assert "together" not in own_out
 
 
+def test_each_process_shows_its_own_mistake():
+    """Also where it learns of the other's before its own is on the terminal."""
+    for code, _, err in failing(2, "all", "mistake"):
+        assert (code, err) == (2, "error: training.row_length = 3 is too short\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("who", [0, 2])
 def test_an_error_in_one_process_ends_all(who):

@@ -389,6 +389,7 @@ def test_a_mistake_with_another_verb(arguments, message, directory, compilations
     code = run.main(command_line(directory, verb, added))
     assert_refused(code, *capsys.readouterr(), message, directory)
     assert not compilations
+    assert not (directory / "run").exists()  # nothing is written where a run is only read
 
 
 def test_the_listener_would_have_heard_a_compilation(compilations):
