@@ -115,7 +115,7 @@ def _split_into_updates(
     if objective.demo_buffer:
         gated = _move_to_buffer(gated, sources)
     pairs = sources.streams.demonstrations() if objective.demo_source == "own" else []
-    demo_weight, self_weight = mix_weights(objective, stage.number(step))
+    demo_weight, self_weight = mix_weights(objective, stage.stage_step(step))
     updates = []
     for some_groups, some_pairs in zip(_split(gated, parts), _split(pairs, parts), strict=True):
         completions = [

@@ -181,7 +181,7 @@ def _prefix(
         return ()
     tokens = sources.train[index].demonstrations[demonstration]
     rng = np.random.default_rng((seed, step, index))
-    length = prefix_length(stage.objective, stage.number(step), len(tokens), rng)
+    length = prefix_length(stage.objective, stage.stage_step(step), len(tokens), rng)
     return tuple(tokens[:length].tolist())
 
 

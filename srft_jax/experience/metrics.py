@@ -102,7 +102,7 @@ def mix_metric(stage: Stage, step: int) -> dict[str, float]:
     """Return mu, the weight of demonstrations, where they share the loss with completions."""
     if stage.objective.mix == "sum":
         return {}
-    return {"objective/mix": mix_weights(stage.objective, stage.number(step))[0]}
+    return {"objective/mix": mix_weights(stage.objective, stage.stage_step(step))[0]}
 
 
 def sample_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -14,22 +14,22 @@ def _cosine(start: float, end: float, num_steps: int, step: int) -> float:
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def mix_weights(objective: Objective, step: int) -> tuple[float, float]:
+def mix_weights(objective: Objective, stage_step: int) -> tuple[float, float]:
     """Return `TrainingSequence.weight` of demonstrations and of completions: mu and 1 - mu, or 1
     and 1 where the terms are summed.
 
     Args:
         objective: Its mix_start, mix_end and mix_steps give mu.
-        step: Number of the step within its stage, from 0.
+        stage_step: Number of the step within its stage, from 0.
     """
     if objective.mix == "sum":
         return 1.0, 1.0
-    mu = _cosine(objective.mix_start, objective.mix_end, objective.mix_steps, step)
+    mu = _cosine(objective.mix_start, objective.mix_end, objective.mix_steps, stage_step)
     return mu, 1.0 - mu
 
 
 def prefix_length(
-    objective: Objective, step: int, num_tokens: int, rng: np.random.Generator
+    objective: Objective, stage_step: int, num_tokens: int, rng: np.random.Generator
 ) -> int:
     """Return how many tokens of a demonstration a completion starts with; at least one is left to
     generate.
@@ -40,13 +40,16 @@ def prefix_length(
 
     Args:
         objective: Its coefficients `prefix_*` are the schedule.
-        step: Number of the step within its stage, from 0; from prefix_until on the length is 0.
+        stage_step: Number of the step within its stage, from 0; from prefix_until on the length is
+            0.
         num_tokens: Tokens of the whole demonstration, EOS included.
         rng: Generator to draw from.
     """
-    if step >= objective.prefix_until:
+    if stage_step >= objective.prefix_until:
         return 0
-    share = _cosine(objective.prefix_start, objective.prefix_end, objective.prefix_steps, step)
+    share = _cosine(
+        objective.prefix_start, objective.prefix_end, objective.prefix_steps, stage_step
+    )
     if objective.prefix_chunks:
         share = rng.binomial(objective.prefix_chunks, share) / objective.prefix_chunks
     else:

@@ -22,12 +22,15 @@ class Stage:
         objective: Coefficients of the loss.
         steps_before: Steps of the run before the stage begins.
         sequences_per_update: The most sequences that one update is made on.
+        num_updates: Updates of the whole run; the most, as a prompt whose demonstration does not
+            wait fills no buffer.
     """
 
     name: Literal["sft", "policy", "buffered"]
     objective: Objective
     steps_before: int
     sequences_per_update: int
+    num_updates: int
 
     @property
     def optimizer(self) -> str:
@@ -39,7 +42,7 @@ class Stage:
         """Prefix of the stage's metric names, where one step has updates of two stages."""
         return "buffered/" if self.name == "buffered" else ""
 
-    def number(self, step: int) -> int:
+    def stage_step(self, step: int) -> int:
         """Return a step's number within the stage, from 0, by which the objective's schedules go.
 
         Args:
@@ -91,6 +94,7 @@ class Stages:
 def make_stages(
     objective: Objective,
     *,
+    num_steps: int,
     prompts_per_step: int,
     updates_per_rollout: int,
     completions_per_prompt: int,
@@ -99,12 +103,13 @@ def make_stages(
 
     Args:
         objective: Coefficients of the policy's stage, which also say which other stages there are.
+        num_steps: Steps of the run.
         prompts_per_step: Prompts of one rollout.
         updates_per_rollout: Updates that a rollout's groups are split between.
         completions_per_prompt: G, for objectives that use rollouts.
     """
     prompts = prompts_per_step // updates_per_rollout
-    sft_steps = objective.sft_steps
+    sft_steps, rollout_steps = objective.sft_steps, num_steps - objective.sft_steps
     policy = Stage(
         name="policy",
         objective=objective,
@@ -112,25 +117,32 @@ def make_stages(
         sequences_per_update=_policy_sequences(
             objective, prompts, updates_per_rollout, completions_per_prompt
         ),
+        num_updates=rollout_steps * updates_per_rollout,
     )
-    sft = Stage(name="sft", objective=PRESETS["sft"], steps_before=0, sequences_per_update=prompts)
-    buffered = Stage(
-        name="buffered",
-        objective=_likelihood(objective),
-        steps_before=sft_steps,
-        sequences_per_update=objective.demo_buffer,
-    )
-    return Stages(
-        sft=sft if sft_steps else None,
-        policy=policy,
-        buffered=buffered if objective.demo_buffer else None,
-    )
+    sft = buffered = None
+    if sft_steps:
+        sft = Stage(
+            name="sft",
+            objective=PRESETS["sft"],
+            steps_before=0,
+            sequences_per_update=prompts,
+            num_updates=sft_steps * updates_per_rollout,
+        )
+    if objective.demo_buffer:
+        buffered = Stage(
+            name="buffered",
+            objective=_likelihood(objective),
+            steps_before=sft_steps,
+            sequences_per_update=objective.demo_buffer,
+            num_updates=rollout_steps * prompts_per_step // objective.demo_buffer,
+        )
+    return Stages(sft=sft, policy=policy, buffered=buffered)
 
 
 def _policy_sequences(
     objective: Objective, prompts: int, updates_per_rollout: int, completions_per_prompt: int
 ) -> int:
-    """The most sequences of one update of the policy's stage, which is made on so many prompts."""
+    """Most sequences per update of the policy stage, given its prompts."""
     completions = completions_per_prompt if objective.uses_rollouts else 0
     if objective.demo_source == "own":
         # Demonstrations of their own prompts, split between the updates.

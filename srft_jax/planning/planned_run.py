@@ -1,6 +1,7 @@
 """The run that a plan is about: what its programs are compiled from, without weights and data."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -69,24 +70,21 @@ class PlannedRun:
     lengths: Lengths
     base_is_reference: bool
 
-    @property
+    @functools.cached_property
     def stages(self) -> Stages:
+        """Objectives of the run."""
         return make_stages(
             self.objective,
+            num_steps=self.training.num_steps,
             prompts_per_step=self.prompts_per_step,
             updates_per_rollout=self.training.updates_per_rollout,
             completions_per_prompt=self.completions_per_prompt,
         )
 
-    @property
+    @functools.cached_property
     def optimizers(self) -> Transformations:
         """Optimizers by name; a plan follows no learning rate."""
-        return make_optimizers(
-            self.training,
-            self.stages,
-            prompts_per_step=self.prompts_per_step,
-            model_config=self.model_config,
-        ).transformations
+        return make_optimizers(self.training, self.stages, self.model_config).transformations
 
     @property
     def model_config(self) -> ModelConfig:

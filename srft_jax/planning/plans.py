@@ -181,7 +181,11 @@ def compile_updates_plan(
     log(f"compiling train for {topology.name}")
     train = train_cost(run, work)
     if isinstance(train, OutOfMemory):
-        held = {name: getattr(resident, name) for name in ("parameters", "optimizer", "gradients")}
+        held = {
+            "parameters": resident.parameters,
+            "optimizer": resident.optimizer,
+            "gradients": resident.gradients,
+        }
         memory = {"updates": held}
         return Plan(run, topology, work, (), memory, (train,), ())
     updates = make_phase("train", train.count.times(work.updates), topology)

@@ -69,6 +69,7 @@ def make_outline(
         config=config,
         stages=make_stages(
             expand(config.objective),
+            num_steps=config.training.num_steps,
             prompts_per_step=config.data.prompts_per_step,
             updates_per_rollout=config.training.updates_per_rollout,
             completions_per_prompt=rollout.completions_per_prompt,

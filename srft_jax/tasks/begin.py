@@ -119,12 +119,7 @@ def begin(
     keep_model_files(config, setup.model_config, setup.tokenizer)
     check_same_everywhere(gathered(digests(setup.data.texts)))
     streams = _streams(setup)
-    optimizers = make_optimizers(
-        config.training,
-        setup.stages,
-        prompts_per_step=config.data.prompts_per_step,
-        model_config=setup.model_config,
-    )
+    optimizers = make_optimizers(config.training, setup.stages, setup.model_config)
     state, start = fresh_or_resumed(
         config, setup.model_config, mesh, optimizers.transformations, checkpoints, streams
     )

@@ -43,10 +43,7 @@ def replay(config: RunConfig) -> int:
     config = setup.config
     with jax.set_mesh(setup.mesh):
         transformations = make_optimizers(
-            config.training,
-            setup.stages,
-            prompts_per_step=config.data.prompts_per_step,
-            model_config=setup.model_config,
+            config.training, setup.stages, setup.model_config
         ).transformations
         saved_at, state = _newest_state(
             config.run_dir, abstract_state(transformations, setup.model_config, setup.mesh)

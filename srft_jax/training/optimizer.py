@@ -1,5 +1,6 @@
 """The optimizers of a run, by Optax: clip, direction, decay, learning rate."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 
@@ -28,36 +29,27 @@ class Optimizers:
 
 
 def make_optimizers(
-    training: TrainingConfig,
-    stages: Stages,
-    *,
-    prompts_per_step: int,
-    model_config: ModelConfig,
+    training: TrainingConfig, stages: Stages, model_config: ModelConfig
 ) -> Optimizers:
-    """Return the optimizers of the run's stages.
+    """Return the optimizers of the run's stages; a cosine is as long as their updates.
 
     Args:
-        training: Settings of both, and the numbers of steps and updates that schedules go by.
+        training: Sections `optimizer` and `demonstration_optimizer`.
         stages: Stages of the run.
-        prompts_per_step: Prompts of one rollout.
         model_config: Architecture, with its adapters if any.
     """
-    sft_steps, per_step = stages.policy.steps_before, training.updates_per_rollout
-    rollout_steps = training.num_steps - sft_steps
-    settings = {"policy": (training.optimizer, rollout_steps * per_step)}
-    if stages.sft is not None or stages.buffered is not None:
-        num_updates = sft_steps * per_step
-        if stages.buffered is not None:
-            # At most: a prompt whose demonstration does not wait fills no buffer.
-            num_prompts = rollout_steps * prompts_per_step
-            num_updates += num_prompts // stages.buffered.sequences_per_update
-        settings["demonstration"] = (training.demonstration_optimizer, num_updates)
+    num_updates = collections.Counter[str]()
+    for stage in stages.all:
+        num_updates[stage.optimizer] += stage.num_updates
+    sections = {"policy": training.optimizer, "demonstration": training.demonstration_optimizer}
     return Optimizers(
         transformations={
-            name: make_optimizer(config, model_config, num_updates)
-            for name, (config, num_updates) in settings.items()
+            name: make_optimizer(sections[name], model_config, number)
+            for name, number in num_updates.items()
         },
-        learning_rates={name: learning_rate(*values) for name, values in settings.items()},
+        learning_rates={
+            name: learning_rate(sections[name], number) for name, number in num_updates.items()
+        },
     )
 
 

@@ -8,7 +8,7 @@ from srft_jax.config import TrainingConfig
 from srft_jax.objectives.methods import PRESETS
 from srft_jax.objectives.stages import make_stages
 
-SIZES = dict(prompts_per_step=8, updates_per_rollout=2, completions_per_prompt=4)
+SIZES = dict(num_steps=10, prompts_per_step=8, updates_per_rollout=2, completions_per_prompt=4)
 
 
 def stages_of(preset, **changes):
@@ -35,13 +35,14 @@ def test_plain_sft_comes_first():
     assert [stages.at(step).name for step in (1, 3, 4, 5)] == ["sft", "sft", "policy", "policy"]
     assert [stage.name for stage in stages.all] == ["sft", "policy"]
     assert stages.sft.objective == PRESETS["sft"] and stages.sft.sequences_per_update == 4
-    assert [stages.sft.number(1), stages.policy.number(4)] == [0, 0]
+    assert [stages.sft.stage_step(1), stages.policy.stage_step(4)] == [0, 0]
     assert [stage.optimizer for stage in stages.all] == ["demonstration", "policy"]
+    assert [stage.num_updates for stage in stages.all] == [3 * 2, 7 * 2]
 
 
 def test_one_stage_has_every_step():
     stages = stages_of("srft")
-    assert stages.all == [stages.policy] == [stages.at(1)] and stages.policy.number(1) == 0
+    assert stages.all == [stages.policy] == [stages.at(1)] and stages.policy.stage_step(1) == 0
 
 
 def test_buffered_demonstrations_are_a_stage_that_no_step_is_in():

@@ -90,7 +90,9 @@ def test_the_sampler_of_a_plan_is_that_of_a_run(preset, tmp_path):
             ]
         slots.add([resolved(0, one, run.sampling) for one in requests], np.zeros(2, np.uint32))
     demand, mesh = demand_on(slots), run.decode_mesh()
-    sizes = sampler_sizes(run.model_config, demand, run.sampling, mesh, budget_mib=1)
+    sizes = sampler_sizes(
+        run.model_config, demand, run.sampling, mesh, budget_mib=1, max_rows=run.sampling.slots
+    )
     shape = cache_shape(run, work, 2**20)
     assert (shape.rows, shape.prompts, shape.capacity) == (sizes.rows, sizes.prompts, 128)
     assert shape.prompt_capacity == capacity_for(demand.longest_prompt)

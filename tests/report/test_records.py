@@ -23,7 +23,7 @@ from srft_jax.training.saved_batch import save_batch, saved_batch
 SOUND = {"loss/self": 0.5, "loss/total": 0.5, "loss/skipped": 0.0}
 BROKEN = {"loss/kl": 0.1, "loss/self": math.nan, "loss/total": math.nan, "loss/skipped": 1.0}
 
-POLICY = Stage("policy", PRESETS["srft"], steps_before=0, sequences_per_update=1)
+POLICY = Stage("policy", PRESETS["srft"], steps_before=0, sequences_per_update=1, num_updates=1)
 
 
 @pytest.fixture

@@ -87,13 +87,17 @@ def test_each_cosine_ends_with_its_optimizers_last_update(preset, num_updates):
     if objective.sft_steps:
         objective = dataclasses.replace(objective, sft_steps=3)
     stages = make_stages(
-        objective, prompts_per_step=64, updates_per_rollout=2, completions_per_prompt=4
+        objective,
+        num_steps=10,
+        prompts_per_step=64,
+        updates_per_rollout=2,
+        completions_per_prompt=4,
     )
     cosine = OptimizerConfig(warmup_steps=0, schedule="cosine", final_fraction=0.0)
     training = TrainingConfig(
         num_steps=10, updates_per_rollout=2, optimizer=cosine, demonstration_optimizer=cosine
     )
-    optimizers = make_optimizers(training, stages, prompts_per_step=64, model_config=MODEL)
+    optimizers = make_optimizers(training, stages, MODEL)
     assert optimizers.transformations.keys() == num_updates.keys()
     for name, last in num_updates.items():
         rate = optimizers.learning_rates[name]

@@ -30,7 +30,7 @@ def trained_logprobs(objective, on_policy, has_old_logprobs=True):
         rows = dataclasses.replace(batch.rows, old_logprobs=0 * batch.rows.weight + FILLED_IN)
         return dataclasses.replace(batch, rows=rows)
 
-    stage = Stage("policy", objective, steps_before=0, sequences_per_update=20)
+    stage = Stage("policy", objective, steps_before=0, sequences_per_update=20, num_updates=1)
     functions = StageFunctions(train_step, None, old_logprobs if has_old_logprobs else None)
     update = Update(stage, split("srft", on_policy=on_policy))
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
