@@ -30,7 +30,10 @@ def read_config(path: Path) -> ModelConfig:
     directory = path.parent if path.name == "config.json" else path
     file = directory / "config.json"
     if not directory.is_dir():
-        raise UsageError(f"{directory} is not a directory; a Hugging Face model is one")
+        raise UsageError(
+            f"{directory} is not a directory (seen from {Path.cwd()}); models are read from "
+            "local directories, names on the hub are not downloaded"
+        )
     if not file.is_file():
         raise UsageError(f"{directory} holds no config.json, so it is not a Hugging Face model")
     raw = read_json(file)

@@ -1,5 +1,6 @@
-"""What of a configuration cannot run with this model, these devices or this reference policy."""
+"""Checks of the configuration against model, tokenizer, devices and reference policy."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -53,6 +54,25 @@ def check_vocabulary(tokenizer: Tokenizer, model_config: ModelConfig) -> None:
             f"the tokenizer has {tokenizer.vocab_size} tokens, "
             f"but the model's vocabulary only {model_config.vocab_size}"
         )
+
+
+def check_stop_strings(stop_strings: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Check that the text of a completion, which has no special tokens, may hold each of these."""
+    special = {id: tokenizer.spell([id]) for id in sorted(tokenizer.special_ids)}
+    for stop in stop_strings:
+        for id, text in special.items():
+            if text not in stop:
+                continue
+            todo = (
+                "leave it out, as this token ends completions anyway"
+                if id in tokenizer.stop_ids
+                else f"add its id, {id}, to eos_token_id in the generation_config.json beside "
+                f"{tokenizer.source / 'tokenizer.json'}"
+            )
+            raise UsageError(
+                f"rollout.stop_strings: {stop!r} holds the special token {text!r}, which decoding "
+                f"drops, so it would never be found: {todo}"
+            )
 
 
 def check_offload(remat: str, mesh: Mesh, host_memory: str = HOST_MEMORY) -> None:

@@ -19,6 +19,7 @@ from srft_jax.setup.model_checks import (
     check_export,
     check_offload,
     check_reference,
+    check_stop_strings,
     check_vocabulary,
 )
 from srft_jax.setup.outline import Outline, expanded, make_outline
@@ -43,18 +44,20 @@ def prepare(config: RunConfig) -> Setup:
     Raises:
         UsageError: naming the key or the row that cannot be run.
     """
+    # What takes no time is checked first: to read and encode the data may take minutes.
     config = expanded(config)
     check_config(config)
-    tokenizer = load_tokenizer(_tokenizer_path(config), config.model.chat_template)
-    data = _read_data(config, tokenizer)
-    outline = make_outline(config, run_architecture(config.model))
-    setup = Setup(**vars(outline), tokenizer=tokenizer, data=data)
-    preset, objective = config.objective.preset, setup.objective
-    decode_mesh(setup.mesh, config.rollout.tensor)  # raises where it cannot be laid out so
-    check_vocabulary(tokenizer, setup.model_config)
-    check_offload(config.model.remat, setup.mesh)
     check_export(config)
-    check_reference(config.model, setup.model_config, preset=preset, kl=objective.kl)
+    tokenizer_path = _tokenizer_path(config)
+    outline = make_outline(config, run_architecture(config.model))
+    preset, objective = config.objective.preset, outline.objective
+    decode_mesh(outline.mesh, config.rollout.tensor)  # raises where it cannot be laid out so
+    check_offload(config.model.remat, outline.mesh)
+    check_reference(config.model, outline.model_config, preset=preset, kl=objective.kl)
+    tokenizer = load_tokenizer(tokenizer_path, config.model.chat_template)
+    check_vocabulary(tokenizer, outline.model_config)
+    check_stop_strings(config.rollout.stop_strings, tokenizer)
+    data = _read_data(config, tokenizer)
     check_data(
         data,
         objective,
@@ -64,7 +67,7 @@ def prepare(config: RunConfig) -> Setup:
         max_demonstration_tokens=config.max_demonstration_tokens,
     )
     reward_pool(data, config.rewards)  # raises on options that do not exist; starts nothing
-    return setup
+    return Setup(**vars(outline), tokenizer=tokenizer, data=data)
 
 
 def reward_pool(data: EncodedSets, rewards: RewardsConfig) -> RewardPool:

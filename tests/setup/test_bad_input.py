@@ -267,11 +267,25 @@ CASES = {
         "data.prompts_per_step = 4 does not split into training.updates_per_rollout = 3",
     ),
     "mesh above the devices": (["--mesh.fsdp=3"], "fsdp=3 x context=1 x tensor=1 does not fit"),
+    "mesh above the devices, before any row is read": (
+        ["--mesh.fsdp=3", *jsonl("none")],
+        "fsdp=3 x context=1 x tensor=1 does not fit",
+    ),
     "mesh of nothing": (["--mesh.tensor=0"], "mesh.tensor = 0 is below 1"),
     "temperature 0": (["--rollout.temperature=0"], "rollout.temperature = 0.0 is not above 0"),
     "a stop string that is empty": (
         ["--rollout.stop_strings=['']"],
         "rollout.stop_strings holds an empty text",
+    ),
+    "a stop string that is a stop token": (
+        ["--rollout.stop_strings=['<|end|>']"],
+        "'<|end|>' holds the special token '<|end|>', which decoding drops, so it would never be "
+        "found: leave it out, as this token ends completions anyway",
+    ),
+    "a stop string with another special token": (
+        ["--rollout.stop_strings=['Bye', 'x<|user|>']"],
+        "'x<|user|>' holds the special token '<|user|>', which decoding drops, so it would never "
+        "be found: add its id, 2, to eos_token_id in the generation_config.json beside",
     ),
     "top-p": (["--generate.top_p=1.5"], "generate.top_p must be above 0 and at most 1"),
     "copy over more than there is": (
