@@ -7,6 +7,7 @@ import itertools
 import jax
 
 from srft_jax.planning.chips import CHIPS
+from srft_jax.planning.compiler import Compiler
 from srft_jax.planning.hlo.count import Count
 from srft_jax.planning.program_costs import OutOfMemory, ProgramCost
 from srft_jax.planning.topology import Topology, parse_topology
@@ -31,8 +32,7 @@ def dry_plan(config, fits=lambda run: True, flops=1e9, **arguments):
 
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        verb.plan(
-            config,
+        compiler = Compiler(
             prepare_backend=lambda name: None,
             find_topology=fake_topology,
             train_cost=train_cost,
@@ -40,4 +40,5 @@ def dry_plan(config, fits=lambda run: True, flops=1e9, **arguments):
             clock=itertools.count(0, 100).__next__,  # each look is 100 s later
             **arguments,
         )
+        verb.plan(config, compiler)
     return asked, out.getvalue()

@@ -33,13 +33,13 @@ from srft_jax.tasks import generate as generate_module
 from srft_jax.tasks import inspect as inspect_module
 from srft_jax.tasks import resume
 from srft_jax.tasks import train as train_module
-from srft_jax.training import updates
+from srft_jax.training import run_export, updates
 from srft_jax.training.state import new_state
 
 REPLACED = {
     resume: ["load_trained", "fresh_state"],
     setup_module: ["RewardPool"],
-    export_module: ["export_hf"],
+    run_export: ["export_hf"],
     begin_module: ["Sampler", "load_reference"],
     train_module: ["Checkpoints", "write_report"],
     updates: ["make_train_step", "make_gradient_norms", "make_old_logprobs", "put"],
@@ -97,9 +97,9 @@ def dry_inspect(config):
 def dry_export(config):
     trace, out = Trace(), io.StringIO()
     setup = prepare(config)
-    export_module.keep_model_files(setup.config, setup.model_config, setup.tokenizer)
+    run_export.keep_model_files(setup.config, setup.model_config, setup.tokenizer)
     with (
-        mock.patch.object(export_module, "export_hf", trace.export_hf),
+        mock.patch.object(run_export, "export_hf", trace.export_hf),
         mock.patch.object(export_module, "load_checkpoint", trace.load_checkpoint),
         contextlib.redirect_stdout(out),
     ):

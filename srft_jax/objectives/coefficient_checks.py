@@ -69,7 +69,7 @@ def _bad_demonstrations(o: Objective) -> Iterator[str]:
 
 
 def _bad_completions(o: Objective) -> Iterator[str]:
-    """A sentence for each thing said about completions, prefixes or the KL that is of no effect."""
+    """One sentence per completion, prefix or KL coefficient without effect."""
     if o.drop_zero_std and o.self_form == "none":
         yield "objective.drop_zero_std needs completions, but objective.self_form = none"
     if o.max_refills and not o.drop_zero_std:

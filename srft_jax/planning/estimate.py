@@ -107,7 +107,7 @@ def _activations(run: PlannedRun) -> float:
 
 
 def _gathered(run: PlannedRun, resident: ResidentBytes) -> float:
-    """Return bytes that are whole on a device for a moment, `tensor` apart.
+    """Return bytes gathered over `fsdp` while in use; they are still split over `tensor`.
 
     These are the head and one layer, in the activations' dtype, and if they are trained their
     float32 gradients; the head's is there before and after its sum. A microbatch's own gradient of

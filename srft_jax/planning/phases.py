@@ -16,7 +16,7 @@ class Phase:
 
     Attributes:
         name: "train", or a program of the sampler: conversion, prefill, decode.
-        count: Work of all its programs, as often as a step runs them.
+        count: Sum over its programs of count x runs per step.
         compute: Seconds of matmuls at peak.
         memory: Seconds of HBM traffic at peak.
         exchange: Seconds to send within a slice and then between slices.

@@ -1,11 +1,11 @@
 """A plan: a run's programs compiled, and what they say together about memory and time."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
 
 from srft_jax.config import UsageError
 from srft_jax.mesh import row_shards
 from srft_jax.planning import workload
+from srft_jax.planning.compiler import Compiler
 from srft_jax.planning.estimate import estimate_updates
 from srft_jax.planning.hlo.count import Count
 from srft_jax.planning.memory import (
@@ -18,27 +18,12 @@ from srft_jax.planning.memory import (
 )
 from srft_jax.planning.phases import Phase, make_phase
 from srft_jax.planning.planned_run import PlannedRun
-from srft_jax.planning.program_costs import (
-    OutOfMemory,
-    ProgramCost,
-    bytes_on_device,
-    program_cost,
-    trips_by_scope,
-)
-from srft_jax.planning.sampler_programs import (
-    Lowered,
-    abstract_decode_params,
-    abstract_sampler_state,
-    lowered_sampler,
-)
+from srft_jax.planning.program_costs import OutOfMemory, ProgramCost, bytes_on_device
+from srft_jax.planning.sampler_programs import abstract_decode_params, abstract_sampler_state
 from srft_jax.planning.topology import Topology
-from srft_jax.planning.train_program import lowered_train_step
 from srft_jax.planning.workload import Workload, make_workload, model_flops
 from srft_jax.rollout.cache import CacheShape
 from srft_jax.rollout.sizes import SHARE_OF_LEFT
-
-Cost = ProgramCost | OutOfMemory
-Log = Callable[[str], None]  # shows a line of progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,92 +95,68 @@ def estimate_plan(run: PlannedRun, topology: Topology) -> Plan:
     run.decode_mesh()
     work = make_workload(run)
     estimate = estimate_updates(run, work, topology, resident_bytes(run))
-    train = Phase("train", Count(estimate.flops), estimate.compute, 0.0, estimate.exchange)
-    ordered = topology.ordered(run.mesh)
-    return Plan(run, ordered, work, (train,), {"updates": estimate.hbm}, (), ())
-
-
-def train_cost(run: PlannedRun, work: Workload) -> Cost:
-    """Compile one update."""
-    trip_count = workload.train_trip_count(run, work)
-    return program_cost("train", lowered_train_step(run), trip_count, run.mesh.size)
-
-
-def lowered_programs(run: PlannedRun, work: Workload, shape: CacheShape) -> Iterator[Lowered]:
-    """Yield each of the sampler's programs, ready to be compiled."""
-    decoding = run.decode_mesh()
-    return lowered_sampler(
-        policy_params(run),
-        run.model_config,
-        decoding,
-        shape,
-        sampling=run.sampling,
-        pass_rows=workload.prefill_rows(run, work, shape, row_shards(decoding)),
-        forced=run.lengths.longest_prefix > 0,
+    train = Phase(
+        name="train",
+        count=Count(estimate.flops),
+        compute=estimate.compute,
+        memory=0.0,  # not estimated
+        exchange=estimate.exchange,
+    )
+    return Plan(
+        run=run,
+        topology=topology.ordered(run.mesh),
+        work=work,
+        phases=(train,),
+        memory={"updates": estimate.hbm},
+        refused=(),
+        compiled=(),
     )
 
 
-def sampler_costs(run: PlannedRun, work: Workload, shape: CacheShape, log: Log) -> Iterable[Cost]:
-    """Compile each of the sampler's programs."""
-    shards = row_shards(run.decode_mesh())
-    pass_rows = workload.prefill_rows(run, work, shape, shards)
-    # Outside of layers, decode loops over a segment's steps and prefill over its rows.
-    trips = {"decode": shape.segment, "prefill": pass_rows}
-    tokens = {"decode": shape.rows / shards, "prefill": pass_rows * shape.prompt_capacity}
-    for name, lowered in lowered_programs(run, work, shape):
-        log(f"compiling {name}")
-        scopes = workload.layer_trips(run.model_config, tokens.get(name, 1), work.prompt_length)
-        trip_count = trips_by_scope(scopes, otherwise=trips.get(name, 1))
-        yield program_cost(name, lowered, trip_count, run.mesh.size)
-
-
-def compile_plan(
-    run: PlannedRun,
-    topology: Topology,
-    log: Log,
-    *,
-    train_cost: Callable[[PlannedRun, Workload], Cost] = train_cost,
-    sampler_costs: Callable[..., Iterable[Cost]] = sampler_costs,
-) -> Plan:
+def compile_plan(run: PlannedRun, topology: Topology, compiler: Compiler) -> Plan:
     """Plan updates, and rollouts if the objective has any, from compiled programs.
 
     Raises:
         UsageError: rollouts and evaluations cannot use the mesh as `rollout.tensor` asks.
     """
     run.decode_mesh()  # raises before anything compiles
-    plan = compile_updates_plan(run, topology, log, train_cost=train_cost)
+    plan = compile_updates_plan(run, topology, compiler)
     if plan.refused or not plan.work.completions:
         return plan
-    return add_rollouts(plan, log, sampler_costs=sampler_costs)
+    return add_rollouts(plan, compiler)
 
 
-def compile_updates_plan(
-    run: PlannedRun,
-    topology: Topology,
-    log: Log,
-    *,
-    train_cost: Callable[[PlannedRun, Workload], Cost] = train_cost,
-) -> Plan:
+def compile_updates_plan(run: PlannedRun, topology: Topology, compiler: Compiler) -> Plan:
     """Plan the updates alone, from the compiled train step."""
     topology, work, resident = topology.ordered(run.mesh), make_workload(run), resident_bytes(run)
-    log(f"compiling train for {topology.name}")
-    train = train_cost(run, work)
+    compiler.log(f"compiling train for {topology.name}")
+    train = compiler.train_cost(run, work)
+    updates_alone = Plan(
+        run=run,
+        topology=topology,
+        work=work,
+        phases=(),
+        memory={
+            "updates": {
+                "parameters": resident.parameters,
+                "optimizer": resident.optimizer,
+                "gradients": resident.gradients,
+            }
+        },
+        refused=(),
+        compiled=(),
+    )
     if isinstance(train, OutOfMemory):
-        held = {
-            "parameters": resident.parameters,
-            "optimizer": resident.optimizer,
-            "gradients": resident.gradients,
-        }
-        memory = {"updates": held}
-        return Plan(run, topology, work, (), memory, (train,), ())
-    updates = make_phase("train", train.count.times(work.updates), topology)
-    memory = {"updates": memory_in_updates(resident, batch_bytes(run), train)}
-    return Plan(run, topology, work, (updates,), memory, (), (train,))
+        return dataclasses.replace(updates_alone, refused=(train,))
+    return dataclasses.replace(
+        updates_alone,
+        phases=(make_phase("train", train.count.times(work.updates), topology),),
+        memory={"updates": memory_in_updates(resident, batch_bytes(run), train)},
+        compiled=(train,),
+    )
 
 
-def add_rollouts(
-    plan: Plan, log: Log, *, sampler_costs: Callable[..., Iterable[Cost]] = sampler_costs
-) -> Plan:
+def add_rollouts(plan: Plan, compiler: Compiler) -> Plan:
     """Return the plan of the updates with rollouts added."""
     run, work, dtype = plan.run, plan.work, plan.run.sampling.dtype
     resident, decoding = resident_bytes(run), run.decode_mesh()
@@ -206,9 +167,9 @@ def add_rollouts(
         shape = workload.cache_shape(run, work, SHARE_OF_LEFT * left)
     except UsageError as error:  # that there is no room is an answer
         memory = plan.memory | {"rollouts": memory_in_rollouts(resident, copy, 0.0, [])}
-        no_room = OutOfMemory("the sampler's cache", None, (str(error),))
+        no_room = OutOfMemory("the sampler's cache", needed=None, largest=(str(error),))
         return dataclasses.replace(plan, memory=memory, refused=(no_room,))
-    costs = list(sampler_costs(run, work, shape, log))
+    costs = list(compiler.sampler_costs(run, work, shape, compiler.log))
     programs = {cost.name: cost for cost in costs if isinstance(cost, ProgramCost)}
     state = abstract_sampler_state(run.model_config, shape, decoding, dtype)
     held = memory_in_rollouts(resident, copy, bytes_on_device(state), programs.values())

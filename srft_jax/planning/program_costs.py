@@ -113,8 +113,8 @@ def _compile(name: str, lowered: Any) -> Any:
 
 def _compiler_failure(name: str, error: Exception) -> RunError:
     return RunError(
-        f"{name} does not compile ({' '.join(str(error).split())[:300]}); of jax and libtpu only "
-        "versions made for each other work: pip install 'srft_jax[tpu]'"
+        f"{name} does not compile ({' '.join(str(error).split())[:300]}); jax and "
+        "libtpu must have matching versions: pip install 'srft_jax[tpu]'"
     )
 
 

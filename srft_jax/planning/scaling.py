@@ -1,33 +1,25 @@
 """The same run on 8 to 256 chips of one kind: `data` grows, and each device keeps its rows."""
 
 import dataclasses
-from collections.abc import Callable
 
 from srft_jax.config import MeshConfig, UsageError
+from srft_jax.planning.compiler import Compiler
 from srft_jax.planning.planned_run import PlannedRun
-from srft_jax.planning.plans import Cost, Log, Plan, compile_updates_plan, train_cost
-from srft_jax.planning.topology import Topology, find_topology
-from srft_jax.planning.workload import Workload
+from srft_jax.planning.plans import Plan, compile_updates_plan
+from srft_jax.planning.topology import Topology
 
 _CHIPS = (8, 16, 32, 64, 128, 256)
 
 
-def plan_scaling(
-    run: PlannedRun,
-    topology: Topology,
-    log: Log,
-    *,
-    find_topology: Callable[[str, int], Topology] = find_topology,
-    train_cost: Callable[[PlannedRun, Workload], Cost] = train_cost,
-) -> dict[int, Plan]:
+def plan_scaling(run: PlannedRun, topology: Topology, compiler: Compiler) -> dict[int, Plan]:
     """Return plans of the updates by number of chips; numbers the mesh does not divide are left
     out."""
     plans = {}
     for chips in _CHIPS:
-        larger = _with_chips(topology, chips, find_topology)
+        larger = _with_chips(topology, chips, compiler)
         if larger is not None and _divides(run, larger):
             scaled = _scaled(run, topology, larger)
-            plans[chips] = compile_updates_plan(scaled, larger, log, train_cost=train_cost)
+            plans[chips] = compile_updates_plan(scaled, larger, compiler)
     return plans
 
 
@@ -48,16 +40,14 @@ def _scaled(run: PlannedRun, topology: Topology, larger: Topology) -> PlannedRun
     return dataclasses.replace(moved, prompts_per_step=prompts)
 
 
-def _with_chips(
-    topology: Topology, chips: int, find_topology: Callable[[str, int], Topology]
-) -> Topology | None:
+def _with_chips(topology: Topology, chips: int, compiler: Compiler) -> Topology | None:
     """Return the most cubic slice with so many chips that is built, or as many slices as before."""
     kind = topology.name.partition(":")[0]
     if topology.chip.kind != "tpu" or chips % topology.slices:
         return None
     for sizes in _slice_shapes(chips // topology.slices, len(topology.sizes)):
         try:
-            return find_topology(f"{kind}:{'x'.join(map(str, sizes))}", topology.slices)
+            return compiler.find_topology(f"{kind}:{'x'.join(map(str, sizes))}", topology.slices)
         except UsageError:  # that shape is not built
             continue
     return None

@@ -2,19 +2,18 @@
 
 import dataclasses
 import itertools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
 from srft_jax.config import MeshConfig, UsageError
+from srft_jax.planning.compiler import Compiler
 from srft_jax.planning.estimate import Estimate, estimate_updates
 from srft_jax.planning.memory import resident_bytes
 from srft_jax.planning.phases import Phase, make_phase
 from srft_jax.planning.planned_run import PlannedRun
-from srft_jax.planning.plans import Cost, Log, train_cost
 from srft_jax.planning.program_costs import OutOfMemory
 from srft_jax.planning.topology import Topology
-from srft_jax.planning.workload import Workload, make_workload
+from srft_jax.planning.workload import make_workload
 
 _MOST_FITTING = 4
 _ROWS_PER_SHARD = (1, 2, 4, 8)
@@ -52,23 +51,15 @@ class Candidate:
 
 
 def search(
-    run: PlannedRun,
-    topology: Topology,
-    log: Log,
-    *,
-    seconds: int,
-    train_cost: Callable[[PlannedRun, Workload], Cost] = train_cost,
-    clock: Callable[[], float] = time.monotonic,
+    run: PlannedRun, topology: Topology, compiler: Compiler, *, seconds: int
 ) -> list[Candidate]:
     """Return candidates that were compiled and fit, the fastest first; for GPUs, by estimate.
 
     Args:
         run: Run to change; its context axis stays.
         topology: Devices.
-        log: Shows progress.
+        compiler: Compiles a candidate's train step.
         seconds: Time after which no further candidate is compiled.
-        train_cost: Compiles a candidate's train step.
-        clock: Time in seconds.
 
     Raises:
         UsageError: no candidate that was compiled fits, not even the one that needs the least.
@@ -83,12 +74,11 @@ def search(
         run.decode_mesh()  # says why: no mesh suits rollout.tensor
     most = _UNCERTAINTY * hbm
     likely = [candidate for candidate in candidates if candidate.estimate.needed < most]
-    log(f"search: {len(candidates)} candidates, {len(likely)} that may fit")
+    compiler.log(f"search: {len(candidates)} candidates, {len(likely)} that may fit")
     if topology.chip.kind == "gpu":
         fitting = fit_by_arithmetic(candidates, hbm)
     else:
-        compiler = _Compiler(topology, log, train_cost)
-        fitting = _fit_by_compiling(candidates, likely, compiler, seconds, clock)
+        fitting = _fit_by_compiling(candidates, likely, topology, compiler, seconds)
     if not fitting:
         raise UsageError(_nothing_fits(candidates, topology))
     return fastest_first(fitting)
@@ -111,35 +101,31 @@ def fit_by_arithmetic(candidates: list[Candidate], hbm: float) -> list[Candidate
     return roomy or [candidate for candidate, size in needed if size < hbm]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Compiler:
-    topology: Topology
-    log: Log
-    train_cost: Callable[[PlannedRun, Workload], Cost]
-
-    def compile(self, candidate: Candidate, note: str = "") -> Candidate | None:
-        """Return the candidate with what XLA says of it; None if it does not fit."""
-        self.log(f"compiling train of {candidate.flags}{note}")
-        work = make_workload(candidate.run)
-        cost = self.train_cost(candidate.run, work)
-        if isinstance(cost, OutOfMemory) or cost.needed > self.topology.chip.hbm:
-            return None
-        ordered = self.topology.ordered(candidate.run.mesh)
-        train = make_phase("train", cost.count.times(work.updates), ordered)
-        return dataclasses.replace(candidate, train=train, needed=cost.needed)
+def _compiled(
+    candidate: Candidate, topology: Topology, compiler: Compiler, note: str = ""
+) -> Candidate | None:
+    """Return the candidate with what XLA says of it; None if it does not fit."""
+    compiler.log(f"compiling train of {candidate.flags}{note}")
+    work = make_workload(candidate.run)
+    cost = compiler.train_cost(candidate.run, work)
+    if isinstance(cost, OutOfMemory) or cost.needed > topology.chip.hbm:
+        return None
+    ordered = topology.ordered(candidate.run.mesh)
+    train = make_phase("train", cost.count.times(work.updates), ordered)
+    return dataclasses.replace(candidate, train=train, needed=cost.needed)
 
 
 def _fit_by_compiling(
     candidates: list[Candidate],
     likely: list[Candidate],
-    compiler: _Compiler,
+    topology: Topology,
+    compiler: Compiler,
     seconds: int,
-    clock: Callable[[], float],
 ) -> list[Candidate]:
     """Return those of the likely candidates that do fit; if none, the one that needs the least."""
-    began, fitting, refused = clock(), list[Candidate](), list[Candidate]()
+    began, fitting, refused = compiler.clock(), list[Candidate](), list[Candidate]()
     for candidate in likely:
-        if clock() - began > seconds:
+        if compiler.clock() - began > seconds:
             compiler.log(f"search: plan.search_seconds = {seconds} are over")
             break
         # Enough to choose from, or those that follow are estimated to be slower than one that fits.
@@ -148,13 +134,14 @@ def _fit_by_compiling(
         # It needs more memory than one that had too little.
         if any(_holds_more(candidate, other) for other in refused):
             continue
-        if compiled := compiler.compile(candidate):
+        if compiled := _compiled(candidate, topology, compiler):
             fitting.append(compiled)
         else:
             refused.append(candidate)
     least = min(candidates, key=lambda candidate: candidate.estimate.needed)
     if not fitting and least not in refused:
-        fitting += filter(None, [compiler.compile(least, ", which needs the least")])
+        note = ", which needs the least"
+        fitting += filter(None, [_compiled(least, topology, compiler, note)])
     return fitting
 
 

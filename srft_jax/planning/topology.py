@@ -94,7 +94,9 @@ def find_topology(name: str, slices: int = 1) -> Topology:
     if chip.kind == "tpu":
         return Topology(name, chip, sizes, _tpu_devices(name, chip, slices), slices)
     if slices != 1:
-        raise UsageError(f"mesh.slices = {slices}: only of TPUs several are planned, not of {name}")
+        raise UsageError(
+            f"mesh.slices = {slices}: several slices can be planned for TPUs only, not for {name}"
+        )
     return Topology(name, chip, sizes, _cpu_devices(name, math.prod(sizes)))
 
 

@@ -1,4 +1,4 @@
-"""How much of everything a step of the run has, at the lengths that the plan takes."""
+"""Token and sequence counts of one step, at mean lengths."""
 
 import dataclasses
 import math

@@ -33,7 +33,6 @@ from srft_jax.report.writers import RunWriter
 from srft_jax.rewards import RewardPool
 from srft_jax.rollout import Sampler
 from srft_jax.setup.prepare import Setup, reward_pool
-from srft_jax.tasks.export import keep_model_files
 from srft_jax.tasks.planned import forward_options
 from srft_jax.tasks.resume import fresh_or_resumed, open_run_dir
 from srft_jax.training import updates
@@ -41,6 +40,7 @@ from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.loading import load_frozen, load_reference
 from srft_jax.training.microbatch import FixedParams
 from srft_jax.training.optimizer import make_optimizers
+from srft_jax.training.run_export import keep_model_files
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,11 +27,11 @@ from srft_jax.report.writers import read_metrics
 from srft_jax.rollout import Sampler
 from srft_jax.setup.prepare import prepare
 from srft_jax.tasks.begin import Evaluations, Records, Rollouts, Updates, begin
-from srft_jax.tasks.export import write_export
 from srft_jax.tasks.planned import with_rows
 from srft_jax.tasks.resume import check_same_run
 from srft_jax.training import updates
 from srft_jax.training.checkpoint import Checkpoints
+from srft_jax.training.run_export import write_export
 
 
 def train(config: RunConfig) -> int:

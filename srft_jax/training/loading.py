@@ -16,8 +16,10 @@ from srft_jax.training.state import with_shardings
 
 
 def load_trained(section: ModelSection, model_config: ModelConfig, mesh: Mesh, seed: int) -> Params:
-    """Return the float32 parameters that training starts from: all those of `model.path`, or random
-    ones. With LoRA they are the adapters alone, which are random with a product of 0.
+    """Return the float32 parameters that training starts from.
+
+    Without LoRA: the weights of `model.path`, or random ones. With LoRA: new adapters, A random,
+    B = 0.
 
     Args:
         section: Where the model is.

@@ -159,7 +159,7 @@ def step_metrics(total: Metrics, normalisers: Normalisers, objective: Objective)
 
 
 def present(metrics: Metrics, normalisers: Normalisers, objective: Objective) -> Metrics:
-    """Return the metrics without those over tokens that the batch has none of."""
+    """Drop metrics whose token mask is empty."""
     counts = _counts(normalisers, objective)
     return {
         name: value

@@ -77,8 +77,8 @@ def _parameter_of(path: tuple[Any, ...]) -> str:
 
 
 def moment_shardings(mesh: Mesh, config: ModelConfig, state: Any) -> Any:
-    """Return the sharding of each leaf of an optimizer's state: a moment lies as its parameter
-    does, along the axes that it shares with it; every other leaf is on every device.
+    """Return the sharding of each leaf of an optimizer's state. Each moment takes its parameter's
+    sharding on the axes that both have; every other leaf is on every device.
 
     Args:
         mesh: Devices.

@@ -34,7 +34,7 @@ def make_optimizers(
     """Return the optimizers of the run's stages; a cosine is as long as their updates.
 
     Args:
-        training: Sections `optimizer` and `demonstration_optimizer`.
+        training: Its sections `optimizer` and `demonstration_optimizer`.
         stages: Stages of the run.
         model_config: Architecture, with its adapters if any.
     """

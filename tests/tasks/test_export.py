@@ -18,11 +18,11 @@ from srft_jax.models import init_params, load_hf, save_hf
 from srft_jax.models.safetensors_reader import find_tensors
 from srft_jax.models.tokenizer import load_tokenizer
 from srft_jax.setup.prepare import prepare
-from srft_jax.tasks.export import keep_model_files
 from srft_jax.tasks.planned import planned
 from srft_jax.tasks.resume import check_same_run, open_run_dir
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.loading import load_trained
+from srft_jax.training.run_export import keep_model_files
 from srft_jax.training.state import fresh_state
 
 
