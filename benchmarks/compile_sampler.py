@@ -34,7 +34,7 @@ from srft_jax.planning.sampler_programs import (
 from srft_jax.planning.topology import Topology, find_topology, prepare_backend
 from srft_jax.rollout import SamplingConfig
 from srft_jax.rollout.cache import CacheShape
-from srft_jax.training.loading import abstract_params
+from srft_jax.training.state import abstract_params
 
 LARGE = 2**20  # a copy of fewer bytes is not counted
 

@@ -135,7 +135,7 @@ class Trace:
         params = jax.tree.map(lambda x: np.ones((4,) * x.ndim, np.float32), shapes)
         return lora.trained(params, model_config)
 
-    def fresh_state(self, params, transformations, model_config, mesh):
+    def fresh_state(self, params, model_config, transformations, mesh):
         return new_state(params, transformations)
 
     def load_reference(self, section, objective, frozen_params, mesh):

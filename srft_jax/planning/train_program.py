@@ -12,9 +12,8 @@ from srft_jax.models import lora
 from srft_jax.models.decoder import Params
 from srft_jax.objectives.rows import empty_rows
 from srft_jax.planning.planned_run import PlannedRun
-from srft_jax.training.loading import abstract_params
 from srft_jax.training.microbatch import FixedParams, StepInputs
-from srft_jax.training.state import abstract_state, with_shardings
+from srft_jax.training.state import abstract_params, abstract_state, with_shardings
 from srft_jax.training.updates import batch_shardings, make_stage_functions
 
 
@@ -34,7 +33,7 @@ def lowered_train_step(run: PlannedRun) -> jax.stages.Lowered:
 
 def train_state(run: PlannedRun) -> TrainState:
     """Return the shapes and shardings of the train state."""
-    return abstract_state(run.optimizers, run.model_config, run.mesh)
+    return abstract_state(run.model_config, run.optimizers, run.mesh)
 
 
 def fixed_params(run: PlannedRun) -> FixedParams:

@@ -28,7 +28,7 @@ def resolve_attention(
     return name
 
 
-def _hindrance(kernel: Kernel, platform: str, config: ModelConfig, dtype: str) -> str | None:
+def _hindrance(kernel: Kernel, platform: str, model_config: ModelConfig, dtype: str) -> str | None:
     """Why the kernel cannot be used, as the end of a sentence; None if it can."""
     if kernel == "xla":
         return None
@@ -37,15 +37,14 @@ def _hindrance(kernel: Kernel, platform: str, config: ModelConfig, dtype: str) -
         return f"runs on devices of kind {home}, but those of the run are of kind {platform}"
     if kernel == "splash":
         return None
-    if config.attention_softcap is not None:
-        return (
-            f"has no cap on scores, but the model's attention_softcap is {config.attention_softcap}"
-        )
+    softcap = model_config.attention_softcap
+    if softcap is not None:
+        return f"has no cap on scores, but the model's attention_softcap is {softcap}"
     if dtype != _CUDNN_DTYPE:
         return f"needs model.dtype = {_CUDNN_DTYPE}, which is {dtype}"
-    if config.head_dim > _CUDNN_HEAD_DIM or config.head_dim % 8:
+    if model_config.head_dim > _CUDNN_HEAD_DIM or model_config.head_dim % 8:
         return (
             f"needs a head_dim up to {_CUDNN_HEAD_DIM} and divisible by 8, but the model's is "
-            f"{config.head_dim}"
+            f"{model_config.head_dim}"
         )
     return None

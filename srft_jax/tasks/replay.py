@@ -46,7 +46,7 @@ def replay(config: RunConfig) -> int:
             config.training, setup.stages, setup.model_config
         ).transformations
         saved_at, state = _newest_state(
-            config.run_dir, abstract_state(transformations, setup.model_config, setup.mesh)
+            config.run_dir, abstract_state(setup.model_config, transformations, setup.mesh)
         )
         stage = setup.stages.named(stage_name)
         frozen_params = load_frozen(config.model, setup.model_config, setup.mesh, config.seed)

@@ -74,13 +74,13 @@ def fresh_or_resumed(
     start, run_dir = checkpoints.newest(), config.run_dir
     if start is None:
         params = load_trained(config.model, model_config, mesh, config.seed)
-        return fresh_state(params, transformations, model_config, mesh), 0
+        return fresh_state(params, model_config, transformations, mesh), 0
     if start > config.training.num_steps:
         raise UsageError(
             f"{run_dir} has a checkpoint of step {start}, beyond "
             f"training.num_steps = {config.training.num_steps}"
         )
-    like = abstract_state(transformations, model_config, mesh)
+    like = abstract_state(model_config, transformations, mesh)
     state, data_state = checkpoints.restore(start, like)
     streams.restore(data_state, run_dir)
     return state, start

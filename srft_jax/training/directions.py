@@ -23,18 +23,20 @@ _ADAM_RMS = 0.2
 _MATRIX = MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 
 
-def direction(config: OptimizerConfig, model_config: ModelConfig) -> optax.GradientTransformation:
-    """Return the transformation that `config.name` names, of gradients to updates.
+def direction(
+    optimizer_config: OptimizerConfig, model_config: ModelConfig
+) -> optax.GradientTransformation:
+    """Return the transformation that `optimizer_config.name` names, of gradients to updates.
 
     Args:
-        config: Name, and the decay rates of its averages.
+        optimizer_config: Name, and the decay rates of its averages.
         model_config: Architecture, with its adapters if any.
     """
-    if config.name == "adafactor":
+    if optimizer_config.name == "adafactor":
         return _by_layer(_adafactor())
-    if config.name == "muon":
-        return _muon(config, model_config)
-    return optax.scale_by_adam(b1=config.b1, b2=config.b2)
+    if optimizer_config.name == "muon":
+        return _muon(optimizer_config, model_config)
+    return optax.scale_by_adam(b1=optimizer_config.b1, b2=optimizer_config.b2)
 
 
 def _adafactor() -> optax.GradientTransformation:
@@ -47,7 +49,9 @@ def _adafactor() -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(_CLIP_RMS))
 
 
-def _muon(config: OptimizerConfig, model_config: ModelConfig) -> optax.GradientTransformation:
+def _muon(
+    optimizer_config: OptimizerConfig, model_config: ModelConfig
+) -> optax.GradientTransformation:
     """Jordan et al., 2024: the momentum of each matrix of a block is made nearly orthogonal.
 
     Embedding, head, norms and biases take Adam's updates instead.
@@ -69,10 +73,10 @@ def _muon(config: OptimizerConfig, model_config: ModelConfig) -> optax.GradientT
         return lora.trained(families.by_path(kinds), model_config)
 
     matrices = optax.chain(
-        scale_by_muon(beta=config.b1, weight_dimension_numbers=dimensions),
+        scale_by_muon(beta=optimizer_config.b1, weight_dimension_numbers=dimensions),
         optax.stateless(scaled),
     )
-    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2)
+    adam = optax.scale_by_adam(b1=optimizer_config.b1, b2=optimizer_config.b2)
     return optax.partition({"muon": matrices, "adam": adam}, labels)
 
 

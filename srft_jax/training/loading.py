@@ -12,7 +12,7 @@ from srft_jax.models import families, lora
 from srft_jax.models.decoder import Params, init_params
 from srft_jax.models.hf_import import load_hf
 from srft_jax.training.checkpoint import Checkpoints
-from srft_jax.training.state import with_shardings
+from srft_jax.training.state import abstract_params
 
 
 def load_trained(section: ModelSection, model_config: ModelConfig, mesh: Mesh, seed: int) -> Params:
@@ -110,16 +110,6 @@ def load_checkpoint(
                 f"{', '.join(map(str, steps))}"
             )
         return checkpoints.restore_params(steps[-1] if step is None else step, like)
-
-
-def abstract_params(model_config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> Params:
-    """Return the shapes and shardings of all parameters, as the trainer lays them out."""
-    # Read from the table: to trace `init_params` would take a second.
-    shapes = {
-        parameter.path: jax.ShapeDtypeStruct(families.stacked_shape(parameter, model_config), dtype)
-        for parameter in families.parameters(model_config)
-    }
-    return with_shardings(families.by_path(shapes), families.param_shardings(mesh, model_config))
 
 
 def _random_params(

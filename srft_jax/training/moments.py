@@ -76,23 +76,23 @@ def _parameter_of(path: tuple[Any, ...]) -> str:
     return "/".join(names)
 
 
-def moment_shardings(mesh: Mesh, config: ModelConfig, state: Any) -> Any:
+def moment_shardings(model_config: ModelConfig, mesh: Mesh, state: Any) -> Any:
     """Return the sharding of each leaf of an optimizer's state. Each moment takes its parameter's
     sharding on the axes that both have; every other leaf is on every device.
 
     Args:
+        model_config: Architecture, with its adapters if any.
         mesh: Devices.
-        config: Architecture, with its adapters if any.
         state: Shapes of the state.
     """
-    parameters = {parameter.path: parameter for parameter in families.parameters(config)}
-    counted = families.counting_heads(config)
+    parameters = {parameter.path: parameter for parameter in families.parameters(model_config)}
+    counted = families.counting_heads(model_config)
 
     def leaf_sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         parameter = parameters.get(_parameter_of(path))
         if parameter is None:
             return NamedSharding(mesh, PartitionSpec())
-        kept = _axes_kept(families.stacked_shape(parameter, config), leaf.shape)
+        kept = _axes_kept(families.stacked_shape(parameter, model_config), leaf.shape)
         sizes = families.stacked_shape(parameter, counted)
         return sharding(
             mesh, [parameter.stacked_axes[axis] for axis in kept], [sizes[axis] for axis in kept]

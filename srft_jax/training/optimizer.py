@@ -53,29 +53,29 @@ def make_optimizers(
     )
 
 
-def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
+def learning_rate(optimizer_config: OptimizerConfig, num_updates: int) -> optax.Schedule:
     """Return number of an update, from 0 -> learning rate: a linear warm-up, then constant, or a
     cosine that reaches its end at `num_updates`.
 
     The first update is at 1 / warmup_steps of the peak: at 0 it would waste its rollouts.
     In: warmup_steps 2, learning_rate .4, constant.  Out: .2, .4, .4, ...
     """
-    steps, peak = max(1, config.warmup_steps), config.learning_rate
+    steps, peak = max(1, optimizer_config.warmup_steps), optimizer_config.learning_rate
     warmup = optax.linear_schedule(peak / steps, peak, max(1, steps - 1))
-    after = optax.constant_schedule(config.learning_rate)
-    if config.schedule == "cosine":
-        decay_steps = max(1, num_updates - config.warmup_steps)
+    after = optax.constant_schedule(optimizer_config.learning_rate)
+    if optimizer_config.schedule == "cosine":
+        decay_steps = max(1, num_updates - optimizer_config.warmup_steps)
         after = optax.cosine_decay_schedule(
-            config.learning_rate, decay_steps, alpha=config.final_fraction
+            optimizer_config.learning_rate, decay_steps, alpha=optimizer_config.final_fraction
         )
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    return optax.join_schedules([warmup, after], [optimizer_config.warmup_steps])
 
 
 def make_optimizer(
-    config: OptimizerConfig, model_config: ModelConfig, num_updates: int
+    optimizer_config: OptimizerConfig, model_config: ModelConfig, num_updates: int
 ) -> optax.GradientTransformation:
     """Return the transformation of gradients to updates: clip by global norm, then the direction
-    that `config.name` names, decoupled weight decay and the learning rate.
+    that `optimizer_config.name` names, decoupled weight decay and the learning rate.
 
     Matrices decay, those of adapters too; norms and biases do not. The last part of its state is
     the schedule's.
@@ -90,8 +90,8 @@ def make_optimizer(
         return lora.trained(families.by_path(is_matrix), model_config)
 
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        stored_as(config.state_dtype, direction(config, model_config)),
-        optax.add_decayed_weights(config.weight_decay, mask=decays),
-        optax.scale_by_learning_rate(learning_rate(config, num_updates)),
+        optax.clip_by_global_norm(optimizer_config.clip_norm),
+        stored_as(optimizer_config.state_dtype, direction(optimizer_config, model_config)),
+        optax.add_decayed_weights(optimizer_config.weight_decay, mask=decays),
+        optax.scale_by_learning_rate(learning_rate(optimizer_config, num_updates)),
     )

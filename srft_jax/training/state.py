@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from srft_jax.batch import TrainState
 from srft_jax.config import ModelConfig
 from srft_jax.models import families, lora
-from srft_jax.models.decoder import Params, init_params
+from srft_jax.models.decoder import Params
 from srft_jax.training.moments import moment_shardings
 
 # Name of an optimizer, see `TrainState.optimizer_states` -> the optimizer.
@@ -31,62 +31,68 @@ def new_state(params: Params, transformations: Transformations) -> TrainState:
     )
 
 
+def abstract_params(model_config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> Params:
+    """Return the shapes and shardings of all parameters, as the trainer lays them out."""
+    # Read from the table: to trace `init_params` would take a second.
+    shapes = {
+        parameter.path: jax.ShapeDtypeStruct(families.stacked_shape(parameter, model_config), dtype)
+        for parameter in families.parameters(model_config)
+    }
+    return with_shardings(families.by_path(shapes), families.param_shardings(mesh, model_config))
+
+
 def state_shardings(
-    mesh: Mesh, config: ModelConfig, transformations: Transformations, params: Params
+    model_config: ModelConfig, transformations: Transformations, mesh: Mesh
 ) -> TrainState:
     """Return the sharding of each leaf: moments lie as their parameter lies, all other optimizer
     state and the scalars are on every device.
 
     Args:
-        mesh: Devices.
-        config: Architecture, with its adapters if any.
+        model_config: Architecture, with its adapters if any.
         transformations: Optimizers by name.
-        params: Shapes of the trained parameters.
+        mesh: Devices.
     """
+    return jax.tree.map(lambda x: x.sharding, abstract_state(model_config, transformations, mesh))
+
+
+def abstract_state(
+    model_config: ModelConfig, transformations: Transformations, mesh: Mesh
+) -> TrainState:
+    """Return the state's shapes and shardings; nothing is allocated. Arguments as of
+    `state_shardings`."""
+    params = lora.trained(abstract_params(model_config, mesh), model_config)
     everywhere: Any = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(lambda tree: new_state(tree, transformations), params)
-    return TrainState(
+    shardings = TrainState(
         step=everywhere,
-        params=lora.trained(families.param_shardings(mesh, config), config),
+        params=lora.trained(families.param_shardings(mesh, model_config), model_config),
         optimizer_states={
-            name: moment_shardings(mesh, config, state)
+            name: moment_shardings(model_config, mesh, state)
             for name, state in shapes.optimizer_states.items()
         },
         entropy_self=everywhere,
         entropy_demonstration=everywhere,
     )
+    return with_shardings(shapes, shardings)
 
 
 def fresh_state(
-    params: Params, transformations: Transformations, config: ModelConfig, mesh: Mesh
+    params: Params, model_config: ModelConfig, transformations: Transformations, mesh: Mesh
 ) -> TrainState:
     """Return the state at step 0, every leaf made on its shards; the parameters are donated.
 
     Args:
         params: Trained parameters, laid out on the mesh.
+        model_config: Architecture, with its adapters if any.
         transformations: Optimizers by name.
-        config: Architecture, with its adapters if any.
         mesh: Devices.
     """
     make = jax.jit(
         lambda tree: new_state(tree, transformations),
-        out_shardings=state_shardings(mesh, config, transformations, _param_shapes(config)),
+        out_shardings=state_shardings(model_config, transformations, mesh),
         donate_argnums=0,
     )
     return make(params)
-
-
-def abstract_state(transformations: Transformations, config: ModelConfig, mesh: Mesh) -> TrainState:
-    """Return the state's shapes and shardings; nothing is allocated. Arguments as of
-    `fresh_state`."""
-    params = _param_shapes(config)
-    shapes = jax.eval_shape(lambda tree: new_state(tree, transformations), params)
-    return with_shardings(shapes, state_shardings(mesh, config, transformations, params))
-
-
-def _param_shapes(config: ModelConfig) -> Params:
-    """Shapes of the trained parameters, as they are initialised."""
-    return jax.eval_shape(lambda: lora.trained(init_params(config, jax.random.key(0)), config))
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:

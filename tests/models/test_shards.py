@@ -137,7 +137,7 @@ def test_moments_lie_where_their_parameters_lie(public):
         }
     )
     on_mesh = {
-        name: state_shardings(AbstractMesh(sizes, AXES), config, optimizers, params)
+        name: state_shardings(config, optimizers, AbstractMesh(sizes, AXES))
         for name, sizes in MESHES.items()
     }
     for where in on_mesh.values():  # heads do not split over tensor=8

@@ -46,7 +46,7 @@ def test_the_abstract_train_step_is_the_runs(tmp_path):
         )
         step = make_stage_functions(stage, run.forward, run.optimizers["policy"]).train_step
         params = load_trained(setup.config.model, model, setup.mesh, seed=0)
-        state = fresh_state(params, run.optimizers, model, setup.mesh)
+        state = fresh_state(params, model, run.optimizers, setup.mesh)
         real = step.lower(state, put(batch, setup.mesh), FixedParams())
     plan = lowered_train_step(run)
     assert plan.as_text() == real.as_text() and len(plan.as_text()) > 10_000

@@ -204,7 +204,7 @@ def state_gib(config, mesh):
         }
     )
     shapes = jax.eval_shape(lambda p: new_state(p, optimizers), params)
-    where = state_shardings(mesh, model, optimizers, params)
+    where = state_shardings(model, optimizers, mesh)
     gradients = bytes_on_a_device(params, where.params)
     return (bytes_on_a_device(shapes, where) + gradients) / GIB
 

@@ -121,7 +121,7 @@ def test_an_export_needs_neither_data_nor_the_first_model(base, tmp_path):
     with Checkpoints(str(run_dir), 2) as checkpoints:
         params = load_trained(setup.config.model, setup.model_config, setup.mesh, seed=0)
         both = planned(setup).optimizers
-        checkpoints.save(5, fresh_state(params, both, setup.model_config, setup.mesh), {})
+        checkpoints.save(5, fresh_state(params, setup.model_config, both, setup.mesh), {})
     shutil.rmtree(base)
     rows.unlink()
 

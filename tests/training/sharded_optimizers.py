@@ -49,7 +49,7 @@ def main() -> None:
     for name, dtype in [("adafactor", "float32"), ("muon", "float32"), ("adamw", "bfloat16")]:
         config = OptimizerConfig(name=name, state_dtype=dtype, learning_rate=0.1, warmup_steps=0)
         optimizer = make_optimizer(config, WIDE, num_updates=8)
-        where = state_shardings(mesh, WIDE, {"policy": optimizer}, random_params(0))
+        where = state_shardings(WIDE, {"policy": optimizer}, mesh)
 
         def put(params: object, state: object, where: object = where) -> tuple:
             return jax.device_put((params, state), (where.params, where.optimizer_states["policy"]))

@@ -93,7 +93,7 @@ def batch_places(mesh: Mesh, batch: Batch) -> Batch:
 def on_mesh(objective: Objective, shape: Shape, batch: Batch) -> tuple[TrainState, list]:
     mesh = mesh_of(shape)
     state = initial_state()
-    where = state_shardings(mesh, MODEL, {"policy": OPTIMIZER}, state.params)
+    where = state_shardings(MODEL, {"policy": OPTIMIZER}, mesh)
     gate = where.params["layers"]["gate"]
     assert gate.shard_shape((2, 16, 32)) == (2, 16 // shape[1], 32 // shape[3])
     assert optax.tree.get(where.optimizer_states["policy"], "mu") == where.params
@@ -121,7 +121,7 @@ def lora_differences(shape: Shape, batch: Batch) -> dict[str, float]:
     )
     inputs = jax.device_get((with_moments(state), batch, initial_state().params))
     mesh = mesh_of(shape)
-    where = state_shardings(mesh, model, {"policy": optimizer}, factors)
+    where = state_shardings(model, {"policy": optimizer}, mesh)
     b = where.params["layers"]["down_lora_b"]
     assert b.shard_shape((2, 2, 16)) == (2, 2, 16 // shape[1])
 
@@ -210,7 +210,7 @@ def pass_differences(shape: Shape, batch: Batch) -> dict[str, float]:
     old, norms, _ = passes(*inputs)
     mesh = mesh_of(shape)
     params_places = param_shardings(mesh, MODEL)
-    state_places = state_shardings(mesh, MODEL, {"policy": OPTIMIZER}, state.params)
+    state_places = state_shardings(MODEL, {"policy": OPTIMIZER}, mesh)
     inputs = jax.device_put(inputs, (state_places, batch_places(mesh, batch), params_places))
     with jax.set_mesh(mesh):
         got_old, got_norms, ordered = passes(*inputs)
@@ -230,7 +230,7 @@ def restore_differences(shape: Shape) -> dict[str, float]:
     )
 
     def on(shape: Shape) -> TrainState:
-        return state_shardings(mesh_of(shape), MODEL, {"policy": OPTIMIZER}, state.params)
+        return state_shardings(MODEL, {"policy": OPTIMIZER}, mesh_of(shape))
 
     saved = jax.device_put(state, on((1, 8, 1, 1)))
     like = jax.tree.map(

@@ -130,7 +130,7 @@ def specs(name, model=WIDE, **settings):
     optimizers = {"policy": optimizer_of(name, model, **settings)}
     params = lora.trained(random_params(0, model), model)
     shapes = jax.eval_shape(lambda: new_state(params, optimizers))
-    places = state_shardings(MESH, model, optimizers, params)
+    places = state_shardings(model, optimizers, MESH)
     assert jax.tree.structure(places) == jax.tree.structure(shapes)
     leaves = zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(places), strict=True)
     return {jax.tree_util.keystr(path): (leaf.shape, where.spec) for (path, leaf), where in leaves}
