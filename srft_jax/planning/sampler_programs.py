@@ -11,7 +11,7 @@ from srft_jax.config import ModelConfig
 from srft_jax.mesh import row_shards, sharding
 from srft_jax.models.decoder import Params, Runtime
 from srft_jax.rollout import SamplingConfig
-from srft_jax.rollout.cache import CacheShape, Places, empty_cache, shard_axes
+from srft_jax.rollout.cache import CacheShape, CacheWrites, empty_cache, shard_axes
 from srft_jax.rollout.decode_layout import conversions, decode_shardings
 from srft_jax.rollout.programs import (
     PackedPrompts,
@@ -53,13 +53,13 @@ def _packed_prompts(mesh: Mesh, shape: CacheShape, pass_rows: int, forced: bool)
     """Return the inputs of one prefill pass, each row as long as the longest prompt."""
     rows = row_shards(mesh) * pass_rows
     tokens = row_sharded(mesh, rows, shape.prompt_capacity)
-    places = Places(*4 * [row_sharded(mesh, rows)])
+    writes = CacheWrites(*4 * [row_sharded(mesh, rows)])
     temperatures = row_sharded(mesh, rows, shape.prompt_capacity, dtype=jnp.float32)
     return PackedPrompts(
         tokens,
         tokens,
         tokens,
-        places,
+        writes,
         forced=tokens if forced else None,
         temperatures=temperatures if forced else None,
     )
@@ -68,7 +68,7 @@ def _packed_prompts(mesh: Mesh, shape: CacheShape, pass_rows: int, forced: bool)
 def _row_inputs(mesh: Mesh, rows: int) -> RowInputs:
     numbers = row_sharded(mesh, rows)
     return RowInputs(
-        keys=row_sharded(mesh, rows, 2, dtype=jnp.uint32),
+        draw_keys=row_sharded(mesh, rows, 2, dtype=jnp.uint32),
         groups=numbers,
         members=numbers,
         counts=numbers,

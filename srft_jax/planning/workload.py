@@ -132,6 +132,7 @@ def cache_shape(run: PlannedRun, work: Workload, budget: float) -> CacheShape:
         largest_group=run.completions_per_prompt,
         completions=work.completions,
         stop_ids=1,
+        max_rows=run.sampling.slots,
     )
     configured = run.sampling.cache_mib
     sizes = sampler_sizes(
@@ -139,8 +140,7 @@ def cache_shape(run: PlannedRun, work: Workload, budget: float) -> CacheShape:
         demand,
         run.sampling,
         run.decode_mesh(),
-        budget_mib=max(1, int(budget / 2**20)) if configured is None else configured,
-        max_rows=run.sampling.slots,
+        max(1, int(budget / 2**20)) if configured is None else configured,
     )
     return CacheShape(
         rows=sizes.shards * sizes.rows,

@@ -78,17 +78,17 @@ def shard_axes(x: Array | jax.ShapeDtypeStruct) -> tuple[str | None, ...]:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Places:
-    """Where n prompts stand in packed rows [B, T], and which slots of the cache take them.
+class CacheWrites:
+    """Copies of n prompts out of packed rows [B, T] into prompt slots of the cache.
 
-    Rows and slots are numbered within one device. Unused places come last and name a slot that no
+    Rows and slots are numbered within one device. Unused entries come last and name a slot that no
     cache has.
     """
 
     row: Int[Array, " n"]
     start: Int[Array, " n"]
     length: Int[Array, " n"]
-    slot: Int[Array, " n"]
+    prompt_slot: Int[Array, " n"]
 
 
 def put_prompts(
@@ -96,27 +96,27 @@ def put_prompts(
     prompt_values: tuple[Float[Array, "P K S H"], ...],
     keys: Float[Array, "L B K T H"],
     values: Float[Array, "L B K T H"],
-    places: Places,
+    writes: CacheWrites,
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """Return `prompt_keys` and `prompt_values` with prompts cut out of packed rows put in."""
     layers = range(len(prompt_keys))
     packed = tuple(tuple(x[layer] for layer in layers) for x in (keys, values))
-    return by_row_shard(_put)(places, (prompt_keys, prompt_values), packed)
+    return by_row_shard(_put)(writes, (prompt_keys, prompt_values), packed)
 
 
 def _put(
-    places: Places,
+    writes: CacheWrites,
     prompts: tuple[tuple[Array, ...], tuple[Array, ...]],
     packed: tuple[tuple[Array, ...], tuple[Array, ...]],
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Loop over the prompts there are, however many places there could be."""
-    num_slots, _, capacity, _ = prompts[1][0].shape
+    """Loop over the prompts there are, however many writes there could be."""
+    num_prompt_slots, _, capacity, _ = prompts[1][0].shape
 
-    def write(order: tuple[int, ...], number: Array, slots: Array, packed: Array) -> Array:
+    def write(order: tuple[int, ...], number: Array, stored: Array, packed: Array) -> Array:
         # Past a prompt's end stands whatever comes next in its row: never attended to.
-        columns = places.start[number] + jnp.arange(capacity)
-        cut = jnp.take(packed[places.row[number]], columns, axis=1, mode="clip")  # [K S H]
-        return _written(slots, cut.transpose(order)[None], {0: places.slot[number]})
+        columns = writes.start[number] + jnp.arange(capacity)
+        cut = jnp.take(packed[writes.row[number]], columns, axis=1, mode="clip")  # [K S H]
+        return _written(stored, cut.transpose(order)[None], {0: writes.prompt_slot[number]})
 
     def put_one(number: Array, prompts: tuple[Any, Any]) -> tuple[Any, ...]:
         (keys, values), (packed_keys, packed_values) = prompts, packed
@@ -127,7 +127,7 @@ def _put(
             jax.tree.map(put_values, values, packed_values),
         )
 
-    return jax.lax.fori_loop(0, jnp.sum(places.slot < num_slots), put_one, prompts)
+    return jax.lax.fori_loop(0, jnp.sum(writes.prompt_slot < num_prompt_slots), put_one, prompts)
 
 
 def settle(cache: KVCache) -> KVCache:
@@ -152,8 +152,8 @@ def _settle(start: Array, own: Any, recent: Any) -> Any:
     def write(axis: int, number: Array, own: Array, recent: Array) -> Array:
         new = jax.lax.dynamic_slice_in_dim(recent, number, 1)
         size = new.shape[axis]
-        # Where less than the whole part has room, it is written as far from the end as it is long,
-        # behind the older tokens there: of [c d - -] at 6 of 8, [4 5 c d] at 4.
+        # A slice cannot reach past the end: write the last U columns, old tokens first.
+        # In: own [0 1 2 3 4 5 _ _], recent [c d - -], start 6.  Out: columns 4 to 7 = [4 5 c d].
         first = jnp.minimum(start[number], own.shape[axis] - size)
         where = {0: number, axis: first}
         old = jax.lax.dynamic_slice(own, _from(own, where), new.shape)

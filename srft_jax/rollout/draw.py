@@ -23,7 +23,7 @@ class Draw(NamedTuple):
     entropy: Float[Array, " B"]
 
 
-def is_any_greedy(
+def which_kinds(
     temperature: Float[Array, " B"], live: bool | Bool[Array, " B"] = True
 ) -> tuple[Array, Array]:
     """Return whether some live row is greedy, and whether some live row is not; two scalars."""
@@ -49,10 +49,10 @@ def draw(
         temperature: Divides the logits, for all rows or row by row. 0 takes the likeliest token,
             whatever the truncation, and reports the statistics at temperature 1.
         truncation: Tokens that may be drawn.
-        kinds: `is_any_greedy(temperature)`, where a loop of draws has it at hand.
+        kinds: `which_kinds(temperature)`, where a loop of draws has it at hand.
     """
     temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), uniform.shape)
-    kinds = is_any_greedy(temperature) if kinds is None else kinds
+    kinds = which_kinds(temperature) if kinds is None else kinds
     divisor = jnp.where(temperature > 0, temperature, 1.0)
     scaled = logits.astype(jnp.float32) / divisor[:, None]
     tiles = in_tiles(scaled, -jnp.inf)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from srft_jax.config import ModelConfig
-from srft_jax.mesh import largest_of_processes, rows_of_all, rows_of_process
+from srft_jax.mesh import rows_of_all, rows_of_process
 from srft_jax.models.decoder import Params
 from srft_jax.rollout.cache import (
     CacheShape,
@@ -21,14 +21,15 @@ from srft_jax.rollout.cache import (
     resized,
     with_more_rows,
 )
-from srft_jax.rollout.packing import Placed, pack_prompts
+from srft_jax.rollout.lock_step import Agreement
+from srft_jax.rollout.packing import PackedAt, pack_prompts
 from srft_jax.rollout.programs import Drawn, RowInputs, SamplerState, Statics, decode, prefill
+from srft_jax.rollout.row_table import PrefillJob, RowTable
 from srft_jax.rollout.sizes import SamplerSizes, capacity_for
-from srft_jax.rollout.slots import Placement, Slots
 
 
 class Engine:
-    """Runs what `Slots` says. Every process calls every method, in the same order.
+    """Runs what `RowTable` says. Every process calls every method, in the same order.
 
     Programs run on this mesh, or on none, whichever mesh surrounds the call.
 
@@ -45,7 +46,6 @@ class Engine:
         prefill_params: As given.
         decode_params: As given.
         state: Cache and hidden states on the device.
-        prompt_tokens: Tokens that this process has prefilled so far.
     """
 
     def __init__(
@@ -60,7 +60,6 @@ class Engine:
     ) -> None:
         self._mesh, self._statics, self.sizes = mesh, statics, sizes
         self.prefill_params, self.decode_params = prefill_params, decode_params
-        self.prompt_tokens = 0
         shape = CacheShape(
             rows=sizes.shards * sizes.rows,
             prompts=sizes.shards * sizes.prompts,
@@ -84,27 +83,25 @@ class Engine:
                 hidden=grown_by_shard(state.hidden, rows, shards),
             )
 
-    def prefill(self, slots: Slots, placements: Sequence[Placement], with_forced: bool) -> None:
+    def prefill(self, jobs: Sequence[PrefillJob], agreed: Agreement) -> None:
         """Run new prompts and wait for them.
 
         Args:
-            slots: Rows and prompts of this process.
-            placements: New prompts of this process.
-            with_forced: Some process has forced tokens, whose log-probs a prefill then computes.
+            jobs: New prompts of this process.
+            agreed: Lengths of all processes, and whether log-probs of forced tokens are needed.
         """
-        needed, with_new = largest_of_processes(slots.longest_prompt, bool(placements))
-        if not with_new:
+        if not agreed.longest_new:
             return
         cache = self.state.cache
-        self._resize(_fitted(cache.prompt_values[0].shape[2], needed), None)
-        self.prompt_tokens += sum(len(placement.prompt.tokens) for placement in placements)
+        self._resize(_fitted(cache.prompt_values[0].shape[2], agreed.longest_prompt), None)
         passes = pack_prompts(
-            placements,
+            jobs,
             shards=self.sizes.local_shards,
-            num_slots=self.sizes.prompts,
-            with_forced=with_forced,
+            num_prompt_slots=self.sizes.prompts,
+            longest=agreed.longest_new,
+            with_forced=bool(agreed.with_forced),
         )
-        for packed, placed in passes:
+        for packed, packed_at in passes:
             with jax.set_mesh(self._mesh):
                 prompts, stats = prefill(
                     self.prefill_params,
@@ -114,24 +111,23 @@ class Engine:
                 )
             self.state = self.state.with_prompts(prompts)
             if stats is not None:
-                _note_forced(placed, *map(rows_of_process, stats))
+                _note_forced(packed_at, *map(rows_of_process, stats))
         jax.block_until_ready(self.state.prompt_hidden)
 
-    def start(self, slots: Slots, enough_finished: int) -> Drawn:
+    def start(self, table: RowTable, agreed: Agreement, enough_finished: int) -> Drawn:
         """Start a segment of decode steps; its result is not waited for."""
-        (longest,) = largest_of_processes(slots.longest_own)
         cache = self.state.cache
         segment = cache.recent_values[0].shape[2]
-        needed = max(longest, segment) if longest else 0  # what is settled is a whole segment long
+        # `settle` writes a whole segment at once, so the own part must be at least that long.
+        needed = max(agreed.longest_own, segment) if agreed.longest_own else 0
         self._resize(None, _fitted(cache.values[0].shape[2], needed))
-        names = ("prompt_lengths", "lengths", "row_of_lane", "lane_of_row")
-        index = dict(zip(names, rows_of_all(self._mesh, slots.index()), strict=True))
+        index = rows_of_all(self._mesh, table.cache_index())
         cache = dataclasses.replace(self.state.cache, **index)
         with jax.set_mesh(self._mesh):
             self.state, drawn = decode(
                 self.decode_params,
                 dataclasses.replace(self.state, cache=cache),
-                rows_of_all(self._mesh, row_inputs(slots, self.sizes.stop_ids)),
+                rows_of_all(self._mesh, row_inputs(table, self.sizes.stop_ids)),
                 np.int32(enough_finished),
                 statics=self._statics,
             )
@@ -152,15 +148,15 @@ class Engine:
             self.state = dataclasses.replace(self.state, cache=resized(cache, *sizes))
 
 
-def row_inputs(slots: Slots, num_stop_ids: int) -> RowInputs:
+def row_inputs(table: RowTable, num_stop_ids: int) -> RowInputs:
     """Return what the running rows are to do; the others idle."""
-    num_rows = slots.num_rows
+    num_rows = table.num_rows
     zeros: Callable[..., Any] = functools.partial(np.zeros, num_rows, dtype=np.int32)
-    keys: Any = np.zeros((num_rows, 2), np.uint32)
+    draw_keys: Any = np.zeros((num_rows, 2), np.uint32)
     stop_ids: Any = np.full((num_rows, num_stop_ids), -1, np.int32)
     temperatures: Any = np.ones(num_rows, np.float32)
     inputs = RowInputs(
-        keys=keys,
+        draw_keys=draw_keys,
         groups=zeros(),
         members=zeros(),
         counts=zeros(),
@@ -170,25 +166,28 @@ def row_inputs(slots: Slots, num_stop_ids: int) -> RowInputs:
         temperatures=temperatures,
         live=zeros(dtype=bool),
     )
-    for number, row in slots.numbered():
-        completion = row.completion
-        inputs.keys[number] = completion.key
-        inputs.groups[number] = completion.group
+    for number, row in table.numbered():
+        completion, request = row.completion, row.completion.request
+        inputs.draw_keys[number] = completion.draw_key
+        inputs.groups[number] = request.group
         inputs.members[number] = completion.member
         inputs.counts[number] = row.count
-        inputs.limits[number] = completion.limit
+        inputs.limits[number] = request.max_new_tokens
         inputs.positions[number] = len(row.prompt.tokens) + row.num_own
-        inputs.stop_ids[number, : len(completion.request.stop_ids)] = completion.request.stop_ids
-        inputs.temperatures[number] = completion.temperature
-        inputs.live[number] = row.count < completion.limit
+        inputs.stop_ids[number, : len(request.stop_ids)] = request.stop_ids
+        inputs.temperatures[number] = request.temperature
+        # Forced tokens may be all that it may have.
+        inputs.live[number] = row.count < request.max_new_tokens
     return inputs
 
 
-def _note_forced(placed: Sequence[Placed], logprobs: np.ndarray, entropies: np.ndarray) -> None:
-    for place in placed:
-        prompt = place.placement.prompt
-        end = place.start + len(prompt.tokens) - 1  # entry t scores token t + 1
-        where = (place.row, slice(end - prompt.num_forced, end))
+def _note_forced(
+    packed_at: Sequence[PackedAt], logprobs: np.ndarray, entropies: np.ndarray
+) -> None:
+    for entry in packed_at:
+        prompt = entry.job.prompt
+        end = entry.start + len(prompt.tokens) - 1  # entry t scores token t + 1
+        where = (entry.row, slice(end - prompt.num_forced, end))
         prompt.forced_stats = np.stack([logprobs[where], entropies[where]])
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from srft_jax.batch import Trajectory
-from srft_jax.rollout.slots import ActiveRow
+from srft_jax.rollout.row_table import ActiveRow
 
 _MOST_CHANGED = 8  # characters that may differ where decoding starts in the middle of a text
 _PART_OF_CHARACTER = "\ufffd"
@@ -43,7 +43,7 @@ def finished_trajectory(
         entropies=entropies,
         version=version,
         finished=finished,
-        group=completion.group,
+        group=completion.request.group,
         member=completion.member,
     )
 

@@ -1,7 +1,7 @@
 """New prompts, one after the other in rows: prompts of different lengths do not pad to the longest.
 
-Rows are as wide as a cache that holds the longest, and a pass has a power of four of them: a run
-sees few shapes, however few prompts are new.
+Rows are as long as the capacity for the longest new prompt; a pass has 1, 4, 16, ... rows. So few
+shapes compile.
 """
 
 import dataclasses
@@ -12,55 +12,53 @@ import numpy as np
 
 from srft_jax.mesh import largest_of_processes
 from srft_jax.objectives.rows import pack
-from srft_jax.rollout.cache import Places
+from srft_jax.rollout.cache import CacheWrites
 from srft_jax.rollout.programs import PackedPrompts
+from srft_jax.rollout.row_table import PrefillJob
 from srft_jax.rollout.sizes import capacity_for
-from srft_jax.rollout.slots import Placement
 
 # Tokens of one forward pass on a shard: enough to keep a device busy, little enough for its memory.
 TOKENS_PER_PASS = 8192
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
-    """Where a placement's prompt begins in the packed rows [shards * B, T] of this process."""
+class PackedAt:
+    """Where a job's prompt begins in the packed rows [shards * B, T] of this process."""
 
-    placement: Placement
+    job: PrefillJob
     row: int
     start: int
 
 
 def pack_prompts(
-    placements: Sequence[Placement],
+    jobs: Sequence[PrefillJob],
     *,
     shards: int,
-    num_slots: int,
+    num_prompt_slots: int,
+    longest: int,
     with_forced: bool,
-    tokens_per_pass: int = TOKENS_PER_PASS,
-) -> Iterator[tuple[PackedPrompts, list[Placed]]]:
+) -> Iterator[tuple[PackedPrompts, list[PackedAt]]]:
     """Yield the passes of a prefill, equally many on every process.
 
     Args:
-        placements: New prompts of this process.
+        jobs: New prompts of this process.
         shards: Shards of this process.
-        num_slots: Prompts that a shard keeps.
+        num_prompt_slots: Prompts that a shard keeps.
+        longest: Tokens of the longest new prompt of any process.
         with_forced: Some request has forced tokens.
-        tokens_per_pass: Most tokens of a pass on a shard.
     """
-    lengths = [len(placement.prompt.tokens) for placement in placements]
-    (longest,) = largest_of_processes(max(lengths, default=0))
     width = capacity_for(longest)
-    rows_of_shard: list[list[list[Placement]]] = []
+    rows_of_shard: list[list[list[PrefillJob]]] = []
     for shard in range(shards):
-        here = [placement for placement in placements if placement.shard == shard]
-        packed = pack([len(placement.prompt.tokens) for placement in here], width)
+        here = [job for job in jobs if job.shard == shard]
+        packed = pack([len(job.prompt.tokens) for job in here], width)
         rows_of_shard.append([[here[i] for i in row] for row in packed])
 
     (deepest,) = largest_of_processes(max(len(rows) for rows in rows_of_shard))
     start = 0
-    for num_rows in _passes(deepest, max(1, tokens_per_pass // max(1, width))):
+    for num_rows in _passes(deepest, max(1, TOKENS_PER_PASS // width)):
         pass_rows = [rows[start : start + num_rows] for rows in rows_of_shard]
-        yield _packed(pass_rows, (num_rows, width), num_slots, with_forced)
+        yield _packed(pass_rows, (num_rows, width), num_prompt_slots, with_forced)
         start += num_rows
 
 
@@ -78,12 +76,12 @@ def _passes(num_rows: int, most: int) -> Iterator[int]:
 
 
 def _packed(
-    rows_of_shard: Sequence[Sequence[Sequence[Placement]]],
+    rows_of_shard: Sequence[Sequence[Sequence[PrefillJob]]],
     shape: tuple[int, int],
-    num_slots: int,
+    num_prompt_slots: int,
     with_forced: bool,
-) -> tuple[PackedPrompts, list[Placed]]:
-    """One pass as arrays, with every prompt's place in them."""
+) -> tuple[PackedPrompts, list[PackedAt]]:
+    """One pass as arrays, with where every prompt is in them."""
     num_rows = shape[0]
     size = (len(rows_of_shard) * num_rows, shape[1])
     arrays: list[Any] = [np.zeros(size, np.int32) for _ in range(3)]
@@ -91,15 +89,15 @@ def _packed(
     forced: Any = np.full(size, -1, np.int32)
     temperatures: Any = np.ones(size, np.float32)
     unused = np.iinfo(np.int32).max  # a slot that no cache has
-    places = np.zeros((4, len(rows_of_shard), num_slots), np.int32)
-    places[3] = unused
-    placed = []
+    writes = np.zeros((4, len(rows_of_shard), num_prompt_slots), np.int32)
+    writes[3] = unused
+    packed_at = []
     for shard, rows in enumerate(rows_of_shard):
         number = 0
         for row, line in enumerate(rows):
             start = 0
-            for segment, placement in enumerate(line, start=1):
-                prompt = placement.prompt
+            for segment, job in enumerate(line, start=1):
+                prompt = job.prompt
                 end = start + len(prompt.tokens)
                 where = (shard * num_rows + row, slice(start, end))
                 tokens[where], positions[where] = prompt.tokens, np.arange(end - start)
@@ -108,15 +106,15 @@ def _packed(
                 forced[where[0], first : end - 1] = prompt.forced
                 # Greedy completions say what they would at temperature 1.
                 temperatures[where] = prompt.temperature or 1.0
-                places[:, shard, number] = row, start, end - start, placement.slot
-                placed.append(Placed(placement, where[0], start))
+                writes[:, shard, number] = row, start, end - start, job.prompt_slot
+                packed_at.append(PackedAt(job, where[0], start))
                 number, start = number + 1, end
     packed = PackedPrompts(
         tokens,
         positions,
         segment_ids,
-        Places(*places.reshape(4, -1)),
+        CacheWrites(*writes.reshape(4, -1)),
         forced if with_forced else None,
         temperatures if with_forced else None,
     )
-    return packed, placed
+    return packed, packed_at

@@ -29,8 +29,8 @@ from srft_jax.models.decoder import (
 from srft_jax.ops.head import TokenStats, token_stats
 from srft_jax.ops.layers import softcapped
 from srft_jax.ops.rounding import ROUND_AS_WRITTEN
-from srft_jax.rollout.cache import Places, on_shards, put_prompts, settle
-from srft_jax.rollout.draw import draw, is_any_greedy
+from srft_jax.rollout.cache import CacheWrites, on_shards, put_prompts, settle
+from srft_jax.rollout.draw import draw, which_kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,10 @@ class Statics:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeptPrompts:
-    """The part of the state that a prefill knows: it is not compiled for the sizes of the rest."""
+    """The part of the state that prefill reads and writes.
+
+    Passed alone, so that prefill does not recompile when rows or own capacity change.
+    """
 
     keys: tuple[Float[Array, "P K H S"], ...]  # of each layer
     values: tuple[Float[Array, "P K S H"], ...]
@@ -81,7 +84,7 @@ class PackedPrompts:
     tokens: Int[Array, "B T"]
     positions: Int[Array, "B T"]
     segment_ids: Int[Array, "B T"]
-    places: Places
+    writes: CacheWrites
     # The forced token that follows each token, -1 elsewhere; None where no request forces any.
     forced: Int[Array, "B T"] | None
     temperatures: Float[Array, "B T"] | None  # that forced tokens are scored at, above 0
@@ -92,7 +95,7 @@ class PackedPrompts:
 class RowInputs:
     """The host's view of the rows before a segment, with at most E stop ids each."""
 
-    keys: UInt[Array, "R 2"]  # for threefry: other generators' draws depend on neighbours
+    draw_keys: UInt[Array, "R 2"]  # for threefry: other generators' draws depend on neighbours
     groups: Int[Array, " R"]
     members: Int[Array, " R"]  # within the group
     counts: Int[Array, " R"]  # tokens of the completion so far, forced ones included
@@ -139,8 +142,8 @@ def prefill(
         runtime=statics.runtime,
     )
     keys, values = (constrained(x, (None, "rows", "kv_heads", None, None)) for x in (keys, values))
-    put = put_prompts(prompts.keys, prompts.values, keys, values, packed.places)
-    last = by_row_shard(_put_last)(prompts.hidden, hidden, packed.places)
+    put = put_prompts(prompts.keys, prompts.values, keys, values, packed.writes)
+    last = by_row_shard(_put_last)(prompts.hidden, hidden, packed.writes)
     prompts = on_shards(KeptPrompts(*put, last))
     if packed.forced is None or packed.temperatures is None:
         return prompts, None
@@ -156,10 +159,10 @@ def prefill(
 
 
 def _put_last(
-    slots: Float[Array, "P D"], hidden: Float[Array, "B T D"], places: Places
+    kept: Float[Array, "P D"], hidden: Float[Array, "B T D"], writes: CacheWrites
 ) -> Float[Array, "P D"]:
-    last = hidden[places.row, places.start + places.length - 1]
-    return slots.at[places.slot].set(last, mode="drop")
+    last = hidden[writes.row, writes.start + writes.length - 1]
+    return kept.at[writes.prompt_slot].set(last, mode="drop")
 
 
 @functools.partial(
@@ -212,7 +215,7 @@ def decode(
         rows=rows,
         uniforms=_uniforms(rows, segment),
         rotary=_rotary(rows, segment, statics.config),
-        kinds=is_any_greedy(rows.temperatures, rows.live),
+        kinds=which_kinds(rows.temperatures, rows.live),
         statics=statics,
     )
     start = _Loop(
@@ -315,7 +318,7 @@ def _uniforms(rows: RowInputs, segment: int) -> Float[Array, "U R"]:
         token_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, count + jnp.arange(segment))
         return jax.vmap(jax.random.uniform)(token_keys)
 
-    return jax.vmap(draws, out_axes=1)(rows.keys, rows.groups, rows.members, rows.counts)
+    return jax.vmap(draws, out_axes=1)(rows.draw_keys, rows.groups, rows.members, rows.counts)
 
 
 def _rotary(rows: RowInputs, segment: int, config: ModelConfig) -> Rotary:

@@ -59,7 +59,8 @@ class Request:
             looked for in the text of drawn tokens, without forced ones and without special tokens.
         temperature: Divides the logits, 0 is greedy; None takes the config's.
         group: Number of the group that the completions belong to; None is the request's index.
-            Completion m of group g draws from fold_in(fold_in(key, g), m).
+            Completion m of group g draws from fold_in(fold_in(threefry, g), m); see
+            `Sampler.submit`.
         first_member: Number of the first completion within the group. A group may come in several
             requests: seven plain completions, and an eighth that starts with forced tokens.
     """
@@ -75,25 +76,40 @@ class Request:
     first_member: int = 0
 
 
-def resolved(index: int, request: Request, config: SamplingConfig) -> Request:
+@dataclasses.dataclass(frozen=True)
+class ResolvedRequest:
+    """A `Request` with all filled in that it leaves to the sampler; see there for the fields."""
+
+    prompt: Sequence[int] | np.ndarray
+    group_size: int
+    forced: Sequence[int]
+    max_new_tokens: int
+    stop_ids: Sequence[int]
+    stop_strings: Sequence[str]
+    temperature: float
+    group: int
+    first_member: int
+
+
+def resolved(index: int, request: Request, config: SamplingConfig) -> ResolvedRequest:
     """Fill in what request number `index` leaves to the sampler."""
     limit, temperature, group = request.max_new_tokens, request.temperature, request.group
-    return dataclasses.replace(
-        request,
+    filled = dict(
         max_new_tokens=config.max_new_tokens if limit is None else limit,
         temperature=config.temperature if temperature is None else temperature,
         group=index if group is None else group,
     )
+    return ResolvedRequest(**(vars(request) | filled))
 
 
 def validate_request(
     name: str,
-    request: Request,
+    request: ResolvedRequest,
     model_config: ModelConfig,
     *,
     has_tokenizer: bool,
 ) -> None:
-    """Validate a request that is filled in; errors start with `name`.
+    """Validate a request; errors start with `name`.
 
     Raises:
         UsageError: an empty prompt, an id outside the vocabulary, a limit below the forced tokens,
@@ -120,7 +136,6 @@ def validate_request(
             f"{model_config.vocab_size}"
         )
     limit = request.max_new_tokens
-    assert limit is not None and request.temperature is not None  # filled in by `resolved`
     if limit < max(1, len(request.forced)):
         raise UsageError(
             f"{name} may make {limit} tokens but has {len(request.forced)} forced ones"

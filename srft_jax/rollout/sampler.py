@@ -9,6 +9,7 @@ process that does not consume its stream keeps the others waiting.
 """
 
 import collections
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from srft_jax.models.decoder import Params, Runtime
 from srft_jax.rollout.decode_layout import decode_params
 from srft_jax.rollout.engine import Engine
 from srft_jax.rollout.finished import Detokenizer, finished_trajectory, stop_string_cut
+from srft_jax.rollout.lock_step import Agreement, agree
 from srft_jax.rollout.programs import Drawn, Statics
 from srft_jax.rollout.request import (
     Request,
@@ -32,15 +34,8 @@ from srft_jax.rollout.request import (
     resolved,
     validate_request,
 )
-from srft_jax.rollout.sizes import (
-    Demand,
-    SamplerSizes,
-    cache_budget_mib,
-    demand_on,
-    grown_sizes,
-    sampler_sizes,
-)
-from srft_jax.rollout.slots import Slots
+from srft_jax.rollout.row_table import PrefillJob, RowTable
+from srft_jax.rollout.sizes import cache_budget_mib, demand_on, grown_sizes, sampler_sizes
 
 # A segment ends early when this share of the rows has finished and others wait for a row.
 _SHARE_FINISHED = 1 / 8
@@ -71,7 +66,7 @@ class Sampler:
         tokenizer: Needed where requests have stop strings.
 
     Attributes:
-        slots: Who decodes where, and who waits.
+        table: Who decodes where, and who waits.
         engine: The device's side; None while nothing runs.
 
     Raises:
@@ -86,11 +81,11 @@ class Sampler:
         *,
         tokenizer: Detokenizer | None = None,
     ) -> None:
-        self.model_config, self.config, self._tokenizer = model_config, sampling_config, tokenizer
+        self._model_config, self._config, self._tokenizer = model_config, sampling_config, tokenizer
         if mesh is None and not jax.sharding.get_mesh().empty:
             mesh = jax.sharding.get_mesh()
         self._trainer_mesh = mesh
-        self.mesh = None if mesh is None else decode_mesh(mesh, sampling_config.tensor)
+        self._mesh = None if mesh is None else decode_mesh(mesh, sampling_config.tensor)
         runtime = Runtime(dtype=sampling_config.dtype, attention=sampling_config.attention)
         self._statics = Statics(model_config, runtime, sampling_config.truncation)
         self._version = 0
@@ -98,12 +93,7 @@ class Sampler:
         self._layout: Params | None = None  # made of `_params` when it is first needed
         self._budget_mib: int | None = None  # asked once: other memory would be other shapes
         self.engine: Engine | None = None
-        self.slots = self._empty_slots()
-        self._stream: object | None = None  # the stream that runs
-        self._total = 0  # completions submitted since the sampler was last idle
-        self._is_new = False  # something was submitted that the sizes do not know of yet
-        self._most_rows = 0  # largest limit on rows of the submissions since then
-        self._with_forced = False
+        self._become_idle()
 
     def update(self, params: Params, version: int = 0) -> None:
         """Sample from these parameters from now on.
@@ -115,7 +105,7 @@ class Sampler:
         Raises:
             RuntimeError: completions of the parameters before are still being made.
         """
-        if self._total or self.engine is not None:
+        if self._work.total or self.engine is not None:
             raise RuntimeError("the sampler still completes requests by other parameters")
         self._params, self._version, self._layout = params, version, None
 
@@ -130,29 +120,31 @@ class Sampler:
         """Queue requests; `stream` completes them, also one that runs already.
 
         Args:
-            requests: Completion m of group g draws from fold_in(fold_in(key, g), m), whatever else
-                is asked for. Several processes each bring their own requests.
-            key: PRNG key.
+            requests: Completion m of group g draws from fold_in(fold_in(threefry, g), m), whatever
+                else is asked for. Several processes each bring their own requests.
+            key: PRNG key of any kind. Its random bits are the threefry key above: other generators'
+                draws depend on what is drawn beside them.
             slots: Most completions decoded side by side while these are made; None takes the
                 config's.
 
         Raises:
             UsageError: see `request.validate_request`.
         """
-        full = [resolved(index, request, self.config) for index, request in enumerate(requests)]
+        full = [resolved(index, request, self._config) for index, request in enumerate(requests)]
         for index, request in enumerate(full):
             validate_request(
                 f"request {index}",
                 request,
-                self.model_config,
+                self._model_config,
                 has_tokenizer=self._tokenizer is not None,
             )
         key_bits = np.asarray(jax.random.bits(key, (2,), "uint32"))
-        self.slots.add(full, key_bits)
-        self._total += sum(request.group_size for request in full)
-        self._is_new = True
-        self._most_rows = max(self._most_rows, self.config.slots if slots is None else slots)
-        self._with_forced |= any(len(request.forced) for request in full)
+        self.table.add(full, key_bits)
+        work = self._work
+        work.total += sum(request.group_size for request in full)
+        work.max_rows = max(work.max_rows, self._config.slots if slots is None else slots)
+        work.with_forced |= any(len(request.forced) for request in full)
+        work.needs_sizing = True
 
     def stream(self, observer: Observer | None = None) -> Iterator[Trajectory]:
         """Yield trajectories in the order in which they finish, until nothing is left.
@@ -166,10 +158,10 @@ class Sampler:
         Raises:
             UsageError: there is no memory for a single row.
         """
-        if self._stream is not None:
+        account, work = _Account(), self._work
+        if work.is_streamed:
             raise RuntimeError("a stream of this sampler is running already")
-        account, this_stream = _Account(), object()
-        self._stream = this_stream
+        work.is_streamed = True
         try:
             finished: list[Trajectory] = []
             while True:
@@ -177,11 +169,11 @@ class Sampler:
                 began = time.monotonic()
                 for trajectory in finished:
                     yield trajectory
-                    if self._stream is not this_stream:
+                    if self._work is not work:
                         return  # the caller has released the sampler
                 if running is None:
                     # The caller may have submitted more on seeing the last trajectories.
-                    if largest_of_processes(self._is_new) == (0,):
+                    if largest_of_processes(work.needs_sizing) == (0,):
                         return
                     finished = []
                     continue
@@ -193,83 +185,75 @@ class Sampler:
                 finished = self._take_finished(drawn)
                 account.finished += len(finished)
                 if observer is not None:
-                    observer(account.progress(self._total))
+                    observer(account.progress(work.total))
         finally:
-            # After a release, the sampler may belong to another stream by now.
-            if self._stream is this_stream:
+            # After a release, the sampler may have other work by now.
+            if self._work is work:
                 self._become_idle()
 
     def _start_segment(self, account: "_Account") -> Drawn | None:
         """Let waiting completions in and start decode steps; None where nothing is left."""
-        has_room = self._make_room()
-        if self.engine is None:
+        work, table = self._work, self.table
+        # What the engine was not sized for must not come in.
+        jobs = [] if work.needs_sizing else table.admit()
+        agreed = self._agree(jobs)
+        if agreed.needs_sizing:
+            if self._make_room(is_running=bool(agreed.running)):
+                jobs += table.admit()
+            agreed = self._agree(jobs)
+        if not agreed.running:
             return None
-        slots, sizes = self.slots, self.engine.sizes
-        placements = slots.admit() if has_room else []
+        assert self.engine is not None  # completions have rows
         began = time.monotonic()
-        (with_forced,) = largest_of_processes(self._with_forced)
-        self.engine.prefill(slots, placements, bool(with_forced))
+        self.engine.prefill(jobs, agreed)
         account.prefill_seconds += time.monotonic() - began
 
-        busy, waiting = largest_of_processes(bool(slots.running), slots.waiting)
-        if not busy:
-            return None
-        account.num_rows, account.some_wait = slots.num_rows, slots.waiting
+        account.num_rows, account.some_wait = table.num_rows, table.some_wait
         began = time.monotonic()
-        num_rows = sizes.rows * sizes.shards
+        num_rows = self.engine.sizes.rows * self.engine.sizes.shards
         # While nobody waits a segment goes on until all have ended.
-        enough = max(1, int(_SHARE_FINISHED * num_rows)) if waiting else num_rows
-        running = self.engine.start(slots, enough)
+        enough = max(1, int(_SHARE_FINISHED * num_rows)) if agreed.waiting else num_rows
+        running = self.engine.start(table, agreed, enough)
         account.decode_seconds += time.monotonic() - began
         return running
 
-    def _make_room(self) -> bool:
-        """Size the engine for what was submitted since the last segment, by any process.
+    def _agree(self, jobs: Sequence[PrefillJob]) -> Agreement:
+        work = self._work
+        return agree(self.table, jobs, needs_sizing=work.needs_sizing, with_forced=work.with_forced)
 
-        False where memory has no room for it beside what runs: what waits may start once nothing
-        runs, in an engine of other sizes.
+    def _make_room(self, *, is_running: bool) -> bool:
+        """Size the engine for what any process has submitted; whether completions may come in.
+
+        Where memory has no room for it beside what runs, nothing comes in until nothing runs. Then
+        the engine is made anew, with other sizes.
         """
-        if largest_of_processes(self._is_new) == (0,):
-            return True
-        demand = demand_on(self.slots)
-        if not demand.completions:
-            self._is_new = False
-            return True
-        prefill_params, layout = self._laid_out()  # first: what they take is not left for the cache
-        sizes = self._sizes_for(demand)
-        if sizes is None:
-            return False
-        if self.engine is None:
-            self.engine = Engine(
-                prefill_params,
-                layout,
-                self._statics,
-                sizes,
-                segment=self.config.segment,
-                mesh=self.mesh,
-            )
-        else:
-            self.engine.grow(sizes)
-        self.slots.grow(rows=sizes.rows, prompt_slots=sizes.prompts, lanes=sizes.lanes)
-        self._is_new = False
+        demand = demand_on(self.table, self._work.max_rows)
+        if demand.completions:
+            prefill_params, layout = self._laid_out()  # first: the cache takes what they leave
+            if self._budget_mib is None:
+                self._budget_mib = cache_budget_mib(self._config)
+            arguments = (self._model_config, demand, self._config, self._mesh, self._budget_mib)
+            sizes = None if self.engine is None else grown_sizes(self.engine.sizes, *arguments)
+            if sizes is None and is_running:
+                self._work.needs_sizing = True  # also where another process has submitted
+                return False
+            if self.engine is not None and sizes is not None:
+                self.engine.grow(sizes)
+            else:
+                self.engine = None  # its memory is free before the next one takes it
+                self.table.vacate()
+                sizes = sampler_sizes(*arguments)
+                self.engine = Engine(
+                    prefill_params,
+                    layout,
+                    self._statics,
+                    sizes,
+                    segment=self._config.segment,
+                    mesh=self._mesh,
+                )
+            self.table.grow(rows=sizes.rows, prompt_slots=sizes.prompts, lanes=sizes.lanes)
+        self._work.needs_sizing = False
         return True
-
-    def _sizes_for(self, demand: Demand) -> SamplerSizes | None:
-        """Sizes for the demand, which the engine can grow to; None where it must first end."""
-        if self._budget_mib is None:
-            self._budget_mib = cache_budget_mib(self.config)
-        (most_rows,) = largest_of_processes(self._most_rows)
-        arguments = (self.model_config, demand, self.config, self.mesh)
-        budget = self._budget_mib
-        if self.engine is not None:
-            sizes = grown_sizes(
-                self.engine.sizes, *arguments, budget_mib=budget, max_rows=most_rows
-            )
-            if sizes is not None or largest_of_processes(bool(self.slots.running)) == (1,):
-                return sizes
-            self.engine = None
-            self.slots.vacate()
-        return sampler_sizes(*arguments, budget_mib=budget, max_rows=most_rows)
 
     def _laid_out(self) -> tuple[Params, Params]:
         """Parameters for the prefill, with the trainer's layers, and for decode steps."""
@@ -278,7 +262,7 @@ class Sampler:
         if self._layout is None:
             with jax.set_mesh(self._trainer_mesh):
                 self._layout = decode_params(
-                    self._params, self.model_config, self.config.dtype, self.mesh
+                    self._params, self._model_config, self._config.dtype, self._mesh
                 )
         return self._layout | {"layers": self._params["layers"]}, self._layout
 
@@ -287,26 +271,42 @@ class Sampler:
         tokens, counts = np.asarray(drawn.tokens), np.asarray(drawn.counts)
         stats = np.stack([drawn.logprobs, drawn.entropies])  # [2, R, U]
         finished = []
-        for number, row in list(self.slots.numbered()):
+        for number, row in list(self.table.numbered()):
             count = int(counts[number])
             row.chunks.append((tokens[number, :count], stats[:, number, :count]))
             row.count += count
             stopped = bool(drawn.stopped[number])
             cut = stop_string_cut(row, count, self._tokenizer)
-            if stopped or cut is not None or row.count >= row.completion.limit:
-                self.slots.retire(number)
-                ended = stopped or cut is not None
+            # A stop id, or a stop string, has ended it; or it has all tokens that it may have.
+            ended = stopped or cut is not None
+            if ended or row.count >= row.completion.request.max_new_tokens:
+                self.table.retire(number)
                 finished.append(finished_trajectory(row, ended, cut, self._version))
         return finished
 
     def _become_idle(self) -> None:
-        self.engine, self.slots = None, self._empty_slots()
-        self._stream, self._total, self._most_rows = None, 0, 0
-        self._is_new = self._with_forced = False
+        shards = 1 if self._mesh is None else row_shards(self._mesh) // jax.process_count()
+        self.table, self._work = RowTable(shards=shards), _Work()
+        self.engine = None
 
-    def _empty_slots(self) -> Slots:
-        shards = 1 if self.mesh is None else row_shards(self.mesh) // jax.process_count()
-        return Slots(shards=shards)
+
+@dataclasses.dataclass
+class _Work:
+    """What was submitted since the sampler was last idle.
+
+    Attributes:
+        total: Completions.
+        max_rows: Largest limit on rows of the submissions.
+        with_forced: Some request has forced tokens.
+        needs_sizing: Something came after the engine was sized.
+        is_streamed: A stream completes it.
+    """
+
+    total: int = 0
+    max_rows: int = 0
+    with_forced: bool = False
+    needs_sizing: bool = False
+    is_streamed: bool = False
 
 
 def sample_stream(
@@ -345,17 +345,14 @@ def sample(
     Raises:
         UsageError: see `request.validate_request`; two completions have one group and member.
     """
-    places = [
-        [
-            (index if request.group is None else request.group, request.first_member + number)
-            for number in range(request.group_size)
-        ]
-        for index, request in enumerate(requests)
-    ]
-    for place, count in collections.Counter(itertools.chain(*places)).items():
+    names = []  # group and member of each completion, by request
+    for index, request in enumerate(requests):
+        group = resolved(index, request, sampling_config).group
+        names.append([(group, request.first_member + n) for n in range(request.group_size)])
+    for name, count in collections.Counter(itertools.chain(*names)).items():
         if count > 1:
             raise UsageError(
-                f"{count} completions are member {place[1]} of group {place[0]}; requests of one "
+                f"{count} completions are member {name[1]} of group {name[0]}; requests of one "
                 "group need a first_member each"
             )
     stream = sample_stream(
@@ -367,8 +364,8 @@ def sample(
         tokenizer=tokenizer,
         observer=observer,
     )
-    by_place = {(trajectory.group, trajectory.member): trajectory for trajectory in stream}
-    return [[by_place[place] for place in group] for group in places]
+    by_name = {(trajectory.group, trajectory.member): trajectory for trajectory in stream}
+    return [[by_name[name] for name in group] for group in names]
 
 
 class _Account:

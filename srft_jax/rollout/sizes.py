@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 from srft_jax.config import ModelConfig, UsageError
 from srft_jax.mesh import largest_of_processes, least_mib_left, row_shards, split_axes
 from srft_jax.rollout.request import SamplingConfig
-from srft_jax.rollout.slots import Slots, power_of_two
+from srft_jax.rollout.row_table import RowTable, power_of_two
 
-# Prompts kept for each that a full set of rows needs: the slowest of a group keeps its prompt's
-# slot long after its neighbours have gone. At log-normal lengths the longest of 16 runs 3.6 times
+# Prompt slots per full group of rows: a group's slowest member holds its prompt's slot after the
+# others have ended. At log-normal lengths the longest of 16 runs 3.6 times
 # the mean, so four keep 94% of the rows busy. Each is read at every step, used or not.
 _PROMPTS_PER_FULL_GROUP = 4
 _SPARE_PROMPTS = 2  # few rows vary more: one group of 16 at a time keeps 97% busy instead of 89%
@@ -35,6 +35,7 @@ class Demand:
         largest_group: Completions of one prompt.
         completions: Completions of one process.
         stop_ids: Stop ids of one completion.
+        max_rows: Most completions decoded side by side, by all devices together.
     """
 
     longest_prompt: int
@@ -43,6 +44,7 @@ class Demand:
     largest_group: int
     completions: int
     stop_ids: int
+    max_rows: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +86,9 @@ def capacity_for(length: int) -> int:
     return power * 3 // 4 if power >= 256 and length <= power * 3 // 4 else power
 
 
-def demand_on(slots: Slots) -> Demand:
+def demand_on(table: RowTable, max_rows: int) -> Demand:
     """Return what runs and waits, the most of any process; all processes must call this."""
-    entries, running = slots.unfinished, slots.running
+    entries, running = table.unfinished, table.running
     waiting = [completion for entry in entries for completion in entry.waiting]
     completions = [*waiting, *(row.completion for row in running)]
     prompts = {id(prompt): prompt for prompt in (*entries, *(row.prompt for row in running))}
@@ -97,11 +99,12 @@ def demand_on(slots: Slots) -> Demand:
     return Demand(
         *largest_of_processes(
             max((len(prompt.tokens) for prompt in prompts.values()), default=1),
-            max((completion.limit for completion in completions), default=1),
+            max((pending.request.max_new_tokens for pending in completions), default=1),
             len(prompts),
             max(groups, default=1),
             len(completions),
             max((len(completion.request.stop_ids) for completion in completions), default=0),
+            max_rows,
         )
     )
 
@@ -111,11 +114,9 @@ def sampler_sizes(
     demand: Demand,
     config: SamplingConfig,
     mesh: Mesh | None,
-    *,
     budget_mib: int,
-    max_rows: int,
 ) -> SamplerSizes:
-    """Return as many rows as there are completions, `max_rows` allows and memory holds.
+    """Return as many rows as there are completions, `demand.max_rows` allows and memory holds.
 
     Args:
         model_config: Architecture.
@@ -123,15 +124,12 @@ def sampler_sizes(
         config: Segments, precision, and the longest completion of requests that name no limit.
         mesh: Devices as they are laid out for decoding.
         budget_mib: Memory for the cache on each device.
-        max_rows: Most completions decoded side by side, by all devices together.
 
     Raises:
         UsageError: memory does not hold one row and its prompt.
     """
     nothing = SamplerSizes(row_shards(mesh) if mesh else 1, 0, 0, 0, 0, 0, 0)
-    sizes = grown_sizes(
-        nothing, model_config, demand, config, mesh, budget_mib=budget_mib, max_rows=max_rows
-    )
+    sizes = grown_sizes(nothing, model_config, demand, config, mesh, budget_mib)
     if sizes is None:
         tokens = capacity_for(demand.longest_prompt) + _own_capacity(demand, config)
         needed = _bytes_per_token(model_config, config.dtype, mesh) * (tokens + config.segment)
@@ -149,9 +147,7 @@ def grown_sizes(
     demand: Demand,
     config: SamplingConfig,
     mesh: Mesh | None,
-    *,
     budget_mib: int,
-    max_rows: int,
 ) -> SamplerSizes | None:
     """Return sizes as `sampler_sizes` does, none below `floor`: a sampler that runs cannot shrink.
 
@@ -179,7 +175,7 @@ def grown_sizes(
         return token * (own + sizes.prompts * sizes.prompt_capacity) <= 2**20 * budget_mib
 
     completions = -(-demand.completions * jax.process_count() // shards)  # of a shard
-    most = _in_fours(min(-(-max_rows // shards), completions))
+    most = _in_fours(min(-(-demand.max_rows // shards), completions))
     rows = most
     while rows > 1 and not fits(sizes_with(rows)):
         rows = rows - 4 if rows > 4 else rows // 2

@@ -24,12 +24,12 @@ def threshold(p: Float[Array, "B N G"], truncation: Truncation) -> Float[Array, 
     least = jnp.full(p.shape[0], _SMALLEST)
     if 0 < truncation.top_k < num_tokens:
         wanted = jnp.full_like(least, truncation.top_k)
-        least = _raise(least, jnp.full_like(least, num_tokens), p, wanted, jnp.ones_like)
+        least = _raised(least, jnp.full_like(least, num_tokens), p, wanted, jnp.ones_like)
     if truncation.top_p < 1.0:
         mass = total(at_least(least), p)
         # All tokens below this hold less than what is to be dropped: the search starts here.
         spare = (1.0 - truncation.top_p) * mass / num_tokens
-        least = _raise(jnp.maximum(least, spare), mass, p, truncation.top_p * mass, lambda p: p)
+        least = _raised(jnp.maximum(least, spare), mass, p, truncation.top_p * mass, lambda p: p)
     return jnp.maximum(least, truncation.min_p)
 
 
@@ -42,7 +42,7 @@ class _Bracket(NamedTuple):
     kept_at_high: Float[Array, " B"]
 
 
-def _raise(
+def _raised(
     least: Float[Array, " B"],
     kept_at_least: Float[Array, " B"],
     p: Float[Array, "B N G"],
@@ -52,7 +52,7 @@ def _raise(
     """The highest threshold from `least` up that keeps tokens which together weigh `wanted`.
 
     Narrows a bracket by one sum over the vocabulary a pass: 10 to 20 passes, some 30 where many
-    tokens are tied. Numbers are exact; a mass is so up to the rounding of its float32 sum.
+    tokens are tied. Counts are exact; masses carry a float32 sum's rounding.
 
     Args:
         least: Returned where even this keeps too little.

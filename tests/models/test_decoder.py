@@ -11,7 +11,7 @@ from tiny_models import FAMILIES, TIED, UNTIED, jit_forward, logits, random_para
 
 from srft_jax.models import Runtime, families, forward, init_params, output_head
 from srft_jax.models.decoder import forward_one, forward_with_keys, rotary_of
-from srft_jax.rollout.cache import CacheShape, Places, empty_cache, put_prompts
+from srft_jax.rollout.cache import CacheShape, CacheWrites, empty_cache, put_prompts
 from srft_jax.rollout.decode_layout import decode_params
 
 
@@ -53,9 +53,9 @@ def filled_cache(params, tokens, positions, segment_ids, *, config):
     _, keys, values = forward_with_keys(params, config, tokens, positions, segment_ids)
     shape = CacheShape(rows=2, prompts=2, lanes=1, prompt_capacity=8, capacity=0, segment=6)
     cache = empty_cache(config, shape, "float32")
-    places = Places(*jnp.array([[0, 0], [0, 5], [5, 3], [0, 1]]))  # row, start, length, slot
+    writes = CacheWrites(*jnp.array([[0, 0], [0, 5], [5, 3], [0, 1]]))  # row, start, length, slot
     prompt_keys, prompt_values = put_prompts(
-        cache.prompt_keys, cache.prompt_values, keys, values, places
+        cache.prompt_keys, cache.prompt_values, keys, values, writes
     )
     return dataclasses.replace(
         cache,

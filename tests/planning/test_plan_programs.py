@@ -19,8 +19,8 @@ from srft_jax.planning.train_program import lowered_train_step
 from srft_jax.planning.workload import cache_shape, make_workload, mean_capacity
 from srft_jax.rollout.cache import CacheShape
 from srft_jax.rollout.request import Request, resolved
+from srft_jax.rollout.row_table import RowTable
 from srft_jax.rollout.sizes import capacity_for, demand_on, sampler_sizes
-from srft_jax.rollout.slots import Slots
 from srft_jax.setup.plan_checks import outline_for_plan
 from srft_jax.setup.prepare import prepare
 from srft_jax.tasks.planned import planned
@@ -78,7 +78,7 @@ def test_the_sampler_of_a_plan_is_that_of_a_run(preset, tmp_path):
     config = parse(tiny_arguments(tmp_path, f"--objective.preset={preset}", *flags))[1]
     run = planned(outline_for_plan(config, jax.devices()[:1]))
     work = make_workload(run)
-    slots = Slots(shards=1)
+    table = RowTable(shards=1)
     rng = mock.Mock(**{"binomial.side_effect": lambda n, _: n, "uniform.side_effect": max})
     size = prefix_length(run.objective, 0, 100, rng) if run.objective.prefix != "none" else 0
     for group in range(4):
@@ -89,11 +89,9 @@ def test_the_sampler_of_a_plan_is_that_of_a_run(preset, tmp_path):
                 dataclasses.replace(plain, group_size=2),
                 dataclasses.replace(requests[0], group_size=1, first_member=2),
             ]
-        slots.add([resolved(0, one, run.sampling) for one in requests], np.zeros(2, np.uint32))
-    demand, mesh = demand_on(slots), run.decode_mesh()
-    sizes = sampler_sizes(
-        run.model_config, demand, run.sampling, mesh, budget_mib=1, max_rows=run.sampling.slots
-    )
+        table.add([resolved(0, one, run.sampling) for one in requests], np.zeros(2, np.uint32))
+    demand, mesh = demand_on(table, run.sampling.slots), run.decode_mesh()
+    sizes = sampler_sizes(run.model_config, demand, run.sampling, mesh, 1)
     shape = cache_shape(run, work, 2**20)
     assert (shape.rows, shape.prompts, shape.capacity) == (sizes.rows, sizes.prompts, 128)
     assert shape.prompt_capacity == capacity_for(demand.longest_prompt)

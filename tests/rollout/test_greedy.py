@@ -39,7 +39,7 @@ def test_greedy_equals_a_loop_of_whole_forward_passes(config):
     ]
 
     def counts_and_waiting(sampler):
-        return [row.count for row in sampler.slots.running], sampler.slots.waiting
+        return [row.count for row in sampler.table.running], sampler.table.some_wait
 
     completed, segments = watched(
         requests, counts_and_waiting, params=params, config=config, temperature=0.0, slots=4

@@ -7,37 +7,45 @@ from sampler_models import (
     KEY,
     PARAMS,
     PROMPTS,
+    complete,
     complete_some,
     sampling,
     trainer_view,
-    watched,
 )
 
-from srft_jax.rollout import Request, RolloutProgress, sample_stream
+from srft_jax.rollout import Request, RolloutProgress, engine, packing, sample_stream
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 FORCED = [2, 7, 1, 8]
 
 
-def prompt_tokens(sampler):
-    """Tokens prefilled so far."""
-    return sampler.engine.prompt_tokens
+@pytest.fixture
+def prefilled(monkeypatch):
+    """A list of the tokens of each prefilled prompt."""
+    lengths = []
+
+    def noted(jobs, **options):
+        lengths.extend(len(job.prompt.tokens) for job in jobs)
+        return packing.pack_prompts(jobs, **options)
+
+    monkeypatch.setattr(engine, "pack_prompts", noted)
+    return lengths
 
 
-def test_a_prompt_is_run_once_for_all_requests_and_waves():
+def test_a_prompt_is_run_once_for_all_requests_and_waves(prefilled):
     """Fourteen completions in eight rows; the first prompt is asked for twice."""
     requests = [
         Request(prompt, n)
         for prompt, n in zip((*PROMPTS, PROMPTS[0]), (2, 2, 4, 4, 2), strict=True)
     ]
-    groups, prefilled = watched(requests, prompt_tokens)
-    assert prefilled[-1] == sum(map(len, PROMPTS)) == 18
+    groups = complete(requests)
+    assert sum(prefilled) == sum(map(len, PROMPTS)) == 18
     draws = {tuple(c.tokens) for group in groups for c in group}
     assert len(draws) == 14, "though each draws for itself"
 
 
-def test_forced_tokens_are_prefilled_and_scored_as_the_trainer_does():
+def test_forced_tokens_are_prefilled_and_scored_as_the_trainer_does(prefilled):
     """Beside the same prompt without them, and with a group that shares them."""
     requests = [
         Request(PROMPTS[0]),
@@ -45,10 +53,10 @@ def test_forced_tokens_are_prefilled_and_scored_as_the_trainer_does():
         Request(PROMPTS[2], 1, [4]),
         Request([20], 4, max_new_tokens=1),  # so that `complete_some` compiles nothing new
     ]
-    ((plain,), led, (short,), _), prefilled = watched(requests, prompt_tokens)
+    (plain,), led, (short,), _ = complete(requests)
     assert (plain.num_forced, short.num_forced, [c.num_forced for c in led]) == (0, 1, [4, 4])
     assert led[0].sampled.tolist() == [False] * 4 + [True] * 12
-    assert prefilled[-1] == 5 + (5 + 4) + (9 + 1) + 1
+    assert sorted(prefilled) == [1, 5, 5 + 4, 9 + 1]
     assert short.tokens[0] == 4 and led[0].tokens.tolist() != led[1].tokens.tolist()
     for prompt, completion in ((0, plain), (0, led[0]), (0, led[1]), (2, short)):
         assert len(completion.tokens) == 16

@@ -234,7 +234,7 @@ def test_leaving_a_stream_early_frees_everything(sampler):
         break
     gc.collect()
     assert cache() is None and sampler.engine is None
-    assert not sampler.slots.waiting and not sampler.slots.running
+    assert not sampler.table.some_wait and not sampler.table.running
     assert_same(finished(sampler, FIRST), complete(FIRST))
     sampler.update(OTHER_PARAMS)
 

@@ -9,6 +9,7 @@ from srft_jax.config import UsageError
 from srft_jax.mesh import exchange
 from srft_jax.rollout import Request
 from srft_jax.rollout.request import resolved
+from srft_jax.rollout.row_table import RowTable
 from srft_jax.rollout.sizes import (
     Demand,
     SamplerSizes,
@@ -18,39 +19,28 @@ from srft_jax.rollout.sizes import (
     grown_sizes,
     sampler_sizes,
 )
-from srft_jax.rollout.slots import Slots
 
 # 2 x 16 layers x 8 heads x 64 x 4 bytes: 64 KiB a token.
 LARGE = dataclasses.replace(CONFIG, num_layers=16, num_heads=8, num_kv_heads=8, head_dim=64)
 
 
 def demand_of(requests, config):
-    slots = Slots(shards=1)
-    slots.add([resolved(i, request, config) for i, request in enumerate(requests)], None)
-    return demand_on(slots)
+    table = RowTable(shards=1)
+    table.add([resolved(i, request, config) for i, request in enumerate(requests)], None)
+    return demand_on(table, config.slots)
 
 
 def sizes_for(requests, model_config=CONFIG, **changes):
     config = sampling(**changes)
     demand, budget = demand_of(requests, config), cache_budget_mib(config)
-    sizes = sampler_sizes(
-        model_config, demand, config, None, budget_mib=budget, max_rows=config.slots
-    )
+    sizes = sampler_sizes(model_config, demand, config, None, budget)
     assert sizes.shards == sizes.local_shards == 1
     return sizes
 
 
 def grown(floor, requests, model_config=CONFIG, *, cache_mib=2048, **changes):
     config = sampling(**changes)
-    return grown_sizes(
-        floor,
-        model_config,
-        demand_of(requests, config),
-        config,
-        None,
-        budget_mib=cache_mib,
-        max_rows=config.slots,
-    )
+    return grown_sizes(floor, model_config, demand_of(requests, config), config, None, cache_mib)
 
 
 def groups(number, size, length=1):
@@ -90,9 +80,9 @@ def test_sizes(requests, slots, rows, prompts, lanes):
 
 def test_demand_counts_what_runs_as_well_as_what_waits():
     requests = [Request([1] * 9, 3, (), 20), Request([2], 2, [5], stop_ids=(1, 2))]
-    slots = Slots(shards=1)
-    slots.add([resolved(i, request, sampling()) for i, request in enumerate(requests)], None)
-    waiting = demand_on(slots)
+    table = RowTable(shards=1)
+    table.add([resolved(i, request, sampling()) for i, request in enumerate(requests)], None)
+    waiting = demand_on(table, 8)
     assert waiting == Demand(
         longest_prompt=9,
         longest_completion=20,
@@ -100,13 +90,14 @@ def test_demand_counts_what_runs_as_well_as_what_waits():
         largest_group=3,
         completions=5,
         stop_ids=2,
+        max_rows=8,
     )
-    slots.grow(rows=4, prompt_slots=2, lanes=4)
-    slots.admit()
-    assert demand_on(slots) == waiting
+    table.grow(rows=4, prompt_slots=2, lanes=4)
+    table.admit()
+    assert demand_on(table, 8) == waiting
     for row in range(3):
-        slots.retire(row)
-    assert demand_on(slots) == Demand(2, 16, 1, 2, 2, 2)
+        table.retire(row)
+    assert demand_on(table, 8) == Demand(2, 16, 1, 2, 2, 2, 8)
 
 
 def test_sizes_that_grow_have_room_for_what_was_there():

@@ -41,7 +41,6 @@ def test_completions_are_handed_out_while_the_next_segment_runs(monkeypatch):
         *segment,
         *[(1, 0), (1, 1)],
         "finish",
-        "prefill",
         *[(0, 0), (2, 0), *((3, i) for i in range(4))],
     ]
 

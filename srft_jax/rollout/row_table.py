@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from srft_jax.batch import prompt_key
-from srft_jax.rollout.request import Request
+from srft_jax.rollout.request import ResolvedRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,30 +20,14 @@ class PendingCompletion:
     """One completion to be made.
 
     Attributes:
-        request: What asks for it, filled in by `request.resolved`.
+        request: What asks for it.
         member: Its number within the group.
-        key: What its draws are folded from, uint32 [2].
+        draw_key: Threefry key that its draws are folded from, uint32 [2].
     """
 
-    request: Request
+    request: ResolvedRequest
     member: int
-    key: np.ndarray
-
-    @property
-    def limit(self) -> int:
-        """Tokens it may have, forced ones included."""
-        assert self.request.max_new_tokens is not None
-        return self.request.max_new_tokens
-
-    @property
-    def group(self) -> int:
-        assert self.request.group is not None
-        return self.request.group
-
-    @property
-    def temperature(self) -> float:
-        assert self.request.temperature is not None
-        return self.request.temperature
+    draw_key: np.ndarray
 
 
 @dataclasses.dataclass
@@ -98,11 +82,11 @@ class ActiveRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
-    """A prompt that must be prefilled, and where to."""
+class PrefillJob:
+    """A prompt that must be prefilled, and the prompt slot on a shard that takes it."""
 
     shard: int
-    slot: int
+    prompt_slot: int
     prompt: PromptEntry
 
 
@@ -111,7 +95,7 @@ def power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-class Slots:
+class RowTable:
     """Rows and prompts of this process on each of its shards, and the queue before them."""
 
     def __init__(self, *, shards: int) -> None:
@@ -120,8 +104,8 @@ class Slots:
         self.prompts: list[list[PromptEntry | None]] = [[] for _ in range(shards)]
         self._queue: deque[PromptEntry] = deque()  # prompts that have no slot
 
-    def add(self, requests: Sequence[Request], key: np.ndarray) -> None:
-        """Queue the completions of requests that are filled in.
+    def add(self, requests: Sequence[ResolvedRequest], draw_key: np.ndarray) -> None:
+        """Queue the completions of requests.
 
         Requests of one prompt with the same forced tokens share an entry, which is prefilled once,
         also where it is queued or in use already. A resident prompt that nobody uses any more is
@@ -131,7 +115,6 @@ class Slots:
         known = {_identity(entry): entry for entry in in_use}
         for request in requests:
             tokens = (*map(int, request.prompt), *map(int, request.forced))
-            assert request.temperature is not None  # filled in
             # Without forced tokens no log-prob depends on the temperature of the prompt's entry.
             temperature = request.temperature if len(request.forced) else 1.0
             entry = PromptEntry(tokens, len(request.forced), temperature)
@@ -143,7 +126,7 @@ class Slots:
                 self._queue.append(entry)
             first = request.first_member
             entry.waiting.extend(
-                PendingCompletion(request, member, key)
+                PendingCompletion(request, member, draw_key)
                 for member in range(first, first + request.group_size)
             )
         self._queue_longest_limit_first(self._queue)
@@ -186,8 +169,8 @@ class Slots:
         return [row for shard in self.rows for row in shard if row is not None]
 
     @property
-    def waiting(self) -> bool:
-        """Some completion has no row yet."""
+    def some_wait(self) -> bool:
+        """Whether some completion has no row yet."""
         return any(entry.waiting for entry in self._entries())
 
     @property
@@ -211,13 +194,13 @@ class Slots:
         shard, row = divmod(number, len(self.rows[0]))
         self.rows[shard][row] = None
 
-    def admit(self) -> list[Placement]:
+    def admit(self) -> list[PrefillJob]:
         """Give rows to waiting completions, to those of resident prompts first.
 
         Returns:
             Prompts that were given a slot, whose rows must not be decoded before a prefill.
         """
-        placements: list[Placement] = []
+        jobs: list[PrefillJob] = []
         open_shards = set(range(len(self.rows)))
         while open_shards:
             # The shard with the most free rows, the first of equals: shards are filled evenly.
@@ -229,9 +212,9 @@ class Slots:
             prompt = self.prompts[shard][slot]
             if prompt is None or not prompt.waiting:
                 prompt = self.prompts[shard][slot] = self._queue.popleft()
-                placements.append(Placement(shard, slot, prompt))
+                jobs.append(PrefillJob(shard, slot, prompt))
             self._fill(shard, slot, prompt)
-        return placements
+        return jobs
 
     def _slot_to_serve(self, shard: int) -> int | None:
         """A prompt slot whose next completion a free row can take, None if there is none."""
@@ -264,8 +247,12 @@ class Slots:
             completion = prompt.waiting.popleft()
             rows[number] = ActiveRow(completion, prompt, slot, lane, prompt.num_forced)
 
-    def index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return prompt_lengths, lengths, row_of_lane and lane_of_row of a `KVCache`."""
+    def cache_index(self) -> dict[str, np.ndarray]:
+        """Return the host's fields of a `KVCache`, int32, of all shards of this process.
+
+        prompt_lengths [P], lengths [R], row_of_lane [P, G] and lane_of_row [R]; the last two number
+        rows and lanes within a shard.
+        """
         shards, per_shard = len(self.rows), len(self.rows[0])
         prompt_slots = len(self.prompts[0])
         prompt_lengths = np.zeros((shards, prompt_slots), np.int32)
@@ -278,8 +265,12 @@ class Slots:
                     lengths[shard, number] = row.num_own
                     row_of_lane[shard, row.prompt_slot, row.lane] = number
                     lane_of_row[shard, number] = row.prompt_slot * self.lanes + row.lane
-        lanes = row_of_lane.reshape(-1, self.lanes)
-        return prompt_lengths.ravel(), lengths.ravel(), lanes, lane_of_row.ravel()
+        return {
+            "prompt_lengths": prompt_lengths.ravel(),
+            "lengths": lengths.ravel(),
+            "row_of_lane": row_of_lane.reshape(-1, self.lanes),
+            "lane_of_row": lane_of_row.ravel(),
+        }
 
 
 def _identity(entry: PromptEntry) -> tuple[tuple[int, ...], int, float]:
@@ -287,4 +278,4 @@ def _identity(entry: PromptEntry) -> tuple[tuple[int, ...], int, float]:
 
 
 def _longest_limit_first(entry: PromptEntry) -> int:
-    return -max(completion.limit for completion in entry.waiting)
+    return -max(completion.request.max_new_tokens for completion in entry.waiting)
