@@ -144,7 +144,7 @@ def role_mask(rows: Rows, *roles: Role) -> Bool[Array, "*lead"]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Normalisers:
-    """Denominators of a whole step, over microbatches and devices; 0 where nothing is counted."""
+    """Denominators of a whole update, over microbatches and devices; 0 where nothing is counted."""
 
     demonstration: Float[Array, ""]  # divides the NLL of demonstrations and hints
     # Divides the terms over completions, and the policy gradient of demonstrations and prefixes.
@@ -160,7 +160,7 @@ class Normalisers:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One optimizer step, static in shape; only the first `num_microbatches` are computed."""
+    """One update, static in shape; only the first `num_microbatches` are computed."""
 
     rows: Rows  # [M, B, T]
     normalisers: Normalisers
@@ -204,12 +204,14 @@ class KVCache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that an optimizer step changes, and all that a checkpoint must hold of the model."""
+    """All that an update changes, and all that a checkpoint must hold of the model."""
 
+    # Updates tried so far, skipped ones too; `training.state.updates_made` counts one optimizer's
+    # own.
     step: Int[Array, ""]
     params: Any
     optimizer_states: dict[str, Any]  # "policy", and "demonstration" where steps are on those alone
-    entropy_self: Float[Array, ""]  # token mean of the previous step, for batch-scoped weights
+    entropy_self: Float[Array, ""]  # token mean of the previous update, for batch-scoped weights
     entropy_demonstration: Float[Array, ""]
 
 

@@ -37,10 +37,12 @@ class Estimate:
 
     @property
     def needed(self) -> float:
+        """Bytes that the train step needs."""
         return sum(self.hbm.values())
 
     @property
     def seconds(self) -> float:
+        """Seconds if matmuls and collectives overlap."""
         return max(self.compute, self.exchange)
 
 

@@ -32,14 +32,17 @@ class Phase:
 
     @property
     def seconds(self) -> float:
+        """Seconds if matmuls, memory traffic and exchange overlap."""
         return max(self.compute, self.memory, self.exchange)
 
     @property
     def most_seconds(self) -> float:
+        """Seconds if nothing overlaps."""
         return self.compute + self.memory + self.exchange
 
     @property
     def bound(self) -> str:
+        """What takes the longest: "compute", "HBM" or "links"."""
         times = {"compute": self.compute, "HBM": self.memory, "links": self.exchange}
         return max(times, key=lambda name: times[name])
 

@@ -56,6 +56,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """Every program compiles, and a device holds the largest phase."""
         return not self.refused and self.needed <= self.topology.chip.hbm
 
     @property
@@ -70,6 +71,7 @@ class Plan:
 
     @property
     def train(self) -> Phase | None:
+        """The updates; None if they do not fit."""
         return next((phase for phase in self.phases if phase.name == "train"), None)
 
     @property

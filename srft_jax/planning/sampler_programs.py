@@ -39,9 +39,9 @@ def abstract_sampler_state(
 
     def make() -> SamplerState:
         return SamplerState(
-            empty_cache(config, shape, dtype),
-            jnp.zeros((shape.prompts, config.dim), dtype),
-            jnp.zeros((shape.rows, config.dim), dtype),
+            cache=empty_cache(config, shape, dtype),
+            prompt_hidden=jnp.zeros((shape.prompts, config.dim), dtype),
+            hidden=jnp.zeros((shape.rows, config.dim), dtype),
         )
 
     shapes = jax.eval_shape(make)
@@ -53,13 +53,14 @@ def _packed_prompts(mesh: Mesh, shape: CacheShape, pass_rows: int, forced: bool)
     """Return the inputs of one prefill pass, each row as long as the longest prompt."""
     rows = row_shards(mesh) * pass_rows
     tokens = row_sharded(mesh, rows, shape.prompt_capacity)
-    writes = CacheWrites(*4 * [row_sharded(mesh, rows)])
+    numbers = row_sharded(mesh, rows)
+    writes = CacheWrites(row=numbers, start=numbers, length=numbers, prompt_slot=numbers)
     temperatures = row_sharded(mesh, rows, shape.prompt_capacity, dtype=jnp.float32)
     return PackedPrompts(
-        tokens,
-        tokens,
-        tokens,
-        writes,
+        tokens=tokens,
+        positions=tokens,
+        segment_ids=tokens,
+        writes=writes,
         forced=tokens if forced else None,
         temperatures=temperatures if forced else None,
     )

@@ -57,7 +57,9 @@ def abstract_batch(run: PlannedRun) -> Batch:
     num_used: Any = jax.ShapeDtypeStruct((), jnp.int32)
     shapes = Batch(
         rows=jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape, x.dtype), empty_rows((1, 1, 1))),
-        normalisers=Normalisers(*len(dataclasses.fields(Normalisers)) * [number]),
+        normalisers=Normalisers(
+            **{field.name: number for field in dataclasses.fields(Normalisers)}
+        ),
         num_microbatches=num_used,
         on_policy=training.updates_per_rollout == 1,  # as far as a plan can know
     )

@@ -110,7 +110,7 @@ def hidden_and_head(
     return hidden.reshape(-1, hidden.shape[-1]), head
 
 
-def _token_objective(context: losses.LossContext, term: Array | None) -> Callable[..., Array]:
+def _loss_of_tokens(context: losses.LossContext, term: Array | None) -> Callable[..., Array]:
     """(stats, rows) -> loss of each token: of all terms, or of the term of this number alone."""
     if term is None:
         return lambda stats, rows: losses.token_objective(stats, rows, context)
@@ -167,7 +167,7 @@ def make_loss_fn(options: ForwardOptions, objective: Objective) -> LossFn:
                 hidden,
                 head,
                 flat,
-                _token_objective(context, term),
+                _loss_of_tokens(context, term),
                 temperature=options.temperature,
                 softcap=model_config.logit_softcap,
                 elementwise=objective.is_elementwise,
