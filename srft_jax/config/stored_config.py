@@ -7,6 +7,12 @@ from etils import epath
 
 from srft_jax.config import LoraConfig, RunConfig, UsageError, parse
 
+# What may differ when a run is continued, sections or keys; all else would make it another run.
+MAY_CHANGE = (
+    *("run_dir", "compilation_cache", "training.profile_steps", "training.memory_mib"),
+    *("mesh", "evaluation", "generate", "inspect", "export", "report", "plan"),
+)
+
 
 def stored_config(run_dir: str) -> RunConfig | None:
     """Read the configuration that a run directory holds; None where no run has started.
@@ -23,18 +29,51 @@ def stored_config(run_dir: str) -> RunConfig | None:
         raise UsageError(f"{file}, of the run that is there, cannot be read: {error}") from None
 
 
-def changes(before: Any, now: Any) -> dict[str, str]:
-    """Return the key of each leaf in which two sections differ -> both values.
+def changes(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the key of each leaf in which two configurations differ -> both values.
 
-    In: two of which only `training.num_steps` differs.
-    Out: {"training.num_steps": "training.num_steps = 6 (was 3)"}.
+    In: two of which only `training.num_steps` differs.  Out: {"training.num_steps": (3, 6)}.
     """
-    old, new = (_leaves(dataclasses.asdict(section)) for section in (before, now))
+    old, new = (_leaves(dataclasses.asdict(config)) for config in (before, now))
     return {
-        key: f"{key} = {new.get(key)} (was {old.get(key)})"
+        key: (old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     }
+
+
+def check_same_run(config: RunConfig) -> None:
+    """Refuse to continue a run under another configuration.
+
+    Raises:
+        UsageError: names the keys that differ.
+    """
+    stored = stored_config(config.run_dir)
+    if stored is None:
+        return
+    changed = {
+        key: values
+        for key, values in changes(stored, config).items()
+        if not _may_change(key, config)
+    }
+    if changed:
+        raise UsageError(
+            f"{config.run_dir} holds a run with another configuration: {_listed(changed)}; "
+            "choose another run_dir, or delete this one"
+        )
+
+
+def _may_change(key: str, config: RunConfig) -> bool:
+    if key == "training.num_steps":  # a cosine's length is the run's, so its past would differ
+        training = config.training
+        schedules = {training.optimizer.schedule, training.demonstration_optimizer.schedule}
+        return schedules == {"constant"}
+    return key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE
+
+
+def _listed(changed: dict[str, tuple[Any, Any]]) -> str:
+    """In: {"seed": (0, 1)}.  Out: "seed = 1 (was 0)"."""
+    return ", ".join(f"{key} = {now} (was {before})" for key, (before, now) in changed.items())
 
 
 def check_same_adapters(run_dir: str, lora: LoraConfig | None) -> None:
@@ -51,7 +90,7 @@ def check_same_adapters(run_dir: str, lora: LoraConfig | None) -> None:
     changed = changes(stored, asked)
     if changed:
         raise UsageError(
-            f"{run_dir} holds a run with other adapters: {', '.join(changed.values())}; "
+            f"{run_dir} holds a run with other adapters: {_listed(changed)}; "
             f"start from --config={run_dir}/config.yaml"
         )
 

@@ -1,5 +1,6 @@
 """Greedy pass@1: complete, verify, average."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,40 +16,49 @@ from srft_jax.rollout import Observer, Request, Sampler
 SAMPLES_PER_SET = 16
 
 
-def evaluate(
-    sampler: Sampler,
-    sets: Mapping[str, Sequence[EncodedExample]],
-    scorer: Scorer,
-    *,
-    stop_ids: tuple[int, ...],
-    stop_strings: tuple[str, ...] = (),
-    max_new_tokens: int | None = None,
-    slots: int | None = None,
-    observer: Observer | None = None,
+@dataclasses.dataclass(frozen=True)
+class Evaluations:
+    """What a policy is scored on, and how.
+
+    Attributes:
+        sets: Problems by the set's name; an empty set is left out.
+        scorer: Verifiers; shaping is not looked at.
+        stop_ids: Token ids that end a completion.
+        stop_strings: Texts that end a completion.
+        max_new_tokens: Longest completion; None takes the sampler's.
+        slots: Most completions decoded side by side; None takes the sampler's.
+    """
+
+    sets: Mapping[str, Sequence[EncodedExample]]
+    scorer: Scorer
+    stop_ids: tuple[int, ...]
+    stop_strings: tuple[str, ...] = ()
+    max_new_tokens: int | None = None
+    slots: int | None = None
+
+
+def measure_pass_at_1(
+    sampler: Sampler, evaluations: Evaluations, observer: Observer | None = None
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Measure greedy pass@1 of each set, all sets sampled in one go.
 
     Args:
         sampler: Holds the policy's parameters.
-        sets: Problems by the set's name; an empty set is left out.
-        scorer: Verifiers, without shaping.
-        stop_ids: Token ids that end a completion.
-        stop_strings: Texts that end a completion.
-        max_new_tokens: Longest completion; None takes the sampler's.
-        slots: Most completions decoded side by side; None takes the sampler's.
+        evaluations: What is measured, and how.
         observer: Called with the sampler's progress.
 
     Returns:
         `eval/<set>/pass@1` in [0, 1] and `eval/<set>/length` in tokens; samples of each set.
     """
+    sets, scorer = evaluations.sets, dataclasses.replace(evaluations.scorer, shaping=())
     names = [name for name, problems in sets.items() for _ in problems]
     problems = [problem for problems in sets.values() for problem in problems]
     requests = [
         Request(
             problem.prompt,
-            max_new_tokens=max_new_tokens,
-            stop_ids=stop_ids,
-            stop_strings=stop_strings,
+            max_new_tokens=evaluations.max_new_tokens,
+            stop_ids=evaluations.stop_ids,
+            stop_strings=evaluations.stop_strings,
             temperature=0.0,
             group=number,
         )
@@ -56,7 +66,9 @@ def evaluate(
     ]
     examples = [problem.example for problem in problems]
     key = jax.random.key(0)  # greedy: nothing is drawn
-    rollout = sample_verified(sampler, requests, examples, key, scorer, observer, slots=slots)
+    rollout = sample_verified(
+        sampler, requests, examples, key, scorer, observer, slots=evaluations.slots
+    )
     metrics, rows = {}, []
     for name in dict.fromkeys(names):
         answers = [

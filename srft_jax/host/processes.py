@@ -106,5 +106,7 @@ def _check_same_everywhere(config: RunConfig) -> None:
     first, *others = gathered(config)
     for number, other in enumerate(others, start=1):
         if different := changes(first, other):
-            text = ", ".join(different.values()).replace("(was ", "(process 0: ")
+            text = ", ".join(
+                f"{key} = {here} (process 0: {there})" for key, (there, here) in different.items()
+            )
             raise UsageError(f"process {number} has another configuration: {text}")

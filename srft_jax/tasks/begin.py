@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import optax
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from srft_jax.batch import TrainState
 from srft_jax.config import RunConfig, to_yaml
-from srft_jax.data.encoding import EncodedExample
+from srft_jax.evaluation.scores import Evaluations
 from srft_jax.experience.batches import BatchPlan
 from srft_jax.experience.collect import GroupPlan, Sources
 from srft_jax.experience.demonstrations import (
@@ -24,6 +24,7 @@ from srft_jax.host.compilations import Compilations
 from srft_jax.host.profiler import Profiler
 from srft_jax.mesh import gathered
 from srft_jax.models import lora
+from srft_jax.models.decoder import Params
 from srft_jax.objectives.stages import Stage, Stages
 from srft_jax.report import summary
 from srft_jax.report.records import Recorder
@@ -39,7 +40,7 @@ from srft_jax.training import updates
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.loading import load_frozen, load_reference
 from srft_jax.training.microbatch import FixedParams
-from srft_jax.training.optimizer import make_optimizers
+from srft_jax.training.optimizer import Optimizers, make_optimizers
 from srft_jax.training.run_export import keep_model_files
 
 
@@ -54,7 +55,7 @@ class Rollouts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Updates:
+class Learner:
     """How every step trains on its experience.
 
     Attributes:
@@ -75,18 +76,6 @@ class Updates:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluations:
-    """What the policy is scored on, and how: see `evaluation.scores.evaluate`."""
-
-    sets: Mapping[str, Sequence[EncodedExample]]
-    scorer: Scorer
-    stop_ids: tuple[int, ...]
-    stop_strings: tuple[str, ...]
-    max_new_tokens: int
-    slots: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Records:
     """What a run leaves behind, and where it shows how far it is."""
 
@@ -98,77 +87,122 @@ class Records:
     compilations: Compilations
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What every step of a run is made with.
+
+    Attributes:
+        rollouts: Where experience comes from.
+        learner: How it is trained on.
+        evaluations: What the policy is scored on.
+        records: What the run leaves behind.
+        start: Step that the run goes on from; 0 if it is new.
+    """
+
+    rollouts: Rollouts
+    learner: Learner
+    evaluations: Evaluations
+    records: Records
+    start: int
+
+
 def begin(
-    setup: Setup, rows_line: str, checkpoints: Checkpoints, stack: contextlib.ExitStack
-) -> tuple[Rollouts, Updates, Evaluations, Records, TrainState, int]:
+    setup: Setup, checkpoints: Checkpoints, stack: contextlib.ExitStack
+) -> tuple[Run, TrainState]:
     """Open what stays open, make or restore the state, and say what the run starts from.
 
     Args:
-        setup: The run.
-        rows_line: How `training.rows_per_microbatch` was found, see `with_rows`.
+        setup: The run, its rows per microbatch chosen.
         checkpoints: Checkpoints of the run directory.
         stack: What is opened is entered here.
 
     Returns:
-        What steps are made with, the state, and the step that the run goes on from, 0 if it is new.
+        What steps are made with, and the state before the first one.
     """
-    config, mesh = setup.config, setup.mesh
-    pool = stack.enter_context(reward_pool(setup.data, setup.config.rewards))
+    config, model_config, mesh = setup.config, setup.model_config, setup.mesh
+    pool = stack.enter_context(reward_pool(setup.data, config.rewards))
     stack.enter_context(jax.set_mesh(mesh))
     compilations = stack.enter_context(Compilations())
-    keep_model_files(config, setup.model_config, setup.tokenizer)
+    keep_model_files(config, model_config, setup.tokenizer)
     check_same_everywhere(gathered(digests(setup.data.texts)))
     streams = _streams(setup)
-    optimizers = make_optimizers(config.training, setup.stages, setup.model_config)
+    optimizers = make_optimizers(config.training, setup.stages, model_config)
     state, start = fresh_or_resumed(
-        config, setup.model_config, mesh, optimizers.transformations, checkpoints, streams
+        config, model_config, mesh, optimizers.transformations, checkpoints, streams
     )
-    # With LoRA; no checkpoint holds it.
-    frozen = load_frozen(config.model, setup.model_config, mesh, config.seed)
+    frozen = load_frozen(config.model, model_config, mesh, config.seed)  # no checkpoint holds them
+    # After the state: a run that cannot be continued keeps its records as they are.
     open_run_dir(config, start)
     records = _open_records(config, compilations, stack)
-    progress = records.progress
+    _announce(records.progress, setup, frozen, state, start)
+    rollouts = _open_rollouts(setup, pool, streams, records.progress)
+    update_sampler(rollouts.sampler, frozen, state)
+    learner = _make_learner(setup, optimizers, frozen)
+    evaluations = make_evaluations(setup, rollouts.scorer)
+    return Run(rollouts, learner, evaluations, records, start), state
+
+
+def update_sampler(sampler: Sampler, frozen: Params, state: TrainState) -> None:
+    """Let the sampler draw from the policy of this state."""
+    sampler.update(lora.whole(frozen, state.params), int(state.step))
+
+
+def make_scorer(setup: Setup, pool: RewardPool) -> Scorer:
+    """Return how the run scores answers."""
+    rewards = setup.config.rewards
+    return Scorer(pool, setup.tokenizer, rewards.shaping, rewards.correct_threshold)
+
+
+def make_evaluations(setup: Setup, scorer: Scorer) -> Evaluations:
+    """Return what the policy is scored on, and how."""
+    return Evaluations(
+        setup.data.evaluation,
+        scorer,
+        stop_ids=setup.tokenizer.stop_ids,
+        stop_strings=tuple(setup.config.rollout.stop_strings),
+        max_new_tokens=setup.config.evaluation.max_new_tokens,
+        slots=setup.config.evaluation.slots,
+    )
+
+
+def _announce(
+    progress: ProgressLine, setup: Setup, frozen: Params, state: TrainState, start: int
+) -> None:
+    """Show the configuration, how large a step is, and where the run goes on."""
+    config = setup.config
     progress.message(to_yaml(config))
-    if rows_line:
-        progress.message(rows_line)
     progress.message(
         summary.batch_arithmetic(
-            config, setup.data, setup.stages, setup.tokenizer, mesh, frozen, state.params
+            config, setup.data, setup.stages, setup.tokenizer, setup.mesh, frozen, state.params
         )
     )
     if start == config.training.num_steps:
         progress.message(f"already at step {start} of {start}: nothing to train")
     elif start:
         progress.message(f"continues after step {start} of {config.training.num_steps}")
-    rollouts = _open_rollouts(setup, pool, streams, progress)
-    rollouts.sampler.update(lora.whole(frozen, state.params), int(state.step))
-    reference = load_reference(config.model, setup.objective, frozen, mesh)
-    updating = Updates(
+
+
+def _make_learner(setup: Setup, optimizers: Optimizers, frozen: Params) -> Learner:
+    """Nothing compiles yet; the reference is loaded."""
+    config, options = setup.config, forward_options(setup)
+    reference = load_reference(config.model, setup.objective, frozen, setup.mesh)
+    return Learner(
         stages=setup.stages,
         functions={
             stage: updates.make_stage_functions(
-                stage, forward_options(setup), optimizers.transformations[stage.optimizer]
+                stage, options, optimizers.transformations[stage.optimizer]
             )
             for stage in setup.stages.all
         },
         learning_rates=optimizers.learning_rates,
         plan=BatchPlan(
             config.training,
-            longest_sequence=setup.config.longest_sequence,
+            longest_sequence=config.longest_sequence,
             length_cap=config.rollout.max_new_tokens,
         ),
         fixed=FixedParams(frozen, reference),
-        mesh=mesh,
+        mesh=setup.mesh,
     )
-    evaluations = Evaluations(
-        setup.data.evaluation,
-        dataclasses.replace(rollouts.scorer, shaping=()),
-        stop_ids=setup.tokenizer.stop_ids,
-        stop_strings=tuple(config.rollout.stop_strings),
-        max_new_tokens=config.evaluation.max_new_tokens,
-        slots=config.evaluation.slots,
-    )
-    return rollouts, updating, evaluations, records, state, start
 
 
 def _streams(setup: Setup) -> Streams:
@@ -187,7 +221,7 @@ def _open_rollouts(
 ) -> Rollouts:
     """The sampler, and demonstrations with their verdicts where rewards are used."""
     config, train = setup.config, setup.data.train
-    scorer = Scorer(pool, setup.tokenizer, config.rewards.shaping, config.rewards.correct_threshold)
+    scorer = make_scorer(setup, pool)
     demonstrations = all_demonstrations(train)
     if setup.objective.uses_rollouts and setup.objective.uses_demonstrations:
         demonstrations = verified(demonstrations, train, scorer)

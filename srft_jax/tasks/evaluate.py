@@ -6,19 +6,19 @@ import sys
 import jax
 
 from srft_jax.config import RunConfig, UsageError
-from srft_jax.evaluation import scores
-from srft_jax.experience.scoring import Scorer
+from srft_jax.evaluation.scores import measure_pass_at_1
 from srft_jax.report.summary import rollout_observer, scores_table
 from srft_jax.report.terminal import ProgressLine
 from srft_jax.rollout import Sampler
 from srft_jax.setup.prepare import prepare, reward_pool
+from srft_jax.tasks.begin import make_evaluations, make_scorer
 from srft_jax.training.loading import load_policy
 
 
 def evaluate(config: RunConfig) -> int:
     """Print a table, then the same as one JSON line."""
     setup = prepare(config)
-    sets = setup.data.evaluation
+    config, sets = setup.config, setup.data.evaluation
     if not any(sets.values()):
         raise UsageError(
             "there is nothing to evaluate: data.evaluation names no set that holds a problem"
@@ -29,20 +29,12 @@ def evaluate(config: RunConfig) -> int:
     )
     with (
         jax.set_mesh(setup.mesh),
-        reward_pool(setup.data, setup.config.rewards) as pool,
+        reward_pool(setup.data, config.rewards) as pool,
         ProgressLine(stream=sys.stderr) as progress,
     ):
-        observer = rollout_observer(progress, "evaluation")
-        values, _ = scores.evaluate(
-            sampler,
-            sets,
-            Scorer(pool, setup.tokenizer, threshold=config.rewards.correct_threshold),
-            stop_ids=setup.tokenizer.stop_ids,
-            stop_strings=tuple(config.rollout.stop_strings),
-            max_new_tokens=config.evaluation.max_new_tokens,
-            slots=config.evaluation.slots,
-            observer=observer if jax.process_index() == 0 else None,
-        )
+        observer = rollout_observer(progress, "evaluation") if jax.process_index() == 0 else None
+        evaluations = make_evaluations(setup, make_scorer(setup, pool))
+        values, _ = measure_pass_at_1(sampler, evaluations, observer)
     print(scores_table(values, {name: len(problems) for name, problems in sets.items()}))
     print(json.dumps(values))
     return 0

@@ -17,6 +17,7 @@ from srft_jax.training.loading import load_policy
 def generate(config: RunConfig) -> int:
     """Print each prompt and its completions."""
     setup = prepare(config)
+    config = setup.config
     problems = _problems(config, next(iter(setup.data.evaluation.values()), ()), setup.tokenizer)
     if jax.process_index() != 0:
         problems = ()  # other processes decode along

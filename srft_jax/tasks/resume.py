@@ -1,4 +1,4 @@
-"""How a run goes on from its newest checkpoint, and what keeps it from being another run."""
+"""How a run goes on from its newest checkpoint."""
 
 import time
 
@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from srft_jax.batch import TrainState
 from srft_jax.config import ModelConfig, RunConfig, UsageError, to_yaml
-from srft_jax.config.stored_config import changes, stored_config
 from srft_jax.experience.streams import Streams
 from srft_jax.mesh import gathered
 from srft_jax.report.writers import cut_back
@@ -17,37 +16,8 @@ from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.loading import load_trained
 from srft_jax.training.state import Transformations, abstract_state, fresh_state
 
-# What may differ when a run is continued, sections or keys; all else would make it another run.
-MAY_CHANGE = (
-    *("run_dir", "compilation_cache", "training.profile_steps", "training.memory_mib"),
-    *("mesh", "evaluation", "generate", "inspect", "export", "report", "plan"),
-)
-
 # NFS remembers so long that a file was not there, by default; processes have just looked for it.
 _SEEN_SECONDS = 60.0
-
-
-def check_same_run(config: RunConfig) -> None:
-    """Refuse to continue a run under another configuration, naming what differs."""
-    stored = stored_config(config.run_dir)
-    if stored is None:
-        return
-    changed = [
-        text for key, text in changes(stored, config).items() if not _may_change(key, config)
-    ]
-    if changed:
-        raise UsageError(
-            f"{config.run_dir} holds a run with another configuration: {', '.join(changed)}; "
-            "choose another run_dir, or delete this one"
-        )
-
-
-def _may_change(key: str, config: RunConfig) -> bool:
-    if key == "training.num_steps":  # a cosine's length is the run's, so its past would differ
-        training = config.training
-        schedules = {training.optimizer.schedule, training.demonstration_optimizer.schedule}
-        return schedules == {"constant"}
-    return key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE
 
 
 def fresh_or_resumed(

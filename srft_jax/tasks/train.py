@@ -10,25 +10,26 @@ from collections.abc import Sequence
 import jax
 
 from srft_jax.batch import TrainState
-from srft_jax.config import RunConfig, TrainingConfig
-from srft_jax.evaluation.scores import evaluate
+from srft_jax.config import RunConfig
+from srft_jax.config.stored_config import check_same_run
+from srft_jax.evaluation.scores import measure_pass_at_1
 from srft_jax.experience.batches import Update, make_updates
 from srft_jax.experience.collect import collect
+from srft_jax.experience.groups import Experience
 from srft_jax.experience.metrics import mix_metric, rollout_metrics, sample_rows
 from srft_jax.host.compilations import compilation_lines
 from srft_jax.host.stop_requests import stop_requests
 from srft_jax.mesh import largest_of_processes
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params
+from srft_jax.objectives.stages import Stage
 from srft_jax.report import summary
 from srft_jax.report.page import write_report
 from srft_jax.report.records import Diverged, StepRecord
 from srft_jax.report.writers import read_metrics
-from srft_jax.rollout import Sampler
 from srft_jax.setup.prepare import prepare
-from srft_jax.tasks.begin import Evaluations, Records, Rollouts, Updates, begin
+from srft_jax.tasks.begin import Records, Run, begin, update_sampler
 from srft_jax.tasks.planned import with_rows
-from srft_jax.tasks.resume import check_same_run
 from srft_jax.training import updates
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.run_export import write_export
@@ -46,16 +47,16 @@ def train(config: RunConfig) -> int:
     with contextlib.ExitStack() as stack:
         stop_requested = stack.enter_context(stop_requests())
         checkpoints = stack.enter_context(Checkpoints(config.run_dir, training.keep_checkpoints))
-        rollouts, updating, evaluations, records, state, start = begin(
-            setup, rows_line, checkpoints, stack
-        )
-        streams = rollouts.sources.streams
-        if start == 0:
+        run, state = begin(setup, checkpoints, stack)
+        records, streams = run.records, run.rollouts.sources.streams
+        if rows_line:
+            records.progress.message(rows_line)
+        if run.start == 0:
             records.progress.message("evaluating before the first step; the sampler compiles first")
-        if _evaluation_due(config, start) and not _was_evaluated(config.run_dir, start):
-            _evaluate(rollouts.sampler, evaluations, records, start, start)
-        for step in range(start + 1, training.num_steps + 1):
-            state, record = _step(rollouts, updating, records, step, start, state, training)
+        if _evaluation_due(config, run.start) and not _was_evaluated(config.run_dir, run.start):
+            _evaluate(run, run.start)
+        for step in range(run.start + 1, training.num_steps + 1):
+            state, record = _step(run, state, step)
             try:
                 records.recorder.add(record)
             except Diverged:  # the state is the last sound one
@@ -80,69 +81,60 @@ def train(config: RunConfig) -> int:
                 return 130
             if _evaluation_due(config, step):
                 records.recorder.flush()
-                _evaluate(rollouts.sampler, evaluations, records, start, step)
-        rollouts.sampler.release()  # the export needs its memory
-    _finish(config, lora.whole(updating.fixed.frozen, state.params))
+                _evaluate(run, step)
+        run.rollouts.sampler.release()  # the export needs its memory
+    _finish(config, lora.whole(run.learner.fixed.frozen, state.params))
     return 0
 
 
-def _step(
-    rollouts: Rollouts,
-    updating: Updates,
-    records: Records,
-    step: int,
-    start: int,
-    state: TrainState,
-    training: TrainingConfig,
-) -> tuple[TrainState, StepRecord]:
+def _step(run: Run, state: TrainState, step: int) -> tuple[TrainState, StepRecord]:
     """Rollouts, then updates on them; `state` is donated."""
+    learner, records, sampler = run.learner, run.records, run.rollouts.sampler
     records.profiler.begin(step)
-    began, stage = time.monotonic(), updating.stages.at(step)
-    what = f"step {step}/{training.num_steps}, rollout"
-    experience = collect(
-        rollouts.sampler,
-        rollouts.scorer,
-        rollouts.sources,
-        rollouts.plan,
-        stage,
-        step,
-        summary.rollout_observer(records.progress, what),
-    )
-    rollouts.sampler.release()  # its memory is free for the updates, which donate the parameters
+    began, stage = time.monotonic(), learner.stages.at(step)
+    experience = _roll_out(run, stage, step)
+    # `apply` donates the parameters, which the sampler shares where shardings agree: it lets go of
+    # them first, with its memory, and has those of the new state afterwards.
+    sampler.release()
     rolled_out = time.monotonic()
     for warning in records.watch.warnings(step, experience.sampled):
         records.progress.message(warning)
     step_updates = make_updates(
         experience.groups,
-        rollouts.sources,
-        updating.plan,
-        updating.stages,
+        run.rollouts.sources,
+        learner.plan,
+        learner.stages,
         step,
         version=int(state.step),
     )
-    values = rollout_metrics(
-        experience,
-        stage.objective,
-        length_cap=updating.plan.length_cap,
-    )
+    values = rollout_metrics(experience, stage.objective, length_cap=learner.plan.length_cap)
     values |= mix_metric(stage, step)
-    values |= updates.update_metrics(step_updates, state, updating.learning_rates)
+    values |= updates.update_metrics(step_updates, state, learner.learning_rates)
     state, metrics = updates.apply(
-        updating.functions,
+        learner.functions,
         state,
         step_updates,
-        updating.mesh,
-        fixed=updating.fixed,
-        measure_norms=_due(step, training.gradient_norms_every),
+        learner.mesh,
+        fixed=learner.fixed,
+        measure_norms=_due(step, learner.plan.training.gradient_norms_every),
     )
     records.recorder.flush()  # the previous step's records, while the device computes this one
     jax.block_until_ready(state)
-    rollouts.sampler.update(lora.whole(updating.fixed.frozen, state.params), int(state.step))
+    update_sampler(sampler, learner.fixed.frozen, state)
     records.profiler.end()
     values |= _timing(began, rolled_out, step_updates)
-    values |= _compiled(records, f"step {step}", expected=step == start + 1)
+    values |= _compiled(records, f"step {step}", expected=step == run.start + 1)
     samples = sample_rows(experience.groups)
     return state, StepRecord(step, metrics, values, samples, step_updates)
+
+
+def _roll_out(run: Run, stage: Stage, step: int) -> Experience:
+    """Groups of the step, verified."""
+    rollouts, num_steps = run.rollouts, run.learner.plan.training.num_steps
+    observer = summary.rollout_observer(run.records.progress, f"step {step}/{num_steps}, rollout")
+    return collect(
+        rollouts.sampler, rollouts.scorer, rollouts.sources, rollouts.plan, stage, step, observer
+    )
 
 
 def _compiled(records: Records, where: str, *, expected: bool) -> dict[str, float]:
@@ -186,23 +178,13 @@ def _timing(began: float, rolled_out: float, step_updates: Sequence[Update]) -> 
     }
 
 
-def _evaluate(
-    sampler: Sampler, evaluations: Evaluations, records: Records, start: int, step: int
-) -> None:
+def _evaluate(run: Run, step: int) -> None:
     """Score the policy on the evaluation sets; the verdicts go among the samples."""
-    began = time.monotonic()
-    values, rows = evaluate(
-        sampler,
-        evaluations.sets,
-        evaluations.scorer,
-        stop_ids=evaluations.stop_ids,
-        stop_strings=evaluations.stop_strings,
-        max_new_tokens=evaluations.max_new_tokens,
-        slots=evaluations.slots,
-        observer=summary.rollout_observer(records.progress, f"step {step}, evaluation"),
-    )
+    began, records = time.monotonic(), run.records
+    observer = summary.rollout_observer(records.progress, f"step {step}, evaluation")
+    values, rows = measure_pass_at_1(run.rollouts.sampler, run.evaluations, observer)
     # Or the next step would count what the evaluation compiles.
-    _compiled(records, f"step {step}, evaluation,", expected=step == start)
+    _compiled(records, f"step {step}, evaluation,", expected=step == run.start)
     records.writer.metrics(step, values | {"time/evaluation": time.monotonic() - began})
     records.writer.samples([{"step": step} | row for row in rows])
     records.progress.message(f"step {step}: {summary.scores_line(values)}")

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from srft_jax.batch import Trajectory
+from srft_jax.config import ShapingConfig
 from srft_jax.data.encoding import EncodedExample
 from srft_jax.data.examples import Example
-from srft_jax.evaluation.scores import evaluate
+from srft_jax.evaluation.scores import Evaluations, measure_pass_at_1
 from srft_jax.experience import verified_sampling
 from srft_jax.experience.scoring import Scorer
 from srft_jax.experience.verified_sampling import BackgroundScorer, sample_verified
@@ -257,14 +258,11 @@ def test_scores_are_those_of_their_sets():
 
     sets = {"held_out": problems(range(4)), "none": problems([]), "ood": problems([4, 5])}
     seen = []
-    values, rows = evaluate(
+    shaped = Scorer(Pool(), Tokenizer(), [ShapingConfig("length", 1.0)], threshold=20.0)
+    values, rows = measure_pass_at_1(
         LastFirst(trajectory(index, 0) for index in reversed(range(6))),
-        sets,
-        Scorer(Pool(), Tokenizer(), threshold=20.0),
-        stop_ids=(0,),
-        max_new_tokens=9,
-        slots=3,
-        observer=seen.append,
+        Evaluations(sets, shaped, stop_ids=(0,), max_new_tokens=9, slots=3),
+        seen.append,
     )
     assert values == {
         "eval/held_out/pass@1": 0.5,

@@ -20,7 +20,7 @@ from tiny_runs import (
     tiny_arguments,
 )
 
-from srft_jax.config import DistributedConfig, RunConfig, UsageError
+from srft_jax.config import DataConfig, DistributedConfig, RunConfig, UsageError
 from srft_jax.host import processes
 from srft_jax.models import load_hf
 
@@ -181,6 +181,14 @@ def test_all_end_when_the_first_process_is_killed():
 def test_another_configuration_in_one_process_is_named():
     results = failing(2, 0, "configuration")
     assert "error: process 1 has another configuration: seed = 1 (process 0: 0)" in results[0][2]
+
+
+def test_values_that_differ_are_shown_as_they_are(monkeypatch):
+    prompt, other = DataConfig(system_prompt="it (was so)"), DataConfig()
+    monkeypatch.setattr(processes, "gathered", lambda config: [RunConfig(data=other), config])
+    message = r"data.system_prompt = it \(was so\) \(process 0: None\)"
+    with pytest.raises(UsageError, match=message):
+        processes._check_same_everywhere(RunConfig(data=prompt))
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ from tiny_runs import NO_PROBLEMS, ROOT, newest_checkpoint, tiny_config, tiny_mo
 
 import run
 from srft_jax.config import ExportConfig, UsageError
+from srft_jax.config.stored_config import check_same_run
 from srft_jax.models import init_params, load_hf, save_hf
 from srft_jax.models.safetensors_reader import find_tensors
 from srft_jax.models.tokenizer import load_tokenizer
 from srft_jax.setup.prepare import prepare
 from srft_jax.tasks.planned import planned
-from srft_jax.tasks.resume import check_same_run, open_run_dir
+from srft_jax.tasks.resume import open_run_dir
 from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.loading import load_trained
 from srft_jax.training.run_export import keep_model_files
