@@ -90,7 +90,7 @@ def _frozen_itemsize(run: PlannedRun) -> int:
 
 
 def _activations(run: PlannedRun) -> float:
-    """Return bytes that all layers keep of a microbatch, that one layer works on, and of logits."""
+    """Return bytes of a microbatch: kept by all layers, in use in one layer, and logits."""
     model = run.model_config
     heads = model.head_dim * (
         2 * _part_on_device(run, "heads", model.num_heads)

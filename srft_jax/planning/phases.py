@@ -42,7 +42,7 @@ class Phase:
 
     @property
     def bound(self) -> str:
-        """What takes the longest: "compute", "HBM" or "links"."""
+        """Which of "compute", "HBM" and "links" takes the longest."""
         times = {"compute": self.compute, "HBM": self.memory, "links": self.exchange}
         return max(times, key=lambda name: times[name])
 

@@ -120,7 +120,7 @@ class PlannedRun:
         return decode_mesh(self.mesh, self.sampling.tensor)
 
     def with_rows(self, rows: int) -> "PlannedRun":
-        """Return the run with so many rows in a microbatch."""
+        """Return the run with this number of rows in a microbatch."""
         training = dataclasses.replace(self.training, rows_per_microbatch=rows)
         return dataclasses.replace(self, training=training)
 

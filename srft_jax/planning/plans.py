@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def needed(self) -> float:
-        """Bytes on a device, in the phase that holds the most."""
+        """Bytes that a device needs, in the phase that needs the most."""
         held = [sum(by_purpose.values()) for by_purpose in self.memory.values()]
         return max([*held, *(program.needed or 0.0 for program in self.refused)])
 

@@ -41,7 +41,7 @@ def _scaled(run: PlannedRun, topology: Topology, larger: Topology) -> PlannedRun
 
 
 def _with_chips(topology: Topology, chips: int, compiler: Compiler) -> Topology | None:
-    """Return the most cubic slice with so many chips that is built, or as many slices as before."""
+    """Return `chips` chips as the most cubic slice that is built, in as many slices as before."""
     kind = topology.name.partition(":")[0]
     if topology.chip.kind != "tpu" or chips % topology.slices:
         return None

@@ -150,7 +150,7 @@ def seconds_to_send(topology: Topology, group: Group, sent: float) -> float:
 
 
 def bytes_between_slices(topology: Topology, summed: float) -> float:
-    """Return what a device sends by a ring to sum `summed` bytes with every other slice."""
+    """Return the bytes that a device sends in a ring to sum `summed` bytes over all slices."""
     return 2 * summed * (topology.slices - 1) / topology.slices
 
 

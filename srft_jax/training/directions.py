@@ -1,4 +1,4 @@
-"""Into which direction an optimizer steps, at a learning rate of 1: AdamW, Adafactor, Muon.
+"""The direction of an optimizer's step, at a learning rate of 1: AdamW, Adafactor, Muon.
 
 All three make updates of about the same size, so a learning rate that suits one suits the others.
 A stacked parameter [L, ...] is L parameters: Adafactor and Muon take their statistics over a matrix
@@ -93,7 +93,7 @@ class _ByLayer(NamedTuple):
 
 
 def _by_layer(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The transformation of each layer's parameters on their own."""
+    """Apply the transformation to each layer's parameters on their own."""
 
     def init(params: Params) -> _ByLayer:
         layers, rest = _split(params)
@@ -110,6 +110,6 @@ def _by_layer(transformation: optax.GradientTransformation) -> optax.GradientTra
 
 
 def _split(params: Params) -> tuple[Params, Params]:
-    """A tree of parameters as the stacked ones of the layers, and all others."""
+    """Split parameters into the stacked ones of the layers, and all others."""
     rest = {name: value for name, value in params.items() if name != "layers"}
     return {"layers": params["layers"]}, rest

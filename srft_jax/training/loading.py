@@ -115,7 +115,7 @@ def load_checkpoint(
 def _random_params(
     model_config: ModelConfig, mesh: Mesh, seed: int, part: Callable[[Params], Params]
 ) -> Params:
-    """A part of the parameters that the seed makes; the rest is never allocated."""
+    """Draw `part` of the parameters from the seed; the rest is never allocated."""
     init = jax.jit(
         lambda key: part(init_params(model_config, key)),
         out_shardings=part(families.param_shardings(mesh, model_config)),

@@ -61,7 +61,7 @@ _REDUCTIONS = {
 
 
 def _masks(rows: Rows, objective: Objective) -> dict[str, Array]:
-    """Which tokens [N] a metric is taken over, by the name in `_Metric.tokens`."""
+    """Masks [N] of the tokens that metrics are taken over, by the name in `_Metric.tokens`."""
     self_tokens = role_mask(rows, Role.SELF)
     demonstration = role_mask(rows, Role.DEMONSTRATION)
     return {
@@ -139,7 +139,7 @@ def initial_metrics(names: Iterable[str]) -> Metrics:
 
 
 def combine(total: Metrics, part: Metrics) -> Metrics:
-    """Return the values of the microbatches so far and one more."""
+    """Return the values of the microbatches so far, with those of one more."""
     return {name: _reduction(name).between(total[name], value) for name, value in part.items()}
 
 

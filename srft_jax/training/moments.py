@@ -57,7 +57,7 @@ def stored_as(
 
 
 def _map_moments(function: Any, state: Any) -> Any:
-    """The state with function(path, moment) in place of each moment."""
+    """Replace each moment of a state by function(path, moment)."""
     return jax.tree.map_with_path(
         lambda path, x: function(path, x) if _parameter_of(path) else x, state
     )

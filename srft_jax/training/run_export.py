@@ -52,5 +52,5 @@ def export_path(config: RunConfig) -> str:
 
 
 def model_files(config: RunConfig) -> epath.Path:
-    """Return the directory of what `keep_model_files` keeps."""
+    """Return the directory that `keep_model_files` writes."""
     return epath.Path(config.run_dir) / "model"

@@ -15,7 +15,7 @@ class KernelWork(NamedTuple):
 
 
 def declared_work(call: Instruction) -> KernelWork | None:
-    """Return what a kernel says of itself by `cost_estimate`; None if it says nothing."""
+    """Return the `cost_estimate` that a kernel declares; None if it declares none."""
     keys = ("flops", "bytes_accessed")
     matches = [re.search(rf'"{key}":"?(\d+)', call.attributes) for key in keys]
     flops, accessed = (float(match[1]) if match else None for match in matches)
