@@ -6,7 +6,7 @@ import numpy as np
 from tiny_runs import tiny_config
 
 from srft_jax.batch import Trajectory
-from srft_jax.experience.batches import BatchPlan
+from srft_jax.experience.batches import BatchOptions
 from srft_jax.experience.collect import Sources
 from srft_jax.experience.demonstrations import all_demonstrations
 from srft_jax.experience.groups import Group
@@ -50,8 +50,8 @@ def sources_of(setup, streams=None, **verdict):
     return Sources(setup.data.train, demonstrations, streams or streams_of(setup))
 
 
-def batch_plan(setup):
-    return BatchPlan(
+def batch_options(setup):
+    return BatchOptions(
         setup.config.training,
         longest_sequence=setup.config.longest_sequence,
         length_cap=LENGTH_CAP,
@@ -94,7 +94,7 @@ def made_group(
     trajectories = trajectories or [made_trajectory() for _ in rewards]
     given = sources_of(setup, **verified(demonstration_reward)).demonstrations
     return Group(
-        index=index,
+        pair=(index, demonstration or 0),
         problem=setup.data.train[index],
         trajectories=[
             dataclasses.replace(trajectory, **verified(reward))

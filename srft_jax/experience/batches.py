@@ -8,9 +8,9 @@ import numpy as np
 
 from srft_jax.batch import GIVEN, Batch, Role, Trajectory
 from srft_jax.config import Objective, TrainingConfig
-from srft_jax.experience.collect import Sources, overlong
+from srft_jax.experience.collect import Sources
 from srft_jax.experience.groups import Group
-from srft_jax.objectives.advantages import group_advantages
+from srft_jax.objectives.advantages import group_advantages, overlong
 from srft_jax.objectives.rows import TrainingSequence, make_batch
 from srft_jax.objectives.schedules import mix_weights, top_entropy
 from srft_jax.objectives.stages import Stage, Stages
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchPlan:
+class BatchOptions:
     """How sequences become batches.
 
     Attributes:
@@ -41,58 +41,97 @@ class Update:
     batch: Batch
 
 
-_Planned = tuple[Stage, list[TrainingSequence]]  # an update whose batch is not packed yet
+@dataclasses.dataclass(frozen=True)
+class PlannedUpdate:
+    """An optimizer step whose sequences are not packed yet."""
+
+    stage: Stage
+    sequences: list[TrainingSequence]
 
 
-def make_updates(
+def plan_updates(
     groups: Sequence[Group],
     sources: Sources,
-    plan: BatchPlan,
+    options: BatchOptions,
     stages: Stages,
     step: int,
-    *,
-    version: int,
-) -> list[Update]:
-    """Return the optimizer steps on one rollout, the groups split evenly between them.
+) -> list[PlannedUpdate]:
+    """Return what each update on one rollout trains on, the groups split evenly between them.
 
     Updates on full buffers of demonstrations follow. Where nothing has a gradient, there is no
-    update: momentum alone would move the parameters.
+    update: momentum alone would move the parameters. Advances `sources.streams`: its iterator of
+    demonstrations, and the buffer.
 
     Args:
         groups: As sampled.
         sources: Demonstrations with an iterator of their own, and the buffer.
-        plan: How sequences become batches.
+        options: How sequences become batches.
         stages: Objectives of the run.
         step: From 1.
-        version: Number of updates that the parameters at hand have had.
     """
     stage = stages.at(step)
-    planned = [
-        (stage, sequences) for sequences in _split_into_updates(groups, sources, plan, stage, step)
-    ] + _on_buffer(sources, stages.buffered if stage is stages.policy else None)
-    with_gradient = [
-        (stage, sequences)
-        for stage, sequences in planned
-        if any(_has_gradient(sequence, stage.objective) for sequence in sequences)
+    objective, parts = stage.objective, options.training.updates_per_rollout
+    # The gate says whose demonstrations are trained on at all; the buffer takes these out of their
+    # groups; the split comes last, so that updates share what is trained on now.
+    gated = [gate(group, objective) for group in groups]
+    if objective.demo_buffer:
+        gated = _move_to_buffer(gated, sources)
+    pairs = sources.streams.demonstrations() if objective.demo_source == "own" else []
+    demo_weight, self_weight = mix_weights(objective, stage.stage_step(step))
+    planned = []
+    for some_groups, some_pairs in zip(_split(gated, parts), _split(pairs, parts), strict=True):
+        sequences = [
+            sequence
+            for group in some_groups
+            for sequence in group_sequences(group, objective, options)
+        ]
+        sequences += [demonstration_sequence(sources, pair) for pair in some_pairs]
+        weighted = [
+            dataclasses.replace(
+                sequence, weight=demo_weight if _is_demonstration(sequence) else self_weight
+            )
+            for sequence in sequences
+        ]
+        planned.append(PlannedUpdate(stage, weighted))
+    if stage is stages.policy and stages.buffered is not None:
+        planned += _on_buffer(sources, stages.buffered)
+    return [
+        update
+        for update in planned
+        if any(_has_gradient(sequence, update.stage.objective) for sequence in update.sequences)
     ]
-    on_policy = is_on_policy(with_gradient, version)
+
+
+def pack_updates(
+    planned: Sequence[PlannedUpdate], options: BatchOptions, version: int
+) -> list[Update]:
+    """Return the optimizer steps of one rollout.
+
+    Args:
+        planned: All updates of the step.
+        options: How sequences become batches.
+        version: Number of updates that the parameters at hand have had.
+    """
+    on_policy = is_on_policy(planned, version)
     return [
         Update(
-            stage,
+            update.stage,
             make_batch(
-                sequences,
-                stage.objective,
-                plan.training,
-                num_microbatches=stage.num_microbatches(plan.longest_sequence, plan.training),
-                length_cap=plan.length_cap,
+                update.sequences,
+                update.stage.objective,
+                options.training,
+                num_microbatches=update.stage.num_microbatches(
+                    options.longest_sequence, options.training
+                ),
+                length_cap=options.length_cap,
                 on_policy=on_policy,
             ),
         )
-        for stage, sequences in with_gradient
+        for update in planned
     ]
 
 
-def is_on_policy(updates: Sequence[_Planned], version: int) -> bool:
+def is_on_policy(updates: Sequence[PlannedUpdate], version: int) -> bool:
     """Return whether each update trains on what the very parameters it starts from have drawn.
 
     The versions in the trajectories say so: update number u of the step starts from version + u.
@@ -101,47 +140,18 @@ def is_on_policy(updates: Sequence[_Planned], version: int) -> bool:
     """
     return all(
         sequence.trajectory.version in (version + number, GIVEN)
-        for number, (_, sequences) in enumerate(updates)
-        for sequence in sequences
+        for number, update in enumerate(updates)
+        for sequence in update.sequences
     )
 
 
-def _split_into_updates(
-    groups: Sequence[Group], sources: Sources, plan: BatchPlan, stage: Stage, step: int
-) -> list[list[TrainingSequence]]:
-    """Sequences of each update, with their weights."""
-    objective, parts = stage.objective, plan.training.updates_per_rollout
-    gated = [gate(group, objective) for group in groups]
-    if objective.demo_buffer:
-        gated = _move_to_buffer(gated, sources)
-    pairs = sources.streams.demonstrations() if objective.demo_source == "own" else []
-    demo_weight, self_weight = mix_weights(objective, stage.stage_step(step))
-    updates = []
-    for some_groups, some_pairs in zip(_split(gated, parts), _split(pairs, parts), strict=True):
-        completions = [
-            sequence
-            for group in some_groups
-            for sequence in group_sequences(group, objective, plan)
-        ]
-        given = [demonstration_sequence(sources, pair) for pair in some_pairs]
-        updates.append(
-            [
-                dataclasses.replace(
-                    sequence,
-                    weight=demo_weight if _is_demonstration(sequence) else self_weight,
-                )
-                for sequence in completions + given
-            ]
-        )
-    return updates
-
-
-def _on_buffer(sources: Sources, stage: Stage | None) -> list[_Planned]:
+def _on_buffer(sources: Sources, stage: Stage) -> list[PlannedUpdate]:
     """Updates on the buffered demonstrations, as often as the buffer is full."""
-    updates: list[_Planned] = []
-    while stage is not None and sources.streams.num_waiting >= stage.sequences_per_update:
-        pairs = sources.streams.take_waiting(stage.sequences_per_update)
-        updates.append((stage, [demonstration_sequence(sources, pair) for pair in pairs]))
+    updates = []
+    while sources.streams.num_buffered >= stage.sequences_per_update:
+        pairs = sources.streams.take_buffered(stage.sequences_per_update)
+        sequences = [demonstration_sequence(sources, pair) for pair in pairs]
+        updates.append(PlannedUpdate(stage, sequences))
     return updates
 
 
@@ -158,13 +168,7 @@ def gate(group: Group, objective: Objective) -> Group:
 
 def _move_to_buffer(groups: Sequence[Group], sources: Sources) -> list[Group]:
     """The groups without their demonstrations, which wait."""
-    sources.streams.wait(
-        [
-            (group.index, group.demonstration.member)
-            for group in groups
-            if group.demonstration is not None
-        ]
-    )
+    sources.streams.buffer([group.pair for group in groups if group.demonstration is not None])
     return [dataclasses.replace(group, demonstration=None) for group in groups]
 
 
@@ -205,12 +209,14 @@ def demonstration_sequence(sources: Sources, pair: tuple[int, int]) -> TrainingS
     return TrainingSequence(prompt, sources.demonstrations[pair], Role.DEMONSTRATION)
 
 
-def group_sequences(group: Group, objective: Objective, plan: BatchPlan) -> list[TrainingSequence]:
+def group_sequences(
+    group: Group, objective: Objective, options: BatchOptions
+) -> list[TrainingSequence]:
     """Return the group as sequences, advantages filled in."""
     given = [] if group.demonstration is None else [group.demonstration]
     advantages, demonstration_advantages = group_advantages(
         [
-            trajectory.reward + overlong(trajectory, objective, plan.length_cap)
+            trajectory.reward + overlong(trajectory, objective, options.length_cap)
             for trajectory in group.trajectories
         ],
         [demonstration.reward for demonstration in given],

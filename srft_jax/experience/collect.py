@@ -16,7 +16,6 @@ from srft_jax.experience.groups import Experience, Group
 from srft_jax.experience.scoring import Scorer
 from srft_jax.experience.streams import Streams
 from srft_jax.experience.verified_sampling import NO_PROGRESS, VerifiedRollout, sample_verified
-from srft_jax.objectives.advantages import overlong_penalty
 from srft_jax.objectives.schedules import prefix_length
 from srft_jax.objectives.stages import Stage
 from srft_jax.rollout import Observer, Request, Sampler
@@ -38,7 +37,7 @@ class Sources:
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupPlan:
+class GroupOptions:
     """How groups are asked for.
 
     Attributes:
@@ -61,7 +60,7 @@ def collect(
     sampler: Sampler,
     scorer: Scorer,
     sources: Sources,
-    plan: GroupPlan,
+    options: GroupOptions,
     stage: Stage,
     step: int,
     observer: Observer | None = None,
@@ -75,28 +74,29 @@ def collect(
         sampler: Holds the current policy's parameters; unused by an objective without rollouts.
         scorer: Verifiers.
         sources: Prompts and demonstrations.
-        plan: How groups are asked for.
+        options: How groups are asked for.
         stage: Objective of the step.
         step: From 1.
         observer: Called with the sampler's progress.
     """
     objective = stage.objective
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(plan.seed), 1), step)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(options.seed), 1), step)
     rollouts: list[VerifiedRollout] = []
     sampled: list[Group] = []
     kept: list[Group] = []
     for refill in range(objective.max_refills + 1):
         prompts = sources.streams.prompts(objective)
         refill_key = jax.random.fold_in(key, refill) if refill else key
-        requests = _requests(sources, plan, stage, step, prompts)
+        requests = _requests(sources, options, stage, step, prompts)
         rollouts.append(_sample(sampler, scorer, sources, requests, prompts, refill_key, observer))
         groups = _groups(sources, objective, prompts, rollouts[-1].groups)
         sampled += groups
         kept += [group for group in groups if not _is_dropped(group, objective)]
-        if len(kept) >= plan.prompts_per_step:
+        # Enough groups; a last refill may bring more than that, or leave too few.
+        if len(kept) >= options.prompts_per_step:
             break
-    dropped = sum(_is_dropped(group, objective) for group in sampled)
-    return Experience(sampled, kept[: plan.prompts_per_step], refill, dropped, rollouts)
+    dropped = len(sampled) - len(kept)
+    return Experience(sampled, kept[: options.prompts_per_step], refill, dropped, rollouts)
 
 
 def _is_dropped(group: Group, objective: Objective) -> bool:
@@ -119,7 +119,7 @@ def _groups(
     with_groups = objective.trains_demonstrations and objective.demo_source == "group"
     return [
         Group(
-            index=pair[0],
+            pair=pair,
             problem=sources.train[pair[0]],
             trajectories=trajectories,
             demonstration=sources.demonstrations.get(pair) if with_groups else None,
@@ -145,19 +145,19 @@ def _sample(
 
 
 def _requests(
-    sources: Sources, plan: GroupPlan, stage: Stage, step: int, prompts: PromptBatch
+    sources: Sources, options: GroupOptions, stage: Stage, step: int, prompts: PromptBatch
 ) -> list[Request]:
     """Requests of all groups; none for an objective without rollouts."""
     if not stage.objective.uses_rollouts:
         return []
     requests: list[Request] = []
     for group, (index, demonstration) in enumerate(prompts.pairs()):
-        prefix = _prefix(sources, plan.seed, stage, step, index, demonstration)
+        prefix = _prefix(sources, options.seed, stage, step, index, demonstration)
         plain = Request(
             sources.train[index].prompt,
-            plan.completions_per_prompt,
-            stop_ids=plan.stop_ids,
-            stop_strings=plan.stop_strings,
+            options.completions_per_prompt,
+            stop_ids=options.stop_ids,
+            stop_strings=options.stop_strings,
             group=group,
         )
         requests += _with_prefix(plain, prefix, stage.objective)
@@ -183,10 +183,3 @@ def _prefix(
     rng = np.random.default_rng((seed, step, index))
     length = prefix_length(stage.objective, stage.stage_step(step), len(tokens), rng)
     return tuple(tokens[:length].tolist())
-
-
-def overlong(trajectory: Trajectory, objective: Objective, length_cap: int) -> float:
-    """Return what is added to the reward that advantages are taken over; at most 0."""
-    if not objective.overlong_buffer:
-        return 0.0
-    return overlong_penalty(len(trajectory.tokens), length_cap, objective.overlong_buffer)

@@ -13,14 +13,14 @@ class Group:
     """A prompt, its completions, and the demonstration that is trained on beside them.
 
     Attributes:
-        index: Number of the prompt in the training set.
+        pair: Number of the prompt in the training set, and of its demonstration at this visit.
         problem: The prompt, as text and as ids.
         trajectories: Completions that the policy drew; none for an objective without rollouts.
         demonstration: An answer given in the data, scored where rewards are used; None where the
             prompt has none, or none that this step trains on.
     """
 
-    index: int
+    pair: tuple[int, int]
     problem: EncodedExample
     trajectories: Sequence[Trajectory]
     demonstration: Trajectory | None

@@ -8,9 +8,9 @@ import numpy as np
 
 from srft_jax.batch import Trajectory
 from srft_jax.config import Objective
-from srft_jax.experience.collect import overlong
 from srft_jax.experience.groups import Experience, Group
 from srft_jax.experience.scoring import sample_row
+from srft_jax.objectives.advantages import overlong
 from srft_jax.objectives.schedules import mix_weights
 from srft_jax.objectives.stages import Stage
 from srft_jax.rewards.verdicts import Verdict

@@ -69,7 +69,7 @@ class Streams:
         seed: int,
     ) -> None:
         batches = functools.partial(prompt_batches, train, weights=weights)
-        self._examples = _digest(train)
+        self._train_digest = _digest(train)
         self._iterators: dict[str, grain.DatasetIterator[PromptBatch]] = {}
         if objective.uses_rollouts:
             self._iterators["prompts"] = batches(prompts_per_step, seed)
@@ -79,7 +79,7 @@ class Streams:
             self._iterators["demonstrations"] = batches(
                 objective.demo_per_step, seed + 1, demonstrated=True
             )
-        self._waiting: list[Pair] = []
+        self._buffer: list[Pair] = []
 
     def prompts(self, objective: Objective) -> PromptBatch:
         """Return the next prompts; without rollouts only those that have a demonstration."""
@@ -89,17 +89,17 @@ class Streams:
         """Return the next demonstrations of the iterator of their own."""
         return next(self._iterators["demonstrations"]).pairs()
 
-    def wait(self, pairs: list[Pair]) -> None:
+    def buffer(self, pairs: list[Pair]) -> None:
         """Put demonstrations at the end of the buffer."""
-        self._waiting += pairs
+        self._buffer += pairs
 
     @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
+    def num_buffered(self) -> int:
+        return len(self._buffer)
 
-    def take_waiting(self, count: int) -> list[Pair]:
+    def take_buffered(self, count: int) -> list[Pair]:
         """Take the first `count` demonstrations out of the buffer, which holds that many."""
-        taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        taken, self._buffer = self._buffer[:count], self._buffer[count:]
         return taken
 
     def state(self) -> dict[str, Any]:
@@ -110,8 +110,8 @@ class Streams:
         positions = {name: iterator.get_state() for name, iterator in self._iterators.items()}
         return {
             "iterators": positions,
-            "waiting": [list(pair) for pair in self._waiting],
-            "examples": self._examples,
+            "waiting": [list(pair) for pair in self._buffer],
+            "examples": self._train_digest,
         }
 
     def restore(self, state: dict[str, Any], run_dir: str) -> None:
@@ -120,11 +120,11 @@ class Streams:
         Raises:
             UsageError: it was taken from another training set.
         """
-        if state["examples"] != self._examples:
+        if state["examples"] != self._train_digest:
             raise UsageError(
                 f"the training set is not the one that {run_dir} was started with: the same "
                 "configuration now reads other rows"
             )
         for name, iterator in self._iterators.items():
             iterator.set_state(state["iterators"][name])
-        self._waiting = [(example, number) for example, number in state["waiting"]]
+        self._buffer = [(example, number) for example, number in state["waiting"]]

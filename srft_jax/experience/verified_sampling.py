@@ -133,9 +133,6 @@ def sample_verified(
         if observer is not None:
             observer(now)
 
-    unnumbered = [request for request in requests if request.group is None]
-    if unnumbered:
-        raise ValueError(f"{len(unnumbered)} requests do not say which example they answer")
     here = requests_here(requests, jax.process_index(), jax.process_count())
     sampler.submit(here, key, slots=slots)
     with BackgroundScorer(scorer) as background:
@@ -161,8 +158,17 @@ def requests_here(requests: Sequence[Request], process: int, num_processes: int)
     """Return the requests that a process completes: processes take turns, group by group.
 
     In: groups 0 0 1 2 2, two processes.  Out: groups 0 and 2 for process 0, group 1 for process 1.
+
+    Raises:
+        ValueError: some request has no number of a group.
     """
-    return [request for request in requests if (request.group or 0) % num_processes == process]
+    here = []
+    for number, request in enumerate(requests):
+        if request.group is None:
+            raise ValueError(f"request {number} does not say which example it answers")
+        if request.group % num_processes == process:
+            here.append(request)
+    return here
 
 
 def _summed(progress: RolloutProgress) -> RolloutProgress:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from srft_jax.batch import Trajectory
+from srft_jax.config import Objective
+
 
 def group_advantages(
     rewards: Sequence[float],
@@ -63,3 +66,10 @@ def overlong_penalty(length: int, length_cap: int, buffer_share: float) -> float
     buffer = buffer_share * length_cap
     excess = length - (length_cap - buffer)
     return -min(excess / buffer, 1.0) if excess > 0 else 0.0
+
+
+def overlong(trajectory: Trajectory, objective: Objective, length_cap: int) -> float:
+    """Return what is added to the reward that advantages are taken over; at most 0."""
+    if not objective.overlong_buffer:
+        return 0.0
+    return overlong_penalty(len(trajectory.tokens), length_cap, objective.overlong_buffer)

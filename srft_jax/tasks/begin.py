@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from srft_jax.batch import TrainState
 from srft_jax.config import RunConfig, to_yaml
 from srft_jax.evaluation.scores import Evaluations
-from srft_jax.experience.batches import BatchPlan
-from srft_jax.experience.collect import GroupPlan, Sources
+from srft_jax.experience.batches import BatchOptions
+from srft_jax.experience.collect import GroupOptions, Sources
 from srft_jax.experience.demonstrations import (
     all_demonstrations,
     describe_demonstrations,
@@ -51,7 +51,7 @@ class Rollouts:
     sampler: Sampler
     scorer: Scorer
     sources: Sources
-    plan: GroupPlan
+    options: GroupOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Learner:
         stages: Objectives of the run.
         functions: Compiled functions of each stage.
         learning_rates: Schedule of each optimizer.
-        plan: How sequences become batches.
+        options: How sequences become batches.
         fixed: Parameters that no step changes: frozen ones, and the reference's.
         mesh: Devices.
     """
@@ -70,7 +70,7 @@ class Learner:
     stages: Stages
     functions: dict[Stage, updates.StageFunctions]
     learning_rates: Mapping[str, optax.Schedule]
-    plan: BatchPlan
+    options: BatchOptions
     fixed: FixedParams
     mesh: Mesh
 
@@ -195,7 +195,7 @@ def _make_learner(setup: Setup, optimizers: Optimizers, frozen: Params) -> Learn
             for stage in setup.stages.all
         },
         learning_rates=optimizers.learning_rates,
-        plan=BatchPlan(
+        options=BatchOptions(
             config.training,
             longest_sequence=config.longest_sequence,
             length_cap=config.rollout.max_new_tokens,
@@ -231,7 +231,7 @@ def _open_rollouts(
         Sampler(setup.model_config, setup.sampling, setup.mesh, tokenizer=setup.tokenizer),
         scorer,
         Sources(train, demonstrations, streams),
-        GroupPlan(
+        GroupOptions(
             config.data.prompts_per_step,
             config.rollout.completions_per_prompt,
             stop_ids=setup.tokenizer.stop_ids,

@@ -13,7 +13,7 @@ from srft_jax.batch import TrainState
 from srft_jax.config import RunConfig
 from srft_jax.config.stored_config import check_same_run
 from srft_jax.evaluation.scores import measure_pass_at_1
-from srft_jax.experience.batches import Update, make_updates
+from srft_jax.experience.batches import Update, pack_updates, plan_updates
 from srft_jax.experience.collect import collect
 from srft_jax.experience.groups import Experience
 from srft_jax.experience.metrics import mix_metric, rollout_metrics, sample_rows
@@ -99,15 +99,11 @@ def _step(run: Run, state: TrainState, step: int) -> tuple[TrainState, StepRecor
     rolled_out = time.monotonic()
     for warning in records.watch.warnings(step, experience.sampled):
         records.progress.message(warning)
-    step_updates = make_updates(
-        experience.groups,
-        run.rollouts.sources,
-        learner.plan,
-        learner.stages,
-        step,
-        version=int(state.step),
+    planned = plan_updates(
+        experience.groups, run.rollouts.sources, learner.options, learner.stages, step
     )
-    values = rollout_metrics(experience, stage.objective, length_cap=learner.plan.length_cap)
+    step_updates = pack_updates(planned, learner.options, version=int(state.step))
+    values = rollout_metrics(experience, stage.objective, length_cap=learner.options.length_cap)
     values |= mix_metric(stage, step)
     values |= updates.update_metrics(step_updates, state, learner.learning_rates)
     state, metrics = updates.apply(
@@ -116,7 +112,7 @@ def _step(run: Run, state: TrainState, step: int) -> tuple[TrainState, StepRecor
         step_updates,
         learner.mesh,
         fixed=learner.fixed,
-        measure_norms=_due(step, learner.plan.training.gradient_norms_every),
+        measure_norms=_due(step, learner.options.training.gradient_norms_every),
     )
     records.recorder.flush()  # the previous step's records, while the device computes this one
     jax.block_until_ready(state)
@@ -130,10 +126,10 @@ def _step(run: Run, state: TrainState, step: int) -> tuple[TrainState, StepRecor
 
 def _roll_out(run: Run, stage: Stage, step: int) -> Experience:
     """Groups of the step, verified."""
-    rollouts, num_steps = run.rollouts, run.learner.plan.training.num_steps
+    rollouts, num_steps = run.rollouts, run.learner.options.training.num_steps
     observer = summary.rollout_observer(run.records.progress, f"step {step}/{num_steps}, rollout")
     return collect(
-        rollouts.sampler, rollouts.scorer, rollouts.sources, rollouts.plan, stage, step, observer
+        rollouts.sampler, rollouts.scorer, rollouts.sources, rollouts.options, stage, step, observer
     )
 
 

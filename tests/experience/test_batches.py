@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_groups import (
     LENGTH_CAP,
-    batch_plan,
+    batch_options,
     made_group,
     made_trajectory,
     setup_of,
@@ -15,7 +15,13 @@ from made_groups import (
 )
 
 from srft_jax.batch import Role
-from srft_jax.experience.batches import demonstration_sequence, gate, group_sequences, make_updates
+from srft_jax.experience.batches import (
+    demonstration_sequence,
+    gate,
+    group_sequences,
+    pack_updates,
+    plan_updates,
+)
 from srft_jax.setup.prepare import prepare
 
 SELF, DEMONSTRATION = Role.SELF, Role.DEMONSTRATION
@@ -23,8 +29,8 @@ SELF, DEMONSTRATION = Role.SELF, Role.DEMONSTRATION
 
 def updates_of(setup, groups, step=1, streams=None, version=0):
     sources = sources_of(setup, streams)
-    plan, stages = batch_plan(setup), setup.stages
-    return make_updates(groups, sources, plan, stages, step, version=version)
+    options, stages = batch_options(setup), setup.stages
+    return pack_updates(plan_updates(groups, sources, options, stages, step), options, version)
 
 
 def tokens_of(batch, role):
@@ -32,7 +38,7 @@ def tokens_of(batch, role):
 
 
 def sequences_of(setup, group):
-    return group_sequences(group, setup.stages.at(1).objective, batch_plan(setup))
+    return group_sequences(group, setup.stages.at(1).objective, batch_options(setup))
 
 
 class TestGate:
@@ -179,7 +185,7 @@ class TestBuffer:
         )
         assert (first.stage.name, tokens_of(first.batch, DEMONSTRATION)) == ("policy", 0)
         assert tokens_of(first.batch, SELF) == 2 * 3 * 4
-        assert streams.num_waiting == 1
+        assert streams.num_buffered == 1
         groups = [made_group(setup, example, [0, 0, 0]) for example in (2, 3, 4)]
         policy, buffered = updates_of(setup, groups, streams=streams)
         assert (policy.stage.name, buffered.stage.name) == ("policy", "buffered")
@@ -187,7 +193,7 @@ class TestBuffer:
         expected = sum(len(setup.data.train[i].demonstrations[0]) for i in (0, 2, 3))
         assert tokens_of(buffered.batch, DEMONSTRATION) == expected
         assert tokens_of(buffered.batch, SELF) == 0
-        assert streams.take_waiting(3) == [(4, 0)]
+        assert streams.take_buffered(3) == [(4, 0)]
 
     def test_several_full_buffers(self, setup):
         groups = [made_group(setup, example, [0, 0, 0]) for example in range(7)]
@@ -201,9 +207,9 @@ class TestBuffer:
 
     def test_waiting_demonstrations_are_in_the_state(self, setup):
         streams, restored = streams_of(setup), streams_of(setup)
-        streams.wait([(3, 0), (1, 0)])
+        streams.buffer([(3, 0), (1, 0)])
         restored.restore(streams.state(), "run")
-        assert restored.take_waiting(2) == [(3, 0), (1, 0)]
+        assert restored.take_buffered(2) == [(3, 0), (1, 0)]
 
 
 class TestOwnDemonstrations:

@@ -19,7 +19,7 @@ from made_groups import (
 from tiny_runs import ROOT, tiny_config
 
 from srft_jax.data.pipeline import NO_DEMONSTRATION, PromptBatch
-from srft_jax.experience.collect import GroupPlan, _requests, collect
+from srft_jax.experience.collect import GroupOptions, _requests, collect
 from srft_jax.experience.metrics import rollout_metrics
 from srft_jax.experience.scoring import Scorer
 from srft_jax.report.terminal import ProgressLine
@@ -60,9 +60,9 @@ class Pool:
         return [RewardResult(next(self._rewards), "right") for _ in requests]
 
 
-def group_plan(setup):
+def group_options(setup):
     rollout = setup.config.rollout
-    return GroupPlan(
+    return GroupOptions(
         setup.config.data.prompts_per_step, rollout.completions_per_prompt, stop_ids=(0,)
     )
 
@@ -71,7 +71,7 @@ def collect_step(setup, rewards, step=1, **verdict):
     """The experience of a step, and the calls of the sampler."""
     sampler, scorer = FourTokens(), Scorer(Pool(rewards), setup.tokenizer)
     sources, stage = sources_of(setup, **verdict), setup.stages.at(step)
-    found = collect(sampler, scorer, sources, group_plan(setup), stage, step)
+    found = collect(sampler, scorer, sources, group_options(setup), stage, step)
     return found, sampler.calls
 
 
@@ -106,7 +106,7 @@ class TestRefills:
         assert [len(found.sampled), len(found.groups), len(calls)] == [8, 4, 2]
         assert found.groups == [found.sampled[i] for i in (0, 2, 4, 5)]
         assert self.metrics(setup, found) == pytest.approx([1, 3, (5 * 1 + 3 * 3) / 24])
-        examples = [group.index for group in found.sampled]
+        examples = [group.pair[0] for group in found.sampled]
         streams = streams_of(setup)
         batches = [streams.prompts(setup.objective) for _ in range(2)]
         assert examples == [i for batch in batches for i in batch.example]
@@ -242,7 +242,7 @@ class TestPrefixes:
         setup = setup_of(tmp_path, "prefix_rft", **self.SHARE)
         requests = _requests(
             sources_of(setup),
-            group_plan(setup),
+            group_options(setup),
             setup.stages.at(1),
             1,
             PromptBatch(np.asarray([0, 1]), np.asarray([NO_DEMONSTRATION] * 2)),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_groups import (
     LENGTH_CAP,
-    batch_plan,
+    batch_options,
     made_group,
     made_progress,
     made_trajectory,
@@ -83,7 +83,7 @@ def test_advantages_are_of_the_whole_reward_and_correct_is_the_verifiers(tmp_pat
     setup = setup_of(tmp_path, "srft", advantage_std="false")
     group = shaped_group(setup, 0, [1.0, 0.0, 0.0], [0.0, 2.0, 0.0])
     objective = setup.stages.at(1).objective
-    sequences = group_sequences(group, objective, batch_plan(setup))
+    sequences = group_sequences(group, objective, batch_options(setup))
     rewards = np.asarray([1.0, 2.0, 0.0, 1.5])
     assert [one.advantage for one in sequences] == pytest.approx(rewards - rewards.mean())
     assert [one.trajectory.correct for one in sequences] == [True, False, False, True]

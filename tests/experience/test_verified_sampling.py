@@ -132,6 +132,8 @@ def test_processes_take_turns_group_by_group(count, shares):
         here = verified_sampling.requests_here(requests, turn, count)
         assert [request.group for request in here] == share
         assert verified_sampling.requests_here([], turn, count) == []
+        with pytest.raises(ValueError, match="request 1 does not say which example it answers"):
+            verified_sampling.requests_here([requests[0], Request([1])], turn, count)
 
 
 def test_the_order_is_that_of_requests():

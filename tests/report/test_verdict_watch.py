@@ -27,7 +27,7 @@ def scored(verdicts, kind="math", shaping=()):
         )
         for number, verdict in enumerate(verdicts)
     ]
-    return [Group(index=0, problem=problem, trajectories=trajectories, demonstration=None)]
+    return [Group(pair=(0, 0), problem=problem, trajectories=trajectories, demonstration=None)]
 
 
 def test_more_than_a_fifth_is_warned_of_once_with_an_example():
