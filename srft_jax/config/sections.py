@@ -319,13 +319,13 @@ class RunConfig:
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
 
     @property
-    def max_demonstration_tokens(self) -> int:
-        """`data.max_demonstration_tokens`, by default `rollout.max_new_tokens`."""
+    def longest_demonstration(self) -> int:
+        """Most tokens of a demonstration: `data.max_demonstration_tokens` with its default."""
         limit = self.data.max_demonstration_tokens
         return self.rollout.max_new_tokens if limit is None else limit
 
     @property
     def longest_sequence(self) -> int:
         """Input tokens of the longest training sequence; its last token is a target only."""
-        longest_answer = max(self.rollout.max_new_tokens, self.max_demonstration_tokens)
-        return self.data.max_prompt_tokens + longest_answer - 1
+        longest = max(self.rollout.max_new_tokens, self.longest_demonstration)
+        return self.data.max_prompt_tokens + longest - 1

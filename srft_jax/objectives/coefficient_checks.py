@@ -1,4 +1,4 @@
-"""Which coefficients make no sense, alone or together."""
+"""Checks of the coefficients, of each alone and of those that need each other."""
 
 from collections.abc import Iterator
 

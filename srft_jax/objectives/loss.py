@@ -3,15 +3,18 @@ are known before the forward pass.
 
     L = sum over DEMONSTRATION tokens   a (-logp) / Z_demo - demo_policy rho A / Z_policy
       + sum over HINT tokens            hint_nll (-logp) / Z_demo
-      + sum over PREFIX tokens          prefix_policy S / Z_policy
-      + sum over SELF tokens            w S / Z_policy
+      + sum over PREFIX tokens          prefix_policy i S / Z_policy
+      + sum over SELF tokens            w i S / Z_policy
       + sum over kl_role's tokens       kl KL / Z_kl
       - sum over SELF, DEMONSTRATION    entropy_bonus H / Z_entropy
 
 with a = demo_nll exp(+-H) {1, p, p(1-p)}, w = self_positive exp(+-H) for good completions and
-self_negative for all other ones, rho = r / (r + gamma) with r = p / p_behavior, and S the surrogate
-of objectives/surrogates.py, or for completions -logp (up) and +logp (down). `rows.weight`
-multiplies likelihoods and policy gradients, not the KL nor the bonus. Weights take no gradient.
+self_negative for all other ones, rho = r / (r + gamma) with r = p / p_behavior, S the surrogate of
+objectives/surrogates.py, and i = min(p_old / p_sampler, importance_cap), or 1 where the old
+log-probs are the sampler's. For completions i S may be -logp (up) and +logp (down) instead.
+`rows.weight` multiplies likelihoods and policy gradients, not the KL nor the bonus. Weights take no
+gradient. Where the aggregation is `sequences`, Z counts sequences, and each token's term is divided
+by the number of trained tokens of its sequence: a mean of means.
 
 A token's loss needs that token alone, but for two settings that need its whole sequence:
 entropy_scope = sequence, and surrogate = gspo.
@@ -177,7 +180,7 @@ def loss_terms(stats: Stats, rows: Rows, context: LossContext) -> dict[str, Floa
     def nll(where: Array, loss: Array) -> Array:
         return _per_count(jnp.where(where, loss * nll_share, 0.0), z.demonstration)
 
-    def policy(where: Array, loss: Array, count: Array = z.policy) -> Array:
+    def normalised(where: Array, loss: Array, count: Array = z.policy) -> Array:
         return _per_count(jnp.where(where, loss * policy_share, 0.0), count)
 
     terms = {}
@@ -189,19 +192,19 @@ def loss_terms(stats: Stats, rows: Rows, context: LossContext) -> dict[str, Floa
     if objective.demo_policy:
         rho = _demonstration_ratio(stats, rows, objective.demo_ratio_gamma)
         weight = objective.demo_policy * rows.weight
-        terms["demo_policy"] = policy(demo, -weight * rho * rows.advantage)
+        terms["demo_policy"] = normalised(demo, -weight * rho * rows.advantage)
     if objective.prefix_policy:
         weight = objective.prefix_policy * rows.weight
         prefix = role_mask(rows, Role.PREFIX)
-        terms["prefix_policy"] = policy(prefix, weight * _policy_gradient(stats, rows, context))
+        terms["prefix_policy"] = normalised(prefix, weight * _policy_gradient(stats, rows, context))
     if objective.self_form != "none":
-        terms["self"] = policy(completion, _self_loss(stats, rows, context))
+        terms["self"] = normalised(completion, _self_loss(stats, rows, context))
     if objective.kl:
         where = completion if objective.kl_role == "self" else demo
-        terms["kl"] = policy(where, objective.kl * _kl(stats, objective), z.kl)
+        terms["kl"] = normalised(where, objective.kl * _kl(stats, objective), z.kl)
     if objective.entropy_bonus:
         bonus = -objective.entropy_bonus * stats.entropy
-        terms["entropy_bonus"] = policy(completion | demo, bonus, z.entropy)
+        terms["entropy_bonus"] = normalised(completion | demo, bonus, z.entropy)
     return terms
 
 

@@ -131,7 +131,7 @@ def expand(config: ObjectiveConfig) -> Objective:
     """Return the preset's row, with the coefficients that the configuration sets.
 
     Raises:
-        UsageError: the coefficients make no sense.
+        UsageError: the coefficients make no sense; it names every mistake.
     """
     if config.expanded_from not in (None, config.preset):
         raise UsageError(
@@ -141,6 +141,6 @@ def expand(config: ObjectiveConfig) -> Objective:
     names = [field.name for field in dataclasses.fields(Objective)]
     replaced = {name: vars(config)[name] for name in names if vars(config)[name] is not None}
     objective = dataclasses.replace(PRESETS[config.preset], **replaced)
-    for error in errors(objective):
-        raise UsageError(error)
+    if found := list(errors(objective)):
+        raise UsageError("; ".join(found))
     return objective

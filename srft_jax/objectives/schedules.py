@@ -1,4 +1,4 @@
-"""What goes by the step or is drawn for it: mixing weights, lengths of prefixes, their tokens."""
+"""Schedules, values that go by the step: mixing weights, lengths of prefixes, their tokens."""
 
 import math
 from collections.abc import Sequence

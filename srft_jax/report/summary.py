@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from jax.sharding import Mesh
 
-from srft_jax.config import Objective, RunConfig, TrainingConfig
+from srft_jax.config import Objective, TrainingConfig
 from srft_jax.data.encoding import EncodedSets
 from srft_jax.models.decoder import Params, num_params
 from srft_jax.models.tokenizer import Tokenizer
@@ -21,35 +21,44 @@ TableRows = list[list[str]]
 
 
 def batch_arithmetic(
-    config: RunConfig,
     data: EncodedSets,
     stages: Stages,
     tokenizer: Tokenizer,
     mesh: Mesh,
     frozen: Params,
     trained: Params,
+    *,
+    preset: str,
+    training: TrainingConfig,
+    prompts_per_step: int,
+    completions_per_prompt: int,
+    longest_sequence: int,
 ) -> str:
     """Return the table of what a step is made of.
 
     Args:
-        config: Configuration with its preset's coefficients filled in.
         data: All sets.
         stages: Stages of the run.
         tokenizer: Tokenizer of the policy.
         mesh: Devices.
         frozen: With LoRA, all parameters but the adapters, or their shapes; otherwise none.
         trained: Parameters that training changes, or their shapes.
+        preset: Name of the method.
+        training: Row length, rows per microbatch, updates per rollout.
+        prompts_per_step: Distinct prompts of a step.
+        completions_per_prompt: Group size.
+        longest_sequence: Input tokens of the longest prompt and answer.
     """
     parts = (
         data_rows(data),
         policy_rows(frozen, trained, tokenizer),
-        [["objective", config.objective.preset]],
+        [["objective", preset]],
         rollout_rows(
             stages.policy.objective,
-            prompts_per_step=config.data.prompts_per_step,
-            completions_per_prompt=config.rollout.completions_per_prompt,
+            prompts_per_step=prompts_per_step,
+            completions_per_prompt=completions_per_prompt,
         ),
-        update_rows(stages, config.training, config.longest_sequence),
+        update_rows(stages, training, longest_sequence),
         device_rows(mesh),
     )
     return table(["batch arithmetic", ""], [row for part in parts for row in part])

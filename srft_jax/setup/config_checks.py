@@ -1,4 +1,4 @@
-"""Configurations that cannot run whatever model and data they name."""
+"""Checks of the configuration alone, without model and data: ranges, and keys that go together."""
 
 import functools
 import math
@@ -68,8 +68,13 @@ def _check_numbers(config: RunConfig) -> None:
         "evaluation.every",
         "report.samples_per_step",
         "training.gradient_norms_every",
+        "plan.search_seconds",
         "generate.temperature",
     )
+    if not math.isfinite(config.rewards.correct_threshold):
+        raise UsageError(
+            f"rewards.correct_threshold = {config.rewards.correct_threshold} is not finite"
+        )
     for key in ("training.rows_per_microbatch", "training.memory_mib"):
         if _value(config, key) not in ("auto", None):
             _at_least(config, 1, key)
@@ -119,7 +124,7 @@ def _check_shapes(config: RunConfig) -> None:
             f"data.prompts_per_step = {config.data.prompts_per_step} does not split into "
             f"training.updates_per_rollout = {training.updates_per_rollout} equal parts"
         )
-    longest, demonstration = config.longest_sequence, config.max_demonstration_tokens
+    longest, demonstration = config.longest_sequence, config.longest_demonstration
     answer = f"rollout.max_new_tokens = {rollout.max_new_tokens}"
     if demonstration > rollout.max_new_tokens:
         answer = f"data.max_demonstration_tokens = {demonstration}"
@@ -155,7 +160,7 @@ def _check_objective(config: RunConfig) -> None:
             f"objective.gate_solved = {objective.gate_solved} lets every group of "
             f"rollout.completions_per_prompt = {group_size} pass; it must be below"
         )
-    longest, limit = config.max_demonstration_tokens, config.rollout.max_new_tokens
+    longest, limit = config.longest_demonstration, config.rollout.max_new_tokens
     if objective.prefix != "none" and longest > limit:
         raise UsageError(
             f"objective.prefix = {objective.prefix} starts completions of up to "

@@ -1,4 +1,4 @@
-"""Whether the data has what the objective trains on, and verifiers for all of its rows."""
+"""Checks of the data: it has what the objective trains on, and verifiers for all of its rows."""
 
 from srft_jax.config import Objective, RewardsConfig, UsageError
 from srft_jax.data.encoding import EncodedSets

@@ -24,7 +24,7 @@ def check_sizes(config: RunConfig, model_config: ModelConfig, mesh: Mesh) -> Non
     """
     longest = config.data.max_prompt_tokens + max(
         config.rollout.max_new_tokens,
-        config.max_demonstration_tokens,
+        config.longest_demonstration,
         config.evaluation.max_new_tokens,
     )
     if longest > model_config.max_positions:
@@ -97,26 +97,26 @@ def check_export(config: RunConfig) -> None:
 
 
 def check_reference(
-    section: ModelSection, model_config: ModelConfig, *, preset: str, kl: float
+    model: ModelSection, model_config: ModelConfig, *, preset: str, kl: float
 ) -> None:
     """Check that an objective with a KL has a reference policy shaped like the policy.
 
     Args:
-        section: Where policy and reference are.
+        model: Where policy and reference are.
         model_config: Architecture of the policy.
         preset: Name of the method, for the message.
         kl: Weight of the KL; 0 needs no reference.
     """
-    if not kl or section.base_is_reference:
+    if not kl or model.base_is_reference:
         return
-    path = section.reference or section.path
+    path = model.reference or model.path
     if path is None:
         raise UsageError(
             f"objective.preset = {preset} needs a reference policy for its "
             f"KL (objective.kl = {kl}): set model.reference or model.path"
         )
     policy = vars(lora.base(model_config))
-    reference = vars(overridden(read_config(Path(path)), section))
+    reference = vars(overridden(read_config(Path(path)), model))
     different = [
         f"{name} = {reference[name]} (the policy has {policy[name]})"
         for name in policy.keys() - _NOT_COMPARED

@@ -52,7 +52,7 @@ def make_outline(
     """Return the outline of a run, its sizes checked.
 
     Args:
-        config: With the preset's coefficients filled in, see `expanded`.
+        config: With the preset's coefficients filled in, see `with_coefficients`.
         architecture: Without adapters.
         devices: Devices to lay the mesh over; None takes those of this machine.
 
@@ -91,8 +91,8 @@ def make_outline(
     )
 
 
-def expanded(config: RunConfig) -> RunConfig:
-    """Return the configuration with its preset's coefficients filled in."""
+def with_coefficients(config: RunConfig) -> RunConfig:
+    """Return the configuration with its preset's coefficients filled in, as it is stored."""
     preset = config.objective.preset
     filled = ObjectiveConfig(
         preset=preset, expanded_from=preset, **dataclasses.asdict(expand(config.objective))

@@ -6,7 +6,7 @@ from typing import Any
 from srft_jax.config import Objective, RunConfig, UsageError
 from srft_jax.setup.architecture import planned_architecture
 from srft_jax.setup.config_checks import check_config
-from srft_jax.setup.outline import Outline, expanded, make_outline
+from srft_jax.setup.outline import Outline, make_outline, with_coefficients
 
 
 def outline_for_plan(config: RunConfig, devices: Sequence[Any]) -> Outline:
@@ -15,19 +15,19 @@ def outline_for_plan(config: RunConfig, devices: Sequence[Any]) -> Outline:
     Raises:
         UsageError: the configuration cannot be run; the message names the key.
     """
-    config = expanded(config)
+    config = with_coefficients(config)
     check_config(config)
     architecture = planned_architecture(config.model, config.plan.architecture)
     run = make_outline(config, architecture, devices)
-    longest = longest_answer(config, run.objective)
+    longest = longest_trained_answer(config, run.objective)
     _check_length("mean_prompt", config.plan.mean_prompt, config.data.max_prompt_tokens)
     _check_length("mean_completion", config.plan.mean_completion, longest)
     return run
 
 
-def longest_answer(config: RunConfig, objective: Objective) -> int:
+def longest_trained_answer(config: RunConfig, objective: Objective) -> int:
     """Return the most tokens after a prompt: of a completion, without rollouts a demonstration."""
-    completion, demonstration = config.rollout.max_new_tokens, config.max_demonstration_tokens
+    completion, demonstration = config.rollout.max_new_tokens, config.longest_demonstration
     return completion if objective.uses_rollouts else demonstration
 
 

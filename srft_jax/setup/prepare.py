@@ -22,7 +22,7 @@ from srft_jax.setup.model_checks import (
     check_stop_strings,
     check_vocabulary,
 )
-from srft_jax.setup.outline import Outline, expanded, make_outline
+from srft_jax.setup.outline import Outline, make_outline, with_coefficients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ def prepare(config: RunConfig) -> Setup:
         UsageError: naming the key or the row that cannot be run.
     """
     # What takes no time is checked first: to read and encode the data may take minutes.
-    config = expanded(config)
+    config = with_coefficients(config)
     check_config(config)
     check_export(config)
     tokenizer_path = _tokenizer_path(config)
@@ -64,7 +64,7 @@ def prepare(config: RunConfig) -> Setup:
         config.rewards,
         preset=preset,
         prompts_per_step=config.data.prompts_per_step,
-        max_demonstration_tokens=config.max_demonstration_tokens,
+        max_demonstration_tokens=config.longest_demonstration,
     )
     reward_pool(data, config.rewards)  # raises on options that do not exist; starts nothing
     return Setup(**vars(outline), tokenizer=tokenizer, data=data)
@@ -101,6 +101,6 @@ def _read_data(config: RunConfig, tokenizer: Tokenizer) -> EncodedSets:
     return encode_sets(
         load_sets(section),
         tokenizer,
-        Limits(section.max_prompt_tokens, config.max_demonstration_tokens, section.too_long),
+        Limits(section.max_prompt_tokens, config.longest_demonstration, section.too_long),
         system_prompt=section.system_prompt,
     )

@@ -26,7 +26,6 @@ from srft_jax.mesh import gathered
 from srft_jax.models import lora
 from srft_jax.models.decoder import Params
 from srft_jax.objectives.stages import Stage, Stages
-from srft_jax.report import summary
 from srft_jax.report.records import Recorder
 from srft_jax.report.terminal import ProgressLine
 from srft_jax.report.verdict_watch import VerdictWatch
@@ -34,7 +33,7 @@ from srft_jax.report.writers import RunWriter
 from srft_jax.rewards import RewardPool
 from srft_jax.rollout import Sampler
 from srft_jax.setup.prepare import Setup, reward_pool
-from srft_jax.tasks.planned import forward_options
+from srft_jax.tasks.planned import forward_options, step_arithmetic
 from srft_jax.tasks.resume import fresh_or_resumed, open_run_dir
 from srft_jax.training import updates
 from srft_jax.training.checkpoint import Checkpoints
@@ -171,11 +170,7 @@ def _announce(
     """Show the configuration, how large a step is, and where the run goes on."""
     config = setup.config
     progress.message(to_yaml(config))
-    progress.message(
-        summary.batch_arithmetic(
-            config, setup.data, setup.stages, setup.tokenizer, setup.mesh, frozen, state.params
-        )
-    )
+    progress.message(step_arithmetic(setup, frozen, state.params))
     if start == config.training.num_steps:
         progress.message(f"already at step {start} of {start}: nothing to train")
     elif start:

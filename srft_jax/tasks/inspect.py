@@ -9,10 +9,9 @@ from srft_jax.config import RunConfig, UsageError
 from srft_jax.models import lora
 from srft_jax.models.decoder import init_params
 from srft_jax.report import data_view
-from srft_jax.report.summary import batch_arithmetic
 from srft_jax.report.terminal import shows_colours
 from srft_jax.setup.prepare import Setup, prepare
-from srft_jax.tasks.planned import with_rows
+from srft_jax.tasks.planned import step_arithmetic, with_rows
 
 
 def inspect(config: RunConfig) -> int:
@@ -24,20 +23,14 @@ def inspect(config: RunConfig) -> int:
         raise UsageError(f"inspect.set = {config.inspect.set} is none of {', '.join(names)}")
     shapes = jax.eval_shape(lambda: init_params(architecture, jax.random.key(0)))
     parts = [
-        batch_arithmetic(
-            config,
-            data,
-            setup.stages,
-            setup.tokenizer,
-            setup.mesh,
-            lora.frozen(shapes, architecture),
-            lora.trained(shapes, architecture),
+        step_arithmetic(
+            setup, lora.frozen(shapes, architecture), lora.trained(shapes, architecture)
         ),
         data_view.sets_table(data),
         data_view.lengths_table(
             data,
             most_prompt=config.data.max_prompt_tokens,
-            most_demonstration=config.max_demonstration_tokens,
+            most_demonstration=config.longest_demonstration,
         ),
         *data_view.packing_lines(data.train, config.training.row_length),
         data_view.prompt_form(setup.tokenizer, config.data.system_prompt),

@@ -5,12 +5,14 @@ from collections.abc import Callable
 
 from srft_jax.config.stored_config import stored_config
 from srft_jax.mesh import gathered
+from srft_jax.models.decoder import Params
 from srft_jax.objectives.schedules import longest_prefix
 from srft_jax.planning.microbatch_size import free_mib, most_rows, step_mib
 from srft_jax.planning.planned_run import Lengths, PlannedRun
+from srft_jax.report.summary import batch_arithmetic
 from srft_jax.setup.model_checks import check_sizes
 from srft_jax.setup.outline import Outline
-from srft_jax.setup.plan_checks import longest_answer
+from srft_jax.setup.plan_checks import longest_trained_answer
 from srft_jax.setup.prepare import Setup
 from srft_jax.training.microbatch import ForwardOptions
 
@@ -25,11 +27,29 @@ def forward_options(run: Outline) -> ForwardOptions:
     )
 
 
+def step_arithmetic(setup: Setup, frozen: Params, trained: Params) -> str:
+    """Return the table of what a step is made of; parameters as `batch_arithmetic` takes them."""
+    config = setup.config
+    return batch_arithmetic(
+        setup.data,
+        setup.stages,
+        setup.tokenizer,
+        setup.mesh,
+        frozen,
+        trained,
+        preset=config.objective.preset,
+        training=config.training,
+        prompts_per_step=config.data.prompts_per_step,
+        completions_per_prompt=config.rollout.completions_per_prompt,
+        longest_sequence=config.longest_sequence,
+    )
+
+
 def planned(run: Outline) -> PlannedRun:
     """Return what planning takes of a run."""
     config = run.config
     mean_prompt, mean_completion = config.plan.mean_prompt, config.plan.mean_completion
-    longest = longest_answer(config, run.objective)
+    longest = longest_trained_answer(config, run.objective)
     return PlannedRun(
         preset=config.objective.preset,
         objective=run.objective,
@@ -41,7 +61,7 @@ def planned(run: Outline) -> PlannedRun:
         completions_per_prompt=config.rollout.completions_per_prompt,
         lengths=Lengths(
             longest_prompt=config.data.max_prompt_tokens,
-            longest_prefix=longest_prefix(run.objective, config.max_demonstration_tokens),
+            longest_prefix=longest_prefix(run.objective, config.longest_demonstration),
             longest_sequence=config.longest_sequence,
             mean_prompt=config.data.max_prompt_tokens if mean_prompt is None else mean_prompt,
             mean_completion=longest if mean_completion is None else mean_completion,

@@ -15,37 +15,37 @@ from srft_jax.training.checkpoint import Checkpoints
 from srft_jax.training.state import abstract_params
 
 
-def load_trained(section: ModelSection, model_config: ModelConfig, mesh: Mesh, seed: int) -> Params:
+def load_trained(model: ModelSection, model_config: ModelConfig, mesh: Mesh, seed: int) -> Params:
     """Return the float32 parameters that training starts from.
 
     Without LoRA: the weights of `model.path`, or random ones. With LoRA: new adapters, A random,
     B = 0.
 
     Args:
-        section: Where the model is.
+        model: Where the model is.
         model_config: Architecture, with its adapters if any.
         mesh: Devices.
         seed: Seed of the run.
     """
-    if section.path is not None and section.lora is None:
-        return load_hf(section.path, mesh=mesh)[1]
+    if model.path is not None and model.lora is None:
+        return load_hf(model.path, mesh=mesh)[1]
     return _random_params(model_config, mesh, seed, lambda tree: lora.trained(tree, model_config))
 
 
-def load_frozen(section: ModelSection, model_config: ModelConfig, mesh: Mesh, seed: int) -> Params:
+def load_frozen(model: ModelSection, model_config: ModelConfig, mesh: Mesh, seed: int) -> Params:
     """Return all parameters but the adapters, in `model.lora.base_dtype`: those of `model.path`, or
     random ones. Without LoRA there are none. Arguments as of `load_trained`."""
-    if section.lora is None:
+    if model.lora is None:
         return {}
-    dtype = section.lora.base_dtype
-    if section.path is not None:
-        return load_hf(section.path, mesh=mesh, dtype=dtype)[1]
+    dtype = model.lora.base_dtype
+    if model.path is not None:
+        return load_hf(model.path, mesh=mesh, dtype=dtype)[1]
     base = _random_params(model_config, mesh, seed, lambda tree: lora.frozen(tree, model_config))
     return jax.tree.map(lambda x: x.astype(dtype), base)
 
 
 def load_reference(
-    section: ModelSection, objective: Objective, frozen_params: Params, mesh: Mesh
+    model: ModelSection, objective: Objective, frozen_params: Params, mesh: Mesh
 ) -> Params | None:
     """Return the parameters of the reference policy; None for an objective without one.
 
@@ -53,21 +53,21 @@ def load_reference(
     """
     if not objective.uses_reference:
         return None
-    if section.base_is_reference:
+    if model.base_is_reference:
         return frozen_params
-    path = section.reference or section.path
+    path = model.reference or model.path
     assert path is not None  # checked before anything is loaded
     return load_hf(path, mesh=mesh)[1]
 
 
 def load_policy(
-    run_dir: str, section: ModelSection, model_config: ModelConfig, mesh: Mesh, seed: int
+    run_dir: str, model: ModelSection, model_config: ModelConfig, mesh: Mesh, seed: int
 ) -> Params:
     """Return all parameters of the policy at the newest checkpoint of a run, frozen ones too.
 
     Args:
         run_dir: Directory of the run.
-        section: Where the model is that the run started from.
+        model: Where the model is that the run started from.
         model_config: Architecture, with its adapters if any.
         mesh: Devices.
         seed: Seed of the run.
@@ -75,13 +75,13 @@ def load_policy(
     Raises:
         UsageError: as `load_checkpoint` raises it.
     """
-    frozen = load_frozen(section, model_config, mesh, seed)
-    return lora.whole(frozen, load_checkpoint(run_dir, section, model_config, mesh))
+    frozen = load_frozen(model, model_config, mesh, seed)
+    return lora.whole(frozen, load_checkpoint(run_dir, model, model_config, mesh))
 
 
 def load_checkpoint(
     run_dir: str,
-    section: ModelSection,
+    model: ModelSection,
     model_config: ModelConfig,
     mesh: Mesh,
     step: int | None = None,
@@ -90,7 +90,7 @@ def load_checkpoint(
 
     Args:
         run_dir: Directory of the run.
-        section: The run's `model`, whose adapters must be those that the run was made with.
+        model: The run's `model`, whose adapters must be those that the run was made with.
         model_config: Architecture, with its adapters if any.
         mesh: Devices, which need not be the run's.
         step: Step of the checkpoint.
@@ -98,7 +98,7 @@ def load_checkpoint(
     Raises:
         UsageError: the run directory has no such checkpoint, or one of other parameters.
     """
-    check_same_adapters(run_dir, section.lora)
+    check_same_adapters(run_dir, model.lora)
     like = lora.trained(abstract_params(model_config, mesh), model_config)
     with Checkpoints(run_dir, read_only=True) as checkpoints:
         steps = checkpoints.steps()

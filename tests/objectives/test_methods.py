@@ -113,6 +113,10 @@ def test_zero_overrides_a_preset():
             dict(preset="grpo", kl=0.1, kl_role="demo", kl_estimator="full"),
             r"kl = 0.1, but nothing of .*role = demo",
         ),
+        (
+            dict(preset="sft", importance_cap=0.0, prefix="one"),
+            r"cap = 0.0 .*; .*prefix = one needs",
+        ),
         (dict(preset="sft", kl=0.1), r"kl = 0.1, but nothing of objective.kl_role = self"),
         (dict(preset="sft", demo_nll=0.0), r"the objective trains nothing"),
         (dict(preset="grpo", self_form="none"), r"the objective trains nothing"),

@@ -298,6 +298,11 @@ CASES = {
     "negative seed": (["--seed=-1"], "seed = -1 is not at least 0"),
     "negative rate": (["--training.optimizer.learning_rate=-1"], "learning_rate = -1.0 is not at"),
     "impossible moment": (["--training.optimizer.b2=1"], "b2 = 1.0 is not in [0, 1)"),
+    "no number to be correct from": (
+        ["--rewards.correct_threshold=.nan"],
+        "rewards.correct_threshold = nan is not finite",
+    ),
+    "time to search below 0": (["--plan.search_seconds=-1"], "plan.search_seconds = -1 is not at"),
     "no time to verify": (
         ["--rewards.timeout_seconds=0"],
         "rewards.timeout_seconds = 0.0 is not above 0",
