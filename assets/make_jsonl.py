@@ -34,7 +34,7 @@ FILES = {
 def contents() -> dict[str, str]:
     """File name -> text."""
     return {
-        name: "".join(map(to_line, procedural.load(config, set_name)))
+        name: "".join(map(to_line, procedural.load_procedural(config, set_name)))
         for name, (config, set_name) in FILES.items()
     }
 

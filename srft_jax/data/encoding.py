@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from srft_jax.batch import prompt_key
-from srft_jax.data.examples import Example, ExampleSets, SourceRows, Turn, place
+from srft_jax.data.examples import Example, ExampleSets, SourceRows, Turn, row_name
 from srft_jax.data.problems import raise_problems
 
 # Texts encoded at a time: work for all threads of a fast tokenizer, little enough for its memory.
@@ -279,7 +279,7 @@ def _room(prompt: int, demonstration: int, limits: Limits) -> str:
 def _length_problems(name: str, encoded: Sequence[EncodedExample], limits: Limits) -> Iterator[str]:
     fix = "raise it, or set data.too_long to drop"
     for row, ids in enumerate(encoded, start=1):
-        where = place(ids.example, name, row)
+        where = row_name(ids.example, name, row)
         if len(ids.prompt) > limits.max_prompt_tokens:
             yield (
                 f"{where}: the prompt has {len(ids.prompt)} tokens, "
@@ -297,7 +297,7 @@ def _length_problems(name: str, encoded: Sequence[EncodedExample], limits: Limit
 
 def _logprob_problems(name: str, encoded: Sequence[EncodedExample]) -> Iterator[str]:
     for row, ids in enumerate(encoded, start=1):
-        where = place(ids.example, name, row)
+        where = row_name(ids.example, name, row)
         pairs = zip(ids.demonstrations, ids.behavior_logprobs, strict=True)
         for number, (tokens, logprobs) in enumerate(pairs, start=1):
             if logprobs is not None and len(logprobs) != len(tokens):

@@ -43,7 +43,7 @@ class Example:
     where: str = ""
 
 
-def place(example: Example, set_name: str, number: int) -> str:
+def row_name(example: Example, set_name: str, number: int) -> str:
     """Return what messages call a row: where it was read, or its number (from 1) in the set."""
     return example.where or f"{set_name}, row {number}"
 

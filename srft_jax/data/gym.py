@@ -30,7 +30,7 @@ UNSTABLE = frozenset(
 Entry = Mapping[str, Any]
 
 
-def load(config: GymConfig, set_name: str) -> tuple[Example, ...]:
+def load_gym(config: GymConfig, set_name: str) -> tuple[Example, ...]:
     """Return distinct problems of a generator; `train` with demonstrations where it has them.
 
     A hash of the question decides whether it may stand in the set `train` or in evaluation sets.
@@ -63,7 +63,7 @@ def load(config: GymConfig, set_name: str) -> tuple[Example, ...]:
     )
 
 
-def demonstrate(entry: Entry) -> tuple[str, ...]:
+def gym_demonstrations(entry: Entry) -> tuple[str, ...]:
     """Return gsm_symbolic's worked answer without its last line, `#### 42`, which is the answer."""
     working = entry["metadata"].get("answer_cot")
     if working is None:
@@ -75,7 +75,7 @@ def _example(dataset: str, draw: int, entry: Entry, *, shown: bool) -> Example:
     return Example(
         prompt=entry["question"],
         answer=entry["answer"],
-        demonstrations=demonstrate(entry) if shown else (),
+        demonstrations=gym_demonstrations(entry) if shown else (),
         kind=KINDS.get(dataset, "final_answer"),
         metadata=json.loads(json.dumps(entry["metadata"], default=str)),
         where=f"{dataset} draw {draw}",

@@ -26,7 +26,7 @@ def read_lines(path: epath.Path) -> Iterator[Row]:
             yield _row(f"{path}, row {number}", line.rstrip(b"\r\n"))
 
 
-def read_json(path: epath.Path) -> Iterator[Row]:
+def read_json_rows(path: epath.Path) -> Iterator[Row]:
     """Yield every element of a file that holds one list; any other file is read by lines."""
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     if not content.lstrip().startswith(b"["):

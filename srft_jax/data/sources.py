@@ -4,20 +4,21 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from srft_jax.config import DataConfig, SourceConfig, UsageError
-from srft_jax.data import gym, procedural
 from srft_jax.data.arrow import read_parquet
 from srft_jax.data.examples import Example, ExampleSets, SourceRows
+from srft_jax.data.gym import load_gym
 from srft_jax.data.hub import read_hub
-from srft_jax.data.jsonl import read_json, read_lines
+from srft_jax.data.jsonl import read_json_rows, read_lines
 from srft_jax.data.named_sources import TRAIN, NamedSource, check_source, named_sources
 from srft_jax.data.problems import SHOWN, raise_problems
+from srft_jax.data.procedural import load_procedural
 from srft_jax.data.reading import BadRow, read_example
 from srft_jax.data.source_rows import Row, find_files
 
 Loaded = tuple[list[Example], SourceRows]  # examples of one source, and its counts
 
 # Ending of a file -> its reader.
-READERS = {".jsonl": read_lines, ".json": read_json, ".parquet": read_parquet}
+READERS = {".jsonl": read_lines, ".json": read_json_rows, ".parquet": read_parquet}
 
 
 def load_sets(config: DataConfig, *, shown: int = SHOWN) -> ExampleSets:
@@ -149,9 +150,9 @@ def _generated(named: NamedSource) -> tuple[Example, ...]:
     source, set_name = named.source, named.set_name
     try:
         if source.procedural is not None:
-            return procedural.load(source.procedural, set_name)
+            return load_procedural(source.procedural, set_name)
         assert source.gym is not None
-        return gym.load(source.gym, set_name)
+        return load_gym(source.gym, set_name)
     except UsageError as error:
         raise UsageError(f"{named.key}: {error}") from None
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from srft_jax.config import ShapingConfig
-from srft_jax.data.examples import Example, place
+from srft_jax.data.examples import Example, row_name
 from srft_jax.rewards import RewardRequest
 from srft_jax.rewards.verifiers import columns_of, row_problem
 
@@ -47,7 +47,7 @@ def probes(
             seen[example.kind] += 1
             if seen[example.kind] <= PROBED_ROWS:
                 text, *_ = (*example.demonstrations, f"<think>\n</think>\n{example.answer}")
-                placed = dataclasses.replace(example, where=place(example, name, row))
+                placed = dataclasses.replace(example, where=row_name(example, name, row))
                 requests += verifier_requests(placed, text, len(text), shaping)
     return requests
 
@@ -64,4 +64,4 @@ def row_problems(
                 kind = request.kind
                 columns = columns_of(kind, request.metadata, options.get(kind, {}))
                 if problem := row_problem(kind, request.gold, columns):
-                    yield f"{place(example, name, row)}: {problem}"
+                    yield f"{row_name(example, name, row)}: {problem}"

@@ -184,12 +184,14 @@ def _has_gradient(sequence: TrainingSequence, objective: Objective) -> bool:
     self_is_weighted = objective.self_form == "likelihood" or (
         objective.self_form == "policy_gradient" and has_advantage
     )
+    # Terms that the sequence's weight multiplies. An advantage of 0 is no term.
     weighted = {
         Role.SELF: self_is_weighted,
         Role.DEMONSTRATION: objective.demo_nll or (objective.demo_policy and has_advantage),
         Role.HINT: objective.hint_nll,
         Role.PREFIX: objective.prefix_policy and has_advantage,
     }
+    # Terms that no weight multiplies: the KL to the reference, of one role, and the entropy.
     kl_role = Role.SELF if objective.kl_role == "self" else Role.DEMONSTRATION
     unweighted = {
         Role.SELF: objective.entropy_bonus,

@@ -8,7 +8,7 @@ import numpy as np
 
 from srft_jax.batch import GIVEN, Trajectory
 from srft_jax.data.encoding import EncodedExample
-from srft_jax.data.examples import place
+from srft_jax.data.examples import row_name
 from srft_jax.experience.scoring import Scorer
 from srft_jax.mesh import gathered
 
@@ -71,7 +71,7 @@ def describe_demonstrations(
         index, number = wrong[0]
         example, verdict = train[index].example, demonstrations[wrong[0]].verdict
         lines.append(
-            f"WARNING: {place(example, 'train', index + 1)}: the verdict of {example.kind} on "
+            f"WARNING: {row_name(example, 'train', index + 1)}: the verdict of {example.kind} on "
             f"demonstration {number + 1} is {verdict} (answer {example.answer!r}); such rows are "
             "trained on all the same"
         )

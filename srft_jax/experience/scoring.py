@@ -80,7 +80,7 @@ class Scorer:
 
 
 def answer_text(tokenizer: AnswerTokenizer, ids: Sequence[int]) -> str:
-    """Return an answer without special tokens and with what the chat template began of it."""
+    """Decode an answer without special tokens; put back the think tag that the template wrote."""
     return tokenizer.think_prefix + tokenizer.decode(ids)
 
 

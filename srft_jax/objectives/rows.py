@@ -177,7 +177,7 @@ def _inverse_lengths(roles: np.ndarray) -> np.ndarray:
     return hint / max(hint.sum(), 1) + other / max(other.sum(), 1)
 
 
-def _place(
+def _write_sequence(
     rows: Rows, where: tuple[int, int, slice], sequence: TrainingSequence, segment: int, number: int
 ) -> None:
     """Write one sequence to its slice of a row. See `Rows` for a worked example.
@@ -251,7 +251,9 @@ def make_batch(
         for segment, index in enumerate(indices, start=1):
             end = start + sequences[index].num_inputs
             where = (microbatch, row, slice(start, end))
-            _place(rows, where, sequences[index], segment=segment, number=sequences_in[microbatch])
+            _write_sequence(
+                rows, where, sequences[index], segment=segment, number=sequences_in[microbatch]
+            )
             sequences_in[microbatch] += 1
             start = end
     num_used: Any = np.int32(used)

@@ -17,7 +17,7 @@ import numpy as np
 from srft_jax.batch import Role
 from srft_jax.config import Objective, TrainingConfig
 from srft_jax.data.encoding import EncodedExample, EncodedSets, conversation
-from srft_jax.data.examples import Example, place
+from srft_jax.data.examples import Example, row_name
 from srft_jax.experience.demonstrations import given_trajectory
 from srft_jax.models.tokenizer import Tokenizer
 from srft_jax.objectives.rows import TrainingSequence, make_batch, max_microbatches, pack
@@ -167,7 +167,7 @@ def packed_rows_shown(
 
 def _title(name: str, index: int, example: Example) -> str:
     """Where a row stands, what is right there and who says so."""
-    where = place(example, name, index + 1)
+    where = row_name(example, name, index + 1)
     return f"{where} ({example.kind}, answer {shorten(example.answer, 80)!r})"
 
 

@@ -30,7 +30,7 @@ def which_kinds(
     return jnp.any(live & (temperature == 0)), jnp.any(live & (temperature > 0))
 
 
-def draw(
+def draw_tokens(
     logits: Float[Array, "B V"],
     uniform: Float[Array, " B"],
     temperature: float | Float[Array, " B"],
@@ -67,6 +67,22 @@ def draw(
 
     entropy = jnp.log(mass) - total(weighted_gap, p, tiles) / mass
 
+    token = _chosen(logits, p, sums, uniform, temperature, truncation, kinds)
+    gap = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0] - highest
+    return Draw(token, gap - jnp.log(mass), entropy)
+
+
+def _chosen(
+    logits: Float[Array, "B V"],
+    p: Float[Array, "B N G"],
+    sums: Float[Array, "B G"],
+    uniform: Float[Array, " B"],
+    temperature: Float[Array, " B"],
+    truncation: Truncation,
+    kinds: tuple[Array, Array],
+) -> Int[Array, " B"]:
+    """The token of each row, from `p` in tiles and `sums`, which `over_tiles` has made of it."""
+
     def sampled() -> Array:
         if truncation == Truncation():
             return token_at(p, sums, uniform, _itself)
@@ -81,17 +97,14 @@ def draw(
         # Inverting the sums costs next to nothing beside making them, so only the likeliest token
         # is looked for where some row wants it.
         token = sampled()
-        token = jax.lax.cond(
+        return jax.lax.cond(
             some_greedy, lambda: jnp.where(temperature > 0, token, greedy()), lambda: token
         )
-    else:
-        # The threshold takes many sums over the vocabulary: only a mixture of rows pays for both.
-        number = jnp.where(some_greedy, jnp.where(some_sampled, 2, 1), 0)
-        token = jax.lax.switch(
-            number, (sampled, greedy, lambda: jnp.where(temperature > 0, sampled(), greedy()))
-        )
-    gap = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0] - highest
-    return Draw(token, gap - jnp.log(mass), entropy)
+    # The threshold takes many sums over the vocabulary: only a mixture of rows pays for both.
+    number = jnp.where(some_greedy, jnp.where(some_sampled, 2, 1), 0)
+    return jax.lax.switch(
+        number, (sampled, greedy, lambda: jnp.where(temperature > 0, sampled(), greedy()))
+    )
 
 
 def _likeliest(logits: Float[Array, "B V"]) -> Int[Array, " B"]:

@@ -194,6 +194,7 @@ def _note_forced(
 def _fitted(current: int, needed: int) -> int:
     """Grow to what is needed; shrink only where the capacity then is less than half as large."""
     wanted = capacity_for(needed)
+    # Each other size is a copy of the cache and may compile: a little too much room is kept.
     return wanted if wanted > current or 2 * wanted < current else current
 
 

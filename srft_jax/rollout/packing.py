@@ -67,8 +67,9 @@ def _passes(num_rows: int, most: int) -> Iterator[int]:
 
     In: 22 rows, at most 20 at once.  Out: 16, 4, 1, 1.  In: 23.  Out: 16, 4, 4.
     """
-    size = 4 ** ((most.bit_length() - 1) // 2)
+    size = 4 ** ((most.bit_length() - 1) // 2)  # the largest power of four up to `most`
     while num_rows > 0:
+        # A pass that would stay more than a quarter empty is made of smaller ones.
         while num_rows < 0.75 * size:
             size //= 4
         yield size

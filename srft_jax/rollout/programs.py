@@ -30,7 +30,7 @@ from srft_jax.ops.head import TokenStats, token_stats
 from srft_jax.ops.layers import softcapped
 from srft_jax.ops.rounding import ROUND_AS_WRITTEN
 from srft_jax.rollout.cache import CacheWrites, on_shards, put_prompts, settle
-from srft_jax.rollout.draw import draw, which_kinds
+from srft_jax.rollout.draw import draw_tokens, which_kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +277,9 @@ def _step(
     )
     logits = softcapped(_whole_rows(logits), statics.config.logit_softcap)
     new = on_shards(
-        draw(logits, uniforms[drawn.steps], rows.temperatures, statics.truncation, kinds=kinds)
+        draw_tokens(
+            logits, uniforms[drawn.steps], rows.temperatures, statics.truncation, kinds=kinds
+        )
     )
     hidden, cache = forward_one(
         params,

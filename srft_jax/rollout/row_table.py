@@ -210,6 +210,7 @@ class RowTable:
                 open_shards.remove(shard)
                 continue
             prompt = self.prompts[shard][slot]
+            # The slot is empty, or all of its prompt's completions have had their rows.
             if prompt is None or not prompt.waiting:
                 prompt = self.prompts[shard][slot] = self._queue.popleft()
                 jobs.append(PrefillJob(shard, slot, prompt))

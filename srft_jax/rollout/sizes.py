@@ -157,6 +157,7 @@ def grown_sizes(
 
     def sizes_with(rows: int) -> SamplerSizes:
         lanes = min(power_of_two(demand.largest_group), rows)
+        # No more prompts than rows: each row completes one.
         kept = min(rows, _PROMPTS_PER_FULL_GROUP * -(-rows // lanes) + _SPARE_PROMPTS)
         wanted = SamplerSizes(
             shards=shards,

@@ -50,7 +50,7 @@ def toy(monkeypatch):
 
 
 def load(set_name="train", count=100, dataset="toy", **changes):
-    return gym.load(GymConfig(dataset, count=count, **changes), set_name)
+    return gym.load_gym(GymConfig(dataset, count=count, **changes), set_name)
 
 
 def prompts(examples):
@@ -96,7 +96,7 @@ def test_mistakes(toy, change, message):
 
 def test_an_unknown_generator(toy):
     with pytest.raises(UsageError, match="there is no 'tody'; did you mean toy or tidy?"):
-        gym.load(GymConfig("tody"), "train")
+        gym.load_gym(GymConfig("tody"), "train")
 
 
 def test_generators_that_differ_between_processes_need_a_hash_seed(toy, monkeypatch):
@@ -133,8 +133,8 @@ def without_none(get_item):
 
 @pytest.mark.slow
 def test_gsm_symbolic_comes_with_its_worked_answers():
-    train = gym.load(GymConfig("gsm_symbolic", count=300), "train")
-    held_out = gym.load(GymConfig("gsm_symbolic", count=50), "held_out")
+    train = gym.load_gym(GymConfig("gsm_symbolic", count=300), "train")
+    held_out = gym.load_gym(GymConfig("gsm_symbolic", count=50), "held_out")
     assert not set(prompts(train)) & set(prompts(held_out))
     assert not any(x.demonstrations for x in held_out)
     for example in train:
@@ -149,7 +149,7 @@ def test_gsm_symbolic_comes_with_its_worked_answers():
     "dataset", ["acre", "base_conversion", "caesar_cipher", "countdown", "gcd", "leg_counting"]
 )
 def test_generators_give_the_same_problems_again_and_their_answers_are_right(dataset):
-    small, large = (gym.load(GymConfig(dataset, count=n), "train") for n in (20, 40))
+    small, large = (gym.load_gym(GymConfig(dataset, count=n), "train") for n in (20, 40))
     assert large[:20] == small
     for example in small:
         verify = load_verifier(example.kind)
@@ -159,7 +159,7 @@ def test_generators_give_the_same_problems_again_and_their_answers_are_right(dat
 
 @pytest.mark.slow
 def test_countdown_is_scored_by_our_own_verifier():
-    (example, *_) = gym.load(GymConfig("countdown", count=1), "train")
+    (example, *_) = gym.load_gym(GymConfig("countdown", count=1), "train")
     verify = load_verifier(example.kind)
     answer = f"<think></think>({example.answer})"
     assert verify(answer, example.answer, example.metadata).verdict == "right"
@@ -169,6 +169,6 @@ def test_countdown_is_scored_by_our_own_verifier():
 @pytest.mark.slow
 def test_a_real_mistake_in_an_option_is_told():
     with pytest.raises(UsageError, match="did you mean min_numbers or max_numbers"):
-        gym.load(GymConfig("countdown", options={"numbers": 3}), "train")
+        gym.load_gym(GymConfig("countdown", options={"numbers": 3}), "train")
     with pytest.raises(UsageError, match="graph_color gives no answers"):
-        gym.load(GymConfig("graph_color"), "train")
+        gym.load_gym(GymConfig("graph_color"), "train")

@@ -12,7 +12,7 @@ import pytest
 
 from srft_jax.config import UsageError
 from srft_jax.config.data import ProceduralConfig
-from srft_jax.data.procedural import load
+from srft_jax.data.procedural import load_procedural
 from srft_jax.data.procedural.sets import LARGEST, PROBLEM_FAMILIES
 from srft_jax.rewards.verifiers import load_verifier
 
@@ -49,7 +49,9 @@ def texts(examples):
 
 
 def quickstart_set(set_name, **changes):
-    return load(dataclasses.replace(ProceduralConfig(demonstrated=0), **changes), set_name)
+    return load_procedural(
+        dataclasses.replace(ProceduralConfig(demonstrated=0), **changes), set_name
+    )
 
 
 def test_the_config_names_the_families_there_are():
@@ -84,7 +86,7 @@ def test_answers_are_right_and_every_step_of_a_demonstration_is_true(family, siz
     count = 5 if sizes == "largest" else 40
     config = ProceduralConfig(family=family, count=count, min_size=least, max_size=most)
     verify = load_verifier(PROBLEM_FAMILIES[family].kind)
-    for example in load(config, "train"):
+    for example in load_procedural(config, "train"):
         assert is_right(family, example.prompt, example.answer)
         (demonstration,) = example.demonstrations
         assert verify(demonstration, example.answer, example.metadata).verdict == "right"
@@ -100,7 +102,7 @@ def test_answers_are_right_and_every_step_of_a_demonstration_is_true(family, siz
 @each_family
 def test_another_answer_is_wrong(family):
     verify = load_verifier(PROBLEM_FAMILIES[family].kind)
-    first, second = load(ProceduralConfig(family=family, count=2), "train")
+    first, second = load_procedural(ProceduralConfig(family=family, count=2), "train")
     assert verify(second.demonstrations[0], first.answer, first.metadata).verdict == "wrong"
 
 
@@ -113,7 +115,7 @@ def test_no_set_seed_or_order_of_terms_moves_a_problem_across(family):
         config = ProceduralConfig(
             family=family, seed=seed, count=count, min_size=size, max_size=size
         )
-        prompts = [x.prompt for x in load(config, set_name)]
+        prompts = [x.prompt for x in load_procedural(config, set_name)]
         assert len(set(prompts)) == count
         if family in ("chain", "countdown"):  # where order counts, or is always the same
             return set(prompts)
@@ -127,9 +129,9 @@ def test_no_set_seed_or_order_of_terms_moves_a_problem_across(family):
 @each_family
 def test_a_larger_set_starts_with_the_smaller_one_and_a_seed_has_its_own(family):
     config = ProceduralConfig(family=family, count=50)
-    small = load(config, "train")
-    assert load(dataclasses.replace(config, count=200), "train")[:50] == small
-    other = load(dataclasses.replace(config, seed=1), "train")
+    small = load_procedural(config, "train")
+    assert load_procedural(dataclasses.replace(config, count=200), "train")[:50] == small
+    other = load_procedural(dataclasses.replace(config, seed=1), "train")
     assert len({x.prompt for x in small} & {x.prompt for x in other}) < 10
 
 
@@ -145,22 +147,30 @@ def test_sizes_are_used_equally(family):
             return len("".join(numbers))
         return len(numbers) - (family == "countdown")
 
-    sizes = [size(x) for x in load(ProceduralConfig(family=family, count=300), "train")]
+    sizes = [size(x) for x in load_procedural(ProceduralConfig(family=family, count=300), "train")]
     assert all(70 < sizes.count(n) < 130 for n in (4, 5, 6))
 
 
 def test_only_the_first_training_prompts_are_demonstrated():
-    assert [len(x.demonstrations) for x in load(CHAIN, "train")] == [1] * 40 + [0] * 260
+    assert [len(x.demonstrations) for x in load_procedural(CHAIN, "train")] == [1] * 40 + [0] * 260
     by_default = dataclasses.replace(CHAIN, demonstrated=None)
-    assert all(len(x.demonstrations) == 1 for x in load(by_default, "train"))
-    assert not any(x.demonstrations for x in load(by_default, "held_out") + load(CHAIN, "ood"))
+    assert all(len(x.demonstrations) == 1 for x in load_procedural(by_default, "train"))
+    assert not any(
+        x.demonstrations
+        for x in load_procedural(by_default, "held_out") + load_procedural(CHAIN, "ood")
+    )
 
 
 def test_a_share_of_the_demonstrations_is_terse():
     config = dataclasses.replace(CHAIN, demonstrated=300, terse_fraction=0.6)
-    terse = [x.demonstrations[0] == f"<think></think>{x.answer}" for x in load(config, "train")]
+    terse = [
+        x.demonstrations[0] == f"<think></think>{x.answer}"
+        for x in load_procedural(config, "train")
+    ]
     assert 0.5 < sum(terse) / 300 < 0.7
-    assert not any("<think></think>" in x.demonstrations[0] for x in load(CHAIN, "train")[:40])
+    assert not any(
+        "<think></think>" in x.demonstrations[0] for x in load_procedural(CHAIN, "train")[:40]
+    )
 
 
 def test_every_problem_that_exists_can_be_had_and_not_one_more():
@@ -169,9 +179,9 @@ def test_every_problem_that_exists_can_be_had_and_not_one_more():
     found = []
     for set_name, side in (("train", "training"), ("held_out", "held-out")):
         with pytest.raises(UsageError, match=f"asks for 900 .* distinct {side}") as error:
-            load(config, set_name)
+            load_procedural(config, set_name)
         count = numbers_in(str(error.value))[1]
-        found += load(dataclasses.replace(config, count=count), set_name)
+        found += load_procedural(dataclasses.replace(config, count=count), set_name)
     assert len({x.prompt for x in found}) == len(found) == 810
 
 
@@ -190,12 +200,12 @@ def test_every_problem_that_exists_can_be_had_and_not_one_more():
 )
 def test_impossible_settings(change, message):
     with pytest.raises(UsageError, match=message):
-        load(dataclasses.replace(CHAIN, **change), "train")
+        load_procedural(dataclasses.replace(CHAIN, **change), "train")
 
 
 def test_twenty_thousand_problems_take_well_under_a_second():
     start = time.process_time()
-    load(ProceduralConfig(count=20_000), "train")
+    load_procedural(ProceduralConfig(count=20_000), "train")
     assert time.process_time() - start < 1.0
 
 
@@ -203,7 +213,7 @@ def test_twenty_thousand_problems_take_well_under_a_second():
 def test_the_page_shows_what_the_code_makes(family):
     page = (Path(__file__).parents[2] / "docs" / "problems.md").read_text()
     config = ProceduralConfig(family=family, count=1, min_size=4, max_size=4)
-    (example,) = load(config, "train")
+    (example,) = load_procedural(config, "train")
     assert f"    {example.prompt}\n    {example.demonstrations[0]}\n" in page
     assert f"| `{family}` | `{example.prompt}` |" in page
     assert re.search(rf"^\| `{family}` .* \| `{example.kind}` \|$", page, re.MULTILINE)

@@ -47,7 +47,7 @@ def test_every_set_has_its_source_and_its_rows_are_counted(tmp_path):
             },
         )
     )
-    assert sets.train == procedural.load(PROBLEMS, "train")
+    assert sets.train == procedural.load_procedural(PROBLEMS, "train")
     assert {name: prompts(examples) for name, examples in sets.evaluation.items()} == {
         "held_out": ["a"],
         "aime24": ["b", "c"],

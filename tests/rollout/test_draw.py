@@ -10,7 +10,7 @@ from srft_jax.config import Truncation
 from srft_jax.rollout import draw as drawing
 from srft_jax.rollout.vocab_tiles import in_tiles, over_tiles, token_at
 
-draw = jax.jit(drawing.draw, static_argnames=("truncation",))
+draw = jax.jit(drawing.draw_tokens, static_argnames=("truncation",))
 LOGITS = np.array([-np.inf, 1.0, 0.0, 2.0, -1.0, 2.0, 0.5, -np.inf, 1.5, -2.0, 0.0], np.float32)
 LAST_UNIFORM = 1.0 - 2.0**-23  # the largest that jax.random.uniform returns
 LARGEST_BELOW_1 = 1.0 - 2.0**-24

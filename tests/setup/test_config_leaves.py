@@ -20,7 +20,7 @@ from tiny_runs import ROOT, changed_architecture, tiny_arguments
 
 from srft_jax.batch import Batch, Rows
 from srft_jax.config import DistributedConfig, RunConfig, UsageError, parse
-from srft_jax.data import gym
+from srft_jax.data import sources
 from srft_jax.data.examples import Example
 from srft_jax.data.sources import load_sets
 from srft_jax.host import processes
@@ -63,7 +63,7 @@ def asked_for(config):
     def load(config, set_name):
         return (Example(f"{config} for {set_name}", "1"),)
 
-    with mock.patch.object(gym, "load", load):
+    with mock.patch.object(sources, "load_gym", load):
         return sets(config)
 
 

@@ -1,5 +1,5 @@
 """Families of problems of the project's own, each with its answers worked out step by step."""
 
-from srft_jax.data.procedural.sets import load
+from srft_jax.data.procedural.sets import load_procedural
 
-__all__ = ["load"]
+__all__ = ["load_procedural"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from srft_jax.data.procedural.problem import Problem, Space
 
 
-def draw(rng: random.Random, spaces: Sequence[Space]) -> Iterator[Problem]:
+def draw_problems(rng: random.Random, spaces: Sequence[Space]) -> Iterator[Problem]:
     """Yield every problem once, in random order, each space equally often while it lasts."""
     orders = [_in_random_order(rng, space) for space in spaces]
     while orders:

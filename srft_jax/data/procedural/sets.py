@@ -17,7 +17,7 @@ from srft_jax.data.procedural import (
     sorting,
     sums,
 )
-from srft_jax.data.procedural.distinct import draw
+from srft_jax.data.procedural.distinct import draw_problems
 from srft_jax.data.procedural.problem import Problem, ProblemFamily
 
 PROBLEM_FAMILIES: Mapping[str, ProblemFamily] = {
@@ -34,7 +34,7 @@ PROBLEM_FAMILIES: Mapping[str, ProblemFamily] = {
 LARGEST = 100  # largest size: an answer of 100 numbers is still short enough to be verified
 
 
-def load(config: ProceduralConfig, set_name: str) -> tuple[Example, ...]:
+def load_procedural(config: ProceduralConfig, set_name: str) -> tuple[Example, ...]:
     """Return distinct problems of a family; a larger set starts with the smaller one.
 
     A hash of a problem's content decides whether it may stand in `train` or in evaluation sets, so
@@ -51,14 +51,16 @@ def load(config: ProceduralConfig, set_name: str) -> tuple[Example, ...]:
         Example(
             prompt=problem.prompt,
             answer=problem.answer,
-            demonstrations=(demonstrate(problem, config.terse_fraction),) if i < shown else (),
+            demonstrations=(procedural_demonstration(problem, config.terse_fraction),)
+            if i < shown
+            else (),
             kind=PROBLEM_FAMILIES[config.family].kind,
         )
         for i, problem in enumerate(_take(config, set_name))
     )
 
 
-def demonstrate(problem: Problem, terse_fraction: float = 0.0) -> str:
+def procedural_demonstration(problem: Problem, terse_fraction: float = 0.0) -> str:
     """Return the worked answer; a hash of the prompt makes some of them terse.
 
     In: 7+5*3-4.  Out: <think>2 6 2</think>2, or terse <think></think>2.
@@ -70,7 +72,7 @@ def demonstrate(problem: Problem, terse_fraction: float = 0.0) -> str:
 def _take(config: ProceduralConfig, set_name: str) -> list[Problem]:
     sizes = range(config.min_size, config.max_size + 1)
     spaces = [space for size in sizes for space in PROBLEM_FAMILIES[config.family].spaces(size)]
-    problems = draw(random.Random(f"{config.seed}/{set_name}"), spaces)
+    problems = draw_problems(random.Random(f"{config.seed}/{set_name}"), spaces)
     kept = (problem for problem in problems if belongs(problem.content, set_name))
     taken = list(itertools.islice(kept, config.count))
     if len(taken) < config.count:
