@@ -134,6 +134,8 @@ def begin(
     open_run_dir(config, start)
     records = _open_records(config, compilations, stack)
     _announce(records.progress, setup, frozen, state, start)
+    # The sampler shares the state's parameters. Its cache takes what memory is left by then, as it
+    # is made at the first rollout.
     rollouts = _open_rollouts(setup, pool, streams, records.progress)
     update_sampler(rollouts.sampler, frozen, state)
     learner = _make_learner(setup, optimizers, frozen)

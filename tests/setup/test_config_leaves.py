@@ -203,8 +203,8 @@ class Change:
 # Parts of a dry run, in the order in which a step comes to them.
 WALK = (
     *("reference", "checkpoints", "pool", "sample", "score", "train step", "old logprobs"),
-    *("gradient norms", "batch", "loss", "params", "old logprobs of", "metrics", "samples"),
-    *("save", "export"),
+    *("gradient norms", "batch", "frozen", "loss", "params", "old logprobs of", "metrics"),
+    *("samples", "save", "export"),
 )
 
 
