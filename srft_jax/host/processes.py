@@ -48,21 +48,21 @@ def joined(verb: Verb, config: RunConfig) -> Iterator[RunConfig]:
         yield plain
 
 
-def _initialize(config: DistributedConfig) -> bool:
+def _initialize(distributed: DistributedConfig) -> bool:
     """Connect the processes of a run; return whether there are several."""
-    if config.num_processes == 1:
+    if distributed.num_processes == 1:
         return False
-    is_set = config != DistributedConfig()
+    is_set = distributed != DistributedConfig()
     if is_set:
-        _check(config)
+        _check(distributed)
     elif _processes_of_cluster() == 1:
         return False
-    where = f" at {config.coordinator}" if is_set else ""
+    where = f" at {distributed.coordinator}" if is_set else ""
     print(f"waiting for the other processes{where}, at most {START_SECONDS} s", flush=True)
     jax.distributed.initialize(
-        config.coordinator,
-        config.num_processes,
-        config.process_id,
+        distributed.coordinator,
+        distributed.num_processes,
+        distributed.process_id,
         # Cluster detection would give each process one device of its machine instead of all.
         cluster_detection_method="deactivate" if is_set else None,
         initialization_timeout=START_SECONDS,
@@ -82,15 +82,19 @@ def _processes_of_cluster() -> int:
     return 1
 
 
-def _check(config: DistributedConfig) -> None:
+def _check(distributed: DistributedConfig) -> None:
     """Raise UsageError unless the section says which processes there are and which one is here."""
-    missing = [name for name, value in vars(config).items() if value is None]
+    missing = [name for name, value in vars(distributed).items() if value is None]
     if missing:
         raise UsageError(
             f"distributed.{' and distributed.'.join(missing)} is not set: several processes need "
-            f"all of {', '.join(vars(config))}; one takes num_processes = 1 alone"
+            f"all of {', '.join(vars(distributed))}; one takes num_processes = 1 alone"
         )
-    count, number, coordinator = config.num_processes, config.process_id, config.coordinator
+    count, number, coordinator = (
+        distributed.num_processes,
+        distributed.process_id,
+        distributed.coordinator,
+    )
     assert count is not None and number is not None and coordinator is not None
     if not 0 <= number < count:
         raise UsageError(
