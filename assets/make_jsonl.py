@@ -1,8 +1,8 @@
 """Makes the small JSONL data set that ships with the repository: python -m assets.make_jsonl
 
-    arithmetic.jsonl            600 chains of 6 terms, the first 100 with a demonstration
-    arithmetic_held_out.jsonl   512 other chains of 6 terms
-    arithmetic_ood.jsonl        256 chains of 7 or 8 terms
+    arithmetic.jsonl            600 chains of 4 terms, the first 100 with a demonstration
+    arithmetic_held_out.jsonl   512 other chains of 4 terms
+    arithmetic_ood.jsonl        256 chains of 5 or 6 terms
 
 The problems are those of data/procedural/ with a seed of their own.
 """
@@ -17,15 +17,15 @@ from srft_jax.data.examples import Example
 # File -> its problems and the set that they are of.
 FILES = {
     "arithmetic.jsonl": (
-        ProceduralConfig(seed=2506, count=600, demonstrated=100, min_size=6, max_size=6),
+        ProceduralConfig(seed=2506, count=600, demonstrated=100, min_size=4, max_size=4),
         "train",
     ),
     "arithmetic_held_out.jsonl": (
-        ProceduralConfig(seed=2506, count=512, min_size=6, max_size=6),
+        ProceduralConfig(seed=2506, count=512, min_size=4, max_size=4),
         "held_out",
     ),
     "arithmetic_ood.jsonl": (
-        ProceduralConfig(seed=2506, count=256, min_size=7, max_size=8),
+        ProceduralConfig(seed=2506, count=256, min_size=5, max_size=6),
         "ood",
     ),
 }

@@ -13,15 +13,14 @@ def test_the_reward_rises(tmp_path, command):
         "train",
         f"--config={ROOT}/configs/quickstart.yaml",
         f"--run_dir={run_dir}",
-        "--training.num_steps=24",
-        "--training.optimizer.learning_rate=3e-4",
+        "--training.num_steps=40",
         "--data.evaluation.held_out.procedural.count=64",
         "--data.evaluation.ood.procedural.count=32",
     )
     assert (code, err) == (0, "")
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     rewards = [row["rollout/reward"] for row in rows if "rollout/reward" in row]
-    assert len(rewards) == 24
+    assert len(rewards) == 40
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.1
     scores = [row["eval/held_out/pass@1"] for row in rows if "eval/held_out/pass@1" in row]
     before, after = scores[0], scores[-1]
