@@ -1,8 +1,9 @@
 """What processes that decode together agree on before each segment of decode steps.
 
 Each process brings requests of its own, and all run the same programs in the same order. So each
-takes part in every exchange: one a segment (`agree`), further ones where something was submitted
-(`sizes.demand_on`, the memory there is) or where prompts are new (`packing.pack_prompts`).
+takes part in every exchange: one before each segment (`agree`), further ones where something was
+submitted (`sizes.demand_on`, the memory there is, `agree` once more for what came in) or where
+prompts are new (`packing.pack_prompts`), and one before a stream ends.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ class Agreement:
     """The largest number of any process; what may be true is 1 where it is for some process.
 
     Attributes:
-        needs_sizing: Something was submitted that the engine was not sized for.
+        needs_sizing: Something was submitted that the engine is not sized for.
         with_forced: Some request has forced tokens, whose log-probs a prefill then computes.
         longest_prompt: Tokens of the longest prompt that is or will be completed from its slot.
         longest_new: Tokens of the longest prompt to be prefilled; 0 where there is none.

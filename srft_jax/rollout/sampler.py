@@ -119,6 +119,9 @@ class Sampler:
     ) -> None:
         """Queue requests; `stream` completes them, also one that runs already.
 
+        A submission that does not fit beside what runs waits until nothing runs. Then the engine is
+        made anew with other sizes, for which programs compile.
+
         Args:
             requests: Completion m of group g draws from fold_in(fold_in(threefry, g), m), whatever
                 else is asked for. Several processes each bring their own requests.
@@ -186,6 +189,8 @@ class Sampler:
                 account.finished += len(finished)
                 if observer is not None:
                     observer(account.progress(work.total))
+                    if self._work is not work:
+                        return  # the observer has released the sampler
         finally:
             # After a release, the sampler may have other work by now.
             if self._work is work:
@@ -200,7 +205,7 @@ class Sampler:
         if agreed.needs_sizing:
             if self._make_room(is_running=bool(agreed.running)):
                 jobs += table.admit()
-            agreed = self._agree(jobs)
+                agreed = self._agree(jobs)
         if not agreed.running:
             return None
         assert self.engine is not None  # completions have rows
@@ -211,8 +216,9 @@ class Sampler:
         account.num_rows, account.some_wait = table.num_rows, table.some_wait
         began = time.monotonic()
         num_rows = self.engine.sizes.rows * self.engine.sizes.shards
-        # While nobody waits a segment goes on until all have ended.
-        enough = max(1, int(_SHARE_FINISHED * num_rows)) if agreed.waiting else num_rows
+        # Where nobody waits, or may come in before all have ended, a free row is of no use.
+        can_refill = agreed.waiting and not agreed.needs_sizing
+        enough = max(1, int(_SHARE_FINISHED * num_rows)) if can_refill else num_rows
         running = self.engine.start(table, agreed, enough)
         account.decode_seconds += time.monotonic() - began
         return running

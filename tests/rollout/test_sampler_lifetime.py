@@ -1,7 +1,9 @@
 """A sampler over several updates: what it keeps, what it lets in, what it frees."""
 
+import contextlib
 import dataclasses
 import gc
+import signal
 import weakref
 
 import jax
@@ -75,6 +77,22 @@ def finished_with_later(sampler, when, first=FIRST, later=LATER, key=KEY):
     return in_groups(seen, len(first) + len(later)), rows
 
 
+@contextlib.contextmanager
+def time_limit(seconds):
+    """Raises where the block takes longer: what never ends would hang instead of fail."""
+
+    def give_up(*_):
+        raise TimeoutError(f"not done within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_parameters_are_laid_out_once_for_each_update(sampler):
     requests, layouts = [Request(prompt, 4) for prompt in PROMPTS], []
     for version, params in enumerate((PARAMS, OTHER_PARAMS), start=3):
@@ -124,6 +142,30 @@ def test_release_ends_a_stream_that_runs(sampler):
     assert len(seen) == 1
     sampler.update(PARAMS)
     assert_same(finished(sampler, FIRST), complete(FIRST))
+
+
+@pytest.mark.parametrize("before", [[], FIRST], ids=["", "after a submission"])
+@pytest.mark.parametrize("after", [[], FIRST], ids=["", "before a submission"])
+def test_release_by_the_observer_ends_the_stream(sampler, before, after):
+    """In a segment that ends no completion. What is submitted before is forgotten with the rest;
+    what comes after is for the next stream."""
+    calls = []
+
+    def observe(_):
+        calls.append(len(calls))
+        sampler.submit(before, KEY)
+        sampler.release()
+        if after:
+            sampler.update(OTHER_PARAMS)
+            sampler.submit(after, KEY)
+
+    sampler.submit([Request(PROMPTS[0], max_new_tokens=16)], KEY)
+    with time_limit(60):
+        assert list(sampler.stream(observe)) == [] and calls == [0]
+    assert sampler.engine is None
+    if after:
+        groups = in_groups(sampler.stream(), len(after))
+        assert_same(groups, complete(after, params=OTHER_PARAMS))
 
 
 @pytest.mark.parametrize("when", [1, 3], ids=["at the first", "at the last"])
@@ -299,9 +341,12 @@ def test_a_prompt_asked_for_again_after_the_cache_has_shrunk(sampler):
 
 
 def test_a_prompt_too_long_for_the_running_rows_waits_until_none_runs():
-    """A MiB holds 8192 tokens: 16 rows beside short prompts, but not beside 16 of 600 tokens."""
+    """A MiB holds 8192 tokens: 16 rows beside short prompts, but not beside 16 of 600 tokens.
+
+    Two rows end early in the third segment, which goes on: nobody may come in for them.
+    """
     sampler, sizes = Sampler(CONFIG, sampling(slots=16, cache_mib=1)), []
-    first = [Request([n], max_new_tokens=16 if n else 3) for n in range(16)]
+    first = [Request([n], max_new_tokens=limit) for n, limit in enumerate([3, 18, 18] + [32] * 13)]
     later = [
         Request([4] * 600, max_new_tokens=3, group=16),
         Request([5, 6], max_new_tokens=9, group=17),
@@ -320,7 +365,7 @@ def test_a_prompt_too_long_for_the_running_rows_waits_until_none_runs():
         if not seen:
             sampler.submit(later, KEY)
         seen.append(trajectory)
-    assert sizes == [(16, 16)] * 2 + [(2, 2)] * 2
+    assert sizes == [(16, 16)] * 4 + [(2, 2)] * 2
     assert_same(in_groups(seen, 18), complete([*first, *later], slots=32))
 
 
