@@ -7,7 +7,7 @@ to 100 are made with "sft", steps from 101 on with "policy".
 import dataclasses
 from typing import Literal
 
-from srft_jax.config import Objective, TrainingConfig
+from srft_jax.config import Objective, TrainingConfig, UsageError
 from srft_jax.objectives.methods import PRESETS
 from srft_jax.objectives.rows import max_microbatches
 
@@ -82,8 +82,19 @@ class Stages:
         return self.policy
 
     def named(self, name: str) -> Stage:
-        """Return the stage of this name, which the run must have."""
-        return next(stage for stage in self.all if stage.name == name)
+        """Return the stage of this name.
+
+        Raises:
+            UsageError: the run does not have it.
+        """
+        for stage in self.all:
+            if stage.name == name:
+                return stage
+        names = " and ".join(stage.name for stage in self.all)
+        raise UsageError(
+            f"the run has no stage {name}, only {names}; objective.sft_steps and "
+            "objective.demo_buffer say which stages there are"
+        )
 
     @property
     def all(self) -> list[Stage]:

@@ -33,14 +33,15 @@ def replay(config: RunConfig) -> int:
     """Print what the newest checkpoint makes of the newest saved batch; nothing is updated.
 
     Raises:
-        UsageError: the run has no saved batch, or no checkpoint.
+        UsageError: the run has no saved batch, none that can be read, or no checkpoint; or the
+            configuration does not have the batch's stage.
     """
     saved = saved_batch(config.run_dir)
     if saved is None:
         raise UsageError(f"{config.run_dir} has no saved batch: none of its updates was skipped")
     step, stage_name, batch = saved
     setup, _ = with_rows(prepare(config))  # which compiles where there is no run
-    config = setup.config
+    config, stage = setup.config, setup.stages.named(stage_name)
     with jax.set_mesh(setup.mesh):
         transformations = make_optimizers(
             config.training, setup.stages, setup.model_config
@@ -48,7 +49,6 @@ def replay(config: RunConfig) -> int:
         saved_at, state = _newest_state(
             config.run_dir, abstract_state(setup.model_config, transformations, setup.mesh)
         )
-        stage = setup.stages.named(stage_name)
         frozen_params = load_frozen(config.model, setup.model_config, setup.mesh, config.seed)
         reference_params = load_reference(config.model, setup.objective, frozen_params, setup.mesh)
         fixed = FixedParams(frozen_params, reference_params)

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from srft_jax.batch import Batch, Normalisers, Rows
+from srft_jax.config import UsageError
 
 
 def save_batch(run_dir: str, step: int, stage: str, batch: Batch) -> str:
@@ -41,14 +42,28 @@ def save_batch(run_dir: str, step: int, stage: str, batch: Batch) -> str:
 
 def saved_batch(run_dir: str) -> tuple[int, str, Batch] | None:
     """Return the step, the name of the stage and the batch that `save_batch` wrote last, None if it
-    never did."""
+    never did.
+
+    Raises:
+        UsageError: the file lacks something, as it was written by an earlier version.
+    """
     paths = {int(path.stem.removeprefix("step_")): path for path in _folder(run_dir).glob("*.npz")}
     if not paths:
         return None
     step = max(paths)
+    row_names, count_names = (
+        [field.name for field in dataclasses.fields(part)] for part in (Rows, Normalisers)
+    )
     with np.load(io.BytesIO(paths[step].read_bytes())) as arrays:
-        rows: Any = {field.name: arrays[field.name] for field in dataclasses.fields(Rows)}
-        counts: Any = {field.name: arrays[field.name] for field in dataclasses.fields(Normalisers)}
+        needed = {"stage", "num_microbatches", "on_policy", *row_names, *count_names}
+        missing = sorted(needed - set(arrays.files))
+        if missing:
+            raise UsageError(
+                f"{paths[step]} has no {', '.join(missing)}: it was written by an earlier version, "
+                "which alone can replay it"
+            )
+        rows: Any = {name: arrays[name] for name in row_names}
+        counts: Any = {name: arrays[name] for name in count_names}
         batch = Batch(
             rows=Rows(**rows),
             normalisers=Normalisers(**counts),

@@ -10,7 +10,7 @@ import pytest
 from made_sequences import made_sequence
 
 from srft_jax.batch import Role
-from srft_jax.config import ReportConfig, TrainingConfig
+from srft_jax.config import ReportConfig, TrainingConfig, UsageError
 from srft_jax.experience.batches import Update
 from srft_jax.objectives.methods import PRESETS
 from srft_jax.objectives.rows import make_batch
@@ -146,3 +146,13 @@ def test_a_batch_comes_back_as_it_was(tmp_path, on_policy):
         other = (vars(restored.rows) | vars(restored.normalisers))[name]
         np.testing.assert_array_equal(other, array)
         assert other.dtype == np.asarray(array).dtype
+
+
+def test_a_saved_batch_that_lacks_something_is_refused(tmp_path):
+    """As files are that were written before a batch's stage was."""
+    file = save_batch(str(tmp_path), 3, "policy", small_batch(1))
+    with np.load(file) as arrays:
+        kept = {name: arrays[name] for name in arrays.files if name not in ("stage", "on_policy")}
+    np.savez(file, **kept)
+    with pytest.raises(UsageError, match=r"step_3\.npz has no on_policy, stage: "):
+        saved_batch(str(tmp_path))

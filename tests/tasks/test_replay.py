@@ -30,8 +30,8 @@ def broken(tmp_path_factory):
     return run_dir
 
 
-def replay(run_dir, capsys):
-    code = run.main(["replay", f"--config={run_dir}/config.yaml"])
+def replay(run_dir, capsys, *arguments):
+    code = run.main(["replay", f"--config={run_dir}/config.yaml", *arguments])
     return code, *capsys.readouterr()
 
 
@@ -98,6 +98,8 @@ def test_replay_takes_the_objective_of_the_stage_that_was_skipped(tmp_path, caps
     assert code == 0 and "in stage sft" in out
     (term,) = [line.split() for line in out.splitlines() if line.startswith("demo_nll")]
     assert float(term[1]) == pytest.approx(-row["policy/logprob_demo"], rel=1e-3)
+    code, _, err = replay(tmp_path, capsys, "--objective.sft_steps=0")
+    assert code == 2 and "no stage sft, only policy and buffered" in err
 
 
 def test_replay_needs_a_saved_batch(tmp_path, capsys):
