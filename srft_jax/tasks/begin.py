@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from srft_jax.batch import TrainState
-from srft_jax.config import RunConfig, to_yaml
+from srft_jax.config import RunConfig, TrainingConfig, to_yaml
 from srft_jax.evaluation.scores import Evaluations
 from srft_jax.experience.batches import BatchOptions
 from srft_jax.experience.collect import GroupOptions, Sources
@@ -91,6 +91,7 @@ class Run:
     """What every step of a run is made with.
 
     Attributes:
+        training: Section of the configuration, its rows per microbatch chosen.
         rollouts: Where experience comes from.
         learner: How it is trained on.
         evaluations: What the policy is scored on.
@@ -98,6 +99,7 @@ class Run:
         start: Step that the run goes on from; 0 if it is new.
     """
 
+    training: TrainingConfig
     rollouts: Rollouts
     learner: Learner
     evaluations: Evaluations
@@ -140,7 +142,7 @@ def begin(
     update_sampler(rollouts.sampler, frozen, state)
     learner = _make_learner(setup, optimizers, frozen)
     evaluations = make_evaluations(setup, rollouts.scorer)
-    return Run(rollouts, learner, evaluations, records, start), state
+    return Run(config.training, rollouts, learner, evaluations, records, start), state
 
 
 def update_sampler(sampler: Sampler, frozen: Params, state: TrainState) -> None:

@@ -48,43 +48,52 @@ def train(config: RunConfig) -> int:
         stop_requested = stack.enter_context(stop_requests())
         checkpoints = stack.enter_context(Checkpoints(config.run_dir, training.keep_checkpoints))
         run, state = begin(setup, checkpoints, stack)
-        records, streams = run.records, run.rollouts.sources.streams
+        records = run.records
         if rows_line:
             records.progress.message(rows_line)
         if run.start == 0:
             records.progress.message("evaluating before the first step; the sampler compiles first")
         if _evaluation_due(config, run.start) and not _was_evaluated(config.run_dir, run.start):
             _evaluate(run, run.start)
+        is_saved = run.start > 0  # whether a checkpoint has the state at hand
         for step in range(run.start + 1, training.num_steps + 1):
+            # A signal came during the step before, or during an evaluation.
+            if stop_requested():
+                if not is_saved:
+                    _save(run, checkpoints, step - 1, state)
+                checkpoints.wait()
+                records.progress.message(
+                    f"stopped after step {step - 1} and saved; continue with\n"
+                    f"  python run.py --config {config.run_dir}/config.yaml"
+                )
+                return 130
             state, record = _step(run, state, step)
             try:
                 records.recorder.add(record)
             except Diverged:  # the state is the last sound one
-                checkpoints.save(step, state, streams.state())
+                _save(run, checkpoints, step, state)
                 checkpoints.wait()
                 raise
 
             last = step == training.num_steps
-            stopping = stop_requested() and not last
-            # Resume cuts metrics back to the checkpoint's step, so they are written first. The
-            # evaluation comes after it and is left out on a stop: a preempted machine is gone
-            # before a long one ends. A continued run makes up for a missing one.
-            if last or stopping or _due(step, training.checkpoint_every):
-                records.recorder.flush()
-                checkpoints.save(step, state, streams.state())
-            if stopping:
-                checkpoints.wait()
-                records.progress.message(
-                    f"stopped after step {step} and saved; continue with\n"
-                    f"  python run.py --config {config.run_dir}/config.yaml"
-                )
-                return 130
-            if _evaluation_due(config, step):
+            is_saved = last or _due(step, training.checkpoint_every)
+            if is_saved:
+                _save(run, checkpoints, step, state)
+            # The evaluation comes after the save and is left out on a stop: a preempted machine is
+            # gone before a long one ends. A continued run makes up for a missing one.
+            if _evaluation_due(config, step) and (last or not stop_requested()):
                 records.recorder.flush()
                 _evaluate(run, step)
         run.rollouts.sampler.release()  # the export needs its memory
     _finish(config, lora.whole(run.learner.fixed.frozen, state.params))
     return 0
+
+
+def _save(run: Run, checkpoints: Checkpoints, step: int, state: TrainState) -> None:
+    """Save the run as it is after a step."""
+    # Resume cuts metrics back to the checkpoint's step, so they are written first.
+    run.records.recorder.flush()
+    checkpoints.save(step, state, run.rollouts.sources.streams.state())
 
 
 def _step(run: Run, state: TrainState, step: int) -> tuple[TrainState, StepRecord]:
@@ -112,7 +121,7 @@ def _step(run: Run, state: TrainState, step: int) -> tuple[TrainState, StepRecor
         step_updates,
         learner.mesh,
         fixed=learner.fixed,
-        measure_norms=_due(step, learner.options.training.gradient_norms_every),
+        measure_norms=_due(step, run.training.gradient_norms_every),
     )
     records.recorder.flush()  # the previous step's records, while the device computes this one
     jax.block_until_ready(state)
@@ -126,7 +135,7 @@ def _step(run: Run, state: TrainState, step: int) -> tuple[TrainState, StepRecor
 
 def _roll_out(run: Run, stage: Stage, step: int) -> Experience:
     """Groups of the step, verified."""
-    rollouts, num_steps = run.rollouts, run.learner.options.training.num_steps
+    rollouts, num_steps = run.rollouts, run.training.num_steps
     observer = summary.rollout_observer(run.records.progress, f"step {step}/{num_steps}, rollout")
     return collect(
         rollouts.sampler, rollouts.scorer, rollouts.sources, rollouts.options, stage, step, observer

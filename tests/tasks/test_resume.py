@@ -40,6 +40,35 @@ def test_a_stopped_run_continues_bit_for_bit(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.parametrize(
+    ("step", "checkpoint_every"), [(0, 3), (3, 4), pytest.param(3, 3, marks=pytest.mark.slow)]
+)
+def test_a_signal_in_an_evaluation_stops_the_run_before_another_step(
+    step, checkpoint_every, tmp_path, uninterrupted, monkeypatch, capsys
+):
+    """Also where the evaluated step is none that is saved."""
+    measure, arguments = (
+        train.measure_pass_at_1,
+        [f"--training.checkpoint_every={checkpoint_every}"],
+    )
+    evaluations = iter((0, 3))
+
+    def measure_and_interrupt(*args):
+        if next(evaluations) == step:
+            signal.raise_signal(signal.SIGINT)
+        return measure(*args)
+
+    monkeypatch.setattr(train, "measure_pass_at_1", measure_and_interrupt)
+    assert run_in_process(tmp_path / "run", *arguments) == 130
+    assert f"stopped after step {step} and saved" in capsys.readouterr().out
+    assert newest_checkpoint(tmp_path / "run")[0] == step
+    last = metrics_lines(tmp_path / "run")[-1]
+    assert last["step"] == step and "eval/held_out/pass@1" in last
+    monkeypatch.undo()
+    assert run_in_process(tmp_path / "run", *arguments) == 0
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
 def test_checkpoints_hold_what_the_comparison_is_about(uninterrupted):
     """Moments, running entropies and the data position are there, and moved."""
     step, arrays, data = newest_checkpoint(uninterrupted)
