@@ -140,6 +140,7 @@ class Trace:
 
     def load_reference(self, section, objective, frozen_params, mesh):
         self.add("reference", objective.uses_reference and (section.reference or section.path))
+        return {} if objective.uses_reference else None
 
     def Checkpoints(self, run_dir, keep):
         self.add("checkpoints", keep)
@@ -177,7 +178,10 @@ class Trace:
         self.add("train step", options, name)  # what the objective does is in the loss
 
         def train_step(state, batch, fixed):
-            self.add("frozen", jax.tree.map(np.shape, fixed.frozen))
+            first = [np.asarray(leaf)[:1] for leaf in jax.tree.leaves(fixed.frozen)[:1]]
+            first = [np.asarray(leaf)[:1] for leaf in jax.tree.leaves(fixed.frozen)[:1]]
+            has_reference = fixed.reference is not None
+            self.add("fixed", jax.tree.map(np.shape, fixed.frozen), digest(first), has_reference)
             flat = jax.tree.map(lambda x: x.reshape(-1), batch.rows)
             context = losses.LossContext(
                 batch.normalisers,

@@ -35,7 +35,7 @@ class BatchOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """One optimizer step."""
+    """One update."""
 
     stage: Stage
     batch: Batch
@@ -43,7 +43,7 @@ class Update:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedUpdate:
-    """An optimizer step whose sequences are not packed yet."""
+    """An update whose sequences are not packed yet."""
 
     stage: Stage
     sequences: list[TrainingSequence]
@@ -105,7 +105,7 @@ def plan_updates(
 def pack_updates(
     planned: Sequence[PlannedUpdate], options: BatchOptions, version: int
 ) -> list[Update]:
-    """Return the optimizer steps of one rollout.
+    """Return the updates of one rollout.
 
     Args:
         planned: All updates of the step.

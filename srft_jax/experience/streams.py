@@ -107,6 +107,7 @@ class Streams:
 
         A position means nothing in another training set.
         """
+        # "waiting" and "examples" are what checkpoints that exist call the buffer and the digest.
         positions = {name: iterator.get_state() for name, iterator in self._iterators.items()}
         return {
             "iterators": positions,

@@ -31,7 +31,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
     try:
         for number in before:
-            signal.signal(number, handle)
+            if not requested:  # else a signal has come already, and the next one acts at once
+                signal.signal(number, handle)
         yield lambda: bool(largest_of_processes(requested)[0])
     finally:
         restore()

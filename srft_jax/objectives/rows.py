@@ -98,7 +98,7 @@ def _positive_tokens(sequences: Sequence[TrainingSequence], objective: Objective
 def normalisers(
     sequences: Sequence[TrainingSequence], objective: Objective, length_cap: int
 ) -> Normalisers:
-    """Return the denominators of one optimizer step, over all of its sequences.
+    """Return the denominators of one update, over all of its sequences.
 
     A role's tokens count in a denominator only where the objective has a term for them. An
     aggregation says what is counted:
@@ -222,7 +222,7 @@ def make_batch(
     on_policy: bool = False,
     pack_rows: Callable[[Sequence[int], int], list[list[int]]] = pack,
 ) -> Batch:
-    """Pack the sequences of one optimizer step into [M, B, T].
+    """Pack the sequences of one update into [M, B, T].
 
     Args:
         sequences: All sequences of the step, of all roles.

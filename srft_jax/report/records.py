@@ -84,9 +84,8 @@ class Recorder:
         Raises:
             Diverged: training.max_skipped updates in a row were skipped; all is written by then.
         """
-        self._pending = dataclasses.replace(
-            record, updates=()
-        )  # batches are not held until `flush`
+        # Batches are not held until `flush`.
+        self._pending = dataclasses.replace(record, updates=())
         for update, metrics in zip(record.updates, record.metrics, strict=True):
             skipped = any(bool(x) for name, x in metrics.items() if name.endswith("loss/skipped"))
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0

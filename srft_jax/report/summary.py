@@ -150,7 +150,7 @@ def update_rows(stages: Stages, training: TrainingConfig, longest_sequence: int)
             f"an update on {stages.buffered.sequences_per_update if stages.buffered else 0}",
         ],
     }
-    rows = [["optimizer steps per rollout", f"{training.updates_per_rollout}"]]
+    rows = [["updates per rollout", f"{training.updates_per_rollout}"]]
     for stage in stages.all:
         sizes = _update_size(stage, training, longest_sequence)
         if len(stages.all) > 1:

@@ -1,4 +1,4 @@
-"""Stages and buffered steps, in the loop: which optimizer steps on what, at which rate."""
+"""Stages and buffered steps, in the loop: which optimizer makes which update, at which rate."""
 
 import dataclasses
 

@@ -61,6 +61,7 @@ class Case(NamedTuple):
     truncation: Truncation = Truncation()
     is_late: bool = False  # most requests are submitted while the last one runs
     is_outside: bool = False  # the sampler is made on one device, before the mesh is in context
+    is_passed: bool = False  # the mesh is an argument of the sampler, and never in context
 
 
 CASES = {
@@ -68,6 +69,7 @@ CASES = {
     "tensor as trained": Case((4, 1, 1, 2), None),
     "rows that grow": Case((4, 1, 1, 2), None, is_late=True),
     "made outside of the mesh": Case((4, 1, 1, 2), None, is_outside=True),
+    "mesh passed": Case((4, 1, 1, 2), None, is_passed=True),
     "greedy": Case((4, 1, 1, 2), None, temperature=0.0),
     "truncated": Case((4, 1, 1, 2), None, truncation=Truncation(top_k=12, top_p=0.9)),
     "context to rows over 8": Case((1, 2, 2, 2), 1),
@@ -97,7 +99,7 @@ def main() -> None:
         case = CASES[name]
         how = (case.temperature, case.truncation)
         if how not in wanted:
-            alone = case._replace(tensor=None, is_late=False, is_outside=False)
+            alone = Case(case.mesh, None, *how)
             wanted[how] = complete(alone, policy())
         results[name] = on_mesh(case, wanted[how])
     print(json.dumps(results))
@@ -108,23 +110,25 @@ def on_mesh(case: Case, wanted: list[list[Trajectory]]) -> dict:
     params = policy()
     if not case.is_outside:
         params = jax.device_put(params, families.param_shardings(mesh, CONFIG))
-    with jax.set_mesh(mesh):
+    passed = mesh if case.is_passed else None
+    with jax.set_mesh(None if case.is_passed else mesh):
         with segments() as (seen, hlo):
-            got = complete(case, params)
+            got = complete(case, params, passed)
         with Compilations() as compilations:
-            again = complete(case, params)
+            again = complete(case, params, passed)
     assert difference(again, got)["tokens"] == 0
     on = decode_mesh(mesh, case.tensor or case.mesh[3])
     return difference(got, wanted) | {
         "compiled again": compilations.since_last()[0]["perf/compilations"],
         "capacities": sorted({segment.capacity for segment in seen}),
         "copies": max(segment.copies for segment in seen),
+        "devices": sorted({segment.devices for segment in seen}),
         "exchanged": max(sizes(hlo[0])),
         "widest parameters exchanged": widest_parameters(mesh, on),
     }
 
 
-def complete(case: Case, params: object) -> list[list[Trajectory]]:
+def complete(case: Case, params: object, mesh: Mesh | None = None) -> list[list[Trajectory]]:
     config = SamplingConfig(
         temperature=case.temperature,
         truncation=case.truncation,
@@ -134,10 +138,10 @@ def complete(case: Case, params: object) -> list[list[Trajectory]]:
         tensor=case.tensor,
     )
     key = jax.random.key(11)
-    if not (case.is_late or case.is_outside):
+    if not (case.is_late or case.is_outside or mesh):
         return sample(params, CONFIG, REQUESTS, key, config)
     with jax.set_mesh(None) if case.is_outside else contextlib.nullcontext():
-        sampler = Sampler(CONFIG, config)
+        sampler = Sampler(CONFIG, config, mesh)
     groups: list[list[Trajectory]] = [[] for _ in REQUESTS]
     sampler.update(params)
     last = dataclasses.replace(REQUESTS[-1], group=len(REQUESTS) - 1)
@@ -164,10 +168,11 @@ def difference(got: list[list[Trajectory]], wanted: list[list[Trajectory]]) -> d
 
 
 class Segment(NamedTuple):
-    """A capacity of the own parts, and how often the cache is held."""
+    """A capacity of the own parts, how often the cache is held, and on how many devices."""
 
     capacity: int
     copies: float
+    devices: int
 
 
 @contextlib.contextmanager
@@ -182,7 +187,8 @@ def segments() -> Iterator[tuple[list[Segment], list[str]]]:
         if capacity and not hlo:
             hlo.append(decode.lower(params, state, *args, **kwargs).compile().as_text())
         result = decode(params, state, *args, **kwargs)
-        seen.append(Segment(capacity, copies(result[0].cache)))
+        cache = result[0].cache
+        seen.append(Segment(capacity, copies(cache), len(cache.values[0].sharding.device_set)))
         return result
 
     engine.decode = spy

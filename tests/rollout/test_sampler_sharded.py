@@ -18,6 +18,7 @@ CASES = (
     "tensor as trained",
     "rows that grow",
     "made outside of the mesh",
+    "mesh passed",
     "greedy",
     "truncated",
     "context to rows over 8",
@@ -53,6 +54,7 @@ def test_every_mesh_equals_single_device(results, case):
     assert result["capacities"][:2] == [0, 32]
     assert result["compiled again"] == 0
     assert result["copies"] == COPIES.get(case, 1)
+    assert result["devices"] == [1 if case == "made outside of the mesh" else 8]
     # The new tokens' queries and partial sums, 8 x 32 at most; a device's share of a layer's keys
     # is 512 at least, a parameter's share is as large.
     assert result["exchanged"] <= 256

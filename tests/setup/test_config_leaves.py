@@ -203,7 +203,7 @@ class Change:
 # Parts of a dry run, in the order in which a step comes to them.
 WALK = (
     *("reference", "checkpoints", "pool", "sample", "score", "train step", "old logprobs"),
-    *("gradient norms", "batch", "frozen", "loss", "params", "old logprobs of", "metrics"),
+    *("gradient norms", "batch", "fixed", "loss", "params", "old logprobs of", "metrics"),
     *("samples", "save", "export"),
 )
 
