@@ -7,8 +7,8 @@ import itertools
 import jax
 
 from srft_jax.planning.chips import CHIPS
-from srft_jax.planning.compiler import Compiler
 from srft_jax.planning.hlo.count import Count
+from srft_jax.planning.planning_tools import PlanningTools
 from srft_jax.planning.program_costs import OutOfMemory, ProgramCost
 from srft_jax.planning.topology import Topology, parse_topology
 from srft_jax.tasks import plan as verb
@@ -32,7 +32,7 @@ def dry_plan(config, fits=lambda run: True, flops=1e9, **arguments):
 
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        compiler = Compiler(
+        tools = PlanningTools(
             prepare_backend=lambda name: None,
             find_topology=fake_topology,
             train_cost=train_cost,
@@ -40,5 +40,5 @@ def dry_plan(config, fits=lambda run: True, flops=1e9, **arguments):
             clock=itertools.count(0, 100).__next__,  # each look is 100 s later
             **arguments,
         )
-        verb.plan(config, compiler)
+        verb.plan(config, tools)
     return asked, out.getvalue()

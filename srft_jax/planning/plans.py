@@ -5,7 +5,6 @@ import dataclasses
 from srft_jax.config import UsageError
 from srft_jax.mesh import row_shards
 from srft_jax.planning import workload
-from srft_jax.planning.compiler import Compiler
 from srft_jax.planning.estimate import estimate_updates
 from srft_jax.planning.hlo.count import Count
 from srft_jax.planning.memory import (
@@ -18,6 +17,7 @@ from srft_jax.planning.memory import (
 )
 from srft_jax.planning.phases import Phase, make_phase
 from srft_jax.planning.planned_run import PlannedRun
+from srft_jax.planning.planning_tools import PlanningTools
 from srft_jax.planning.program_costs import OutOfMemory, ProgramCost, bytes_on_device
 from srft_jax.planning.sampler_programs import abstract_decode_params, abstract_sampler_state
 from srft_jax.planning.topology import Topology
@@ -115,24 +115,24 @@ def estimate_plan(run: PlannedRun, topology: Topology) -> Plan:
     )
 
 
-def compile_plan(run: PlannedRun, topology: Topology, compiler: Compiler) -> Plan:
+def compile_plan(run: PlannedRun, topology: Topology, tools: PlanningTools) -> Plan:
     """Plan updates, and rollouts if the objective has any, from compiled programs.
 
     Raises:
         UsageError: rollouts and evaluations cannot use the mesh as `rollout.tensor` asks.
     """
     run.decode_mesh()  # raises before anything compiles
-    plan = compile_updates_plan(run, topology, compiler)
+    plan = compile_updates_plan(run, topology, tools)
     if plan.refused or not plan.work.completions:
         return plan
-    return add_rollouts(plan, compiler)
+    return add_rollouts(plan, tools)
 
 
-def compile_updates_plan(run: PlannedRun, topology: Topology, compiler: Compiler) -> Plan:
+def compile_updates_plan(run: PlannedRun, topology: Topology, tools: PlanningTools) -> Plan:
     """Plan the updates alone, from the compiled train step."""
     topology, work, resident = topology.ordered(run.mesh), make_workload(run), resident_bytes(run)
-    compiler.log(f"compiling train for {topology.name}")
-    train = compiler.train_cost(run, work)
+    tools.log(f"compiling train for {topology.name}")
+    train = tools.train_cost(run, work)
     updates_alone = Plan(
         run=run,
         topology=topology,
@@ -158,7 +158,7 @@ def compile_updates_plan(run: PlannedRun, topology: Topology, compiler: Compiler
     )
 
 
-def add_rollouts(plan: Plan, compiler: Compiler) -> Plan:
+def add_rollouts(plan: Plan, tools: PlanningTools) -> Plan:
     """Return the plan of the updates with rollouts added."""
     run, work, dtype = plan.run, plan.work, plan.run.sampling.dtype
     resident, decoding = resident_bytes(run), run.decode_mesh()
@@ -171,7 +171,7 @@ def add_rollouts(plan: Plan, compiler: Compiler) -> Plan:
         memory = plan.memory | {"rollouts": memory_in_rollouts(resident, copy, 0.0, [])}
         no_room = OutOfMemory("the sampler's cache", needed=None, largest=(str(error),))
         return dataclasses.replace(plan, memory=memory, refused=(no_room,))
-    costs = list(compiler.sampler_costs(run, work, shape, compiler.log))
+    costs = list(tools.sampler_costs(run, work, shape, tools.log))
     programs = {cost.name: cost for cost in costs if isinstance(cost, ProgramCost)}
     state = abstract_sampler_state(run.model_config, shape, decoding, dtype)
     held = memory_in_rollouts(resident, copy, bytes_on_device(state), programs.values())

@@ -3,23 +3,23 @@
 import dataclasses
 
 from srft_jax.config import MeshConfig, UsageError
-from srft_jax.planning.compiler import Compiler
 from srft_jax.planning.planned_run import PlannedRun
+from srft_jax.planning.planning_tools import PlanningTools
 from srft_jax.planning.plans import Plan, compile_updates_plan
 from srft_jax.planning.topology import Topology
 
 _CHIPS = (8, 16, 32, 64, 128, 256)
 
 
-def plan_scaling(run: PlannedRun, topology: Topology, compiler: Compiler) -> dict[int, Plan]:
+def plan_scaling(run: PlannedRun, topology: Topology, tools: PlanningTools) -> dict[int, Plan]:
     """Return plans of the updates by number of chips; numbers the mesh does not divide are left
     out."""
     plans = {}
     for chips in _CHIPS:
-        larger = _with_chips(topology, chips, compiler)
+        larger = _with_chips(topology, chips, tools)
         if larger is not None and _divides(run, larger):
             scaled = _scaled(run, topology, larger)
-            plans[chips] = compile_updates_plan(scaled, larger, compiler)
+            plans[chips] = compile_updates_plan(scaled, larger, tools)
     return plans
 
 
@@ -40,14 +40,14 @@ def _scaled(run: PlannedRun, topology: Topology, larger: Topology) -> PlannedRun
     return dataclasses.replace(moved, prompts_per_step=prompts)
 
 
-def _with_chips(topology: Topology, chips: int, compiler: Compiler) -> Topology | None:
+def _with_chips(topology: Topology, chips: int, tools: PlanningTools) -> Topology | None:
     """Return `chips` chips as the most cubic slice that is built, in as many slices as before."""
     kind = topology.name.partition(":")[0]
     if topology.chip.kind != "tpu" or chips % topology.slices:
         return None
     for sizes in _slice_shapes(chips // topology.slices, len(topology.sizes)):
         try:
-            return compiler.find_topology(f"{kind}:{'x'.join(map(str, sizes))}", topology.slices)
+            return tools.find_topology(f"{kind}:{'x'.join(map(str, sizes))}", topology.slices)
         except UsageError:  # that shape is not built
             continue
     return None

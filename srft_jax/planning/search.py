@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Literal
 
 from srft_jax.config import MeshConfig, UsageError
-from srft_jax.planning.compiler import Compiler
 from srft_jax.planning.estimate import Estimate, estimate_updates
 from srft_jax.planning.memory import resident_bytes
 from srft_jax.planning.phases import Phase, make_phase
 from srft_jax.planning.planned_run import PlannedRun
+from srft_jax.planning.planning_tools import PlanningTools
 from srft_jax.planning.program_costs import OutOfMemory
 from srft_jax.planning.topology import Topology
 from srft_jax.planning.workload import make_workload
@@ -51,14 +51,14 @@ class Candidate:
 
 
 def search(
-    run: PlannedRun, topology: Topology, compiler: Compiler, *, seconds: int
+    run: PlannedRun, topology: Topology, tools: PlanningTools, *, seconds: int
 ) -> list[Candidate]:
     """Return candidates that were compiled and fit, the fastest first; for GPUs, by estimate.
 
     Args:
         run: Run to change; its context axis stays.
         topology: Devices.
-        compiler: Compiles a candidate's train step.
+        tools: What compiles a candidate's train step, and the clock.
         seconds: Time after which no further candidate is compiled.
 
     Raises:
@@ -74,11 +74,11 @@ def search(
         run.decode_mesh()  # says why: no mesh suits rollout.tensor
     most = _UNCERTAINTY * hbm
     likely = [candidate for candidate in candidates if candidate.estimate.needed < most]
-    compiler.log(f"search: {len(candidates)} candidates, {len(likely)} that may fit")
+    tools.log(f"search: {len(candidates)} candidates, {len(likely)} that may fit")
     if topology.chip.kind == "gpu":
         fitting = fit_by_arithmetic(candidates, hbm)
     else:
-        fitting = _fit_by_compiling(candidates, likely, topology, compiler, seconds)
+        fitting = _fit_by_compiling(candidates, likely, topology, tools, seconds)
     if not fitting:
         raise UsageError(_nothing_fits(candidates, topology))
     return fastest_first(fitting)
@@ -102,12 +102,12 @@ def fit_by_arithmetic(candidates: list[Candidate], hbm: float) -> list[Candidate
 
 
 def _compiled(
-    candidate: Candidate, topology: Topology, compiler: Compiler, note: str = ""
+    candidate: Candidate, topology: Topology, tools: PlanningTools, note: str = ""
 ) -> Candidate | None:
     """Return the candidate with what XLA says of it; None if it does not fit."""
-    compiler.log(f"compiling train of {candidate.flags}{note}")
+    tools.log(f"compiling train of {candidate.flags}{note}")
     work = make_workload(candidate.run)
-    cost = compiler.train_cost(candidate.run, work)
+    cost = tools.train_cost(candidate.run, work)
     if isinstance(cost, OutOfMemory) or cost.needed > topology.chip.hbm:
         return None
     ordered = topology.ordered(candidate.run.mesh)
@@ -119,14 +119,14 @@ def _fit_by_compiling(
     candidates: list[Candidate],
     likely: list[Candidate],
     topology: Topology,
-    compiler: Compiler,
+    tools: PlanningTools,
     seconds: int,
 ) -> list[Candidate]:
     """Return those of the likely candidates that do fit; if none, the one that needs the least."""
-    began, fitting, refused = compiler.clock(), list[Candidate](), list[Candidate]()
+    began, fitting, refused = tools.clock(), list[Candidate](), list[Candidate]()
     for candidate in likely:
-        if compiler.clock() - began > seconds:
-            compiler.log(f"search: plan.search_seconds = {seconds} are over")
+        if tools.clock() - began > seconds:
+            tools.log(f"search: plan.search_seconds = {seconds} are over")
             break
         # Enough to choose from, or those that follow are estimated to be slower than one that fits.
         if len(fitting) == _MOST_FITTING or _is_slower(candidate, fitting):
@@ -134,14 +134,14 @@ def _fit_by_compiling(
         # It needs more memory than one that had too little.
         if any(_holds_more(candidate, other) for other in refused):
             continue
-        if compiled := _compiled(candidate, topology, compiler):
+        if compiled := _compiled(candidate, topology, tools):
             fitting.append(compiled)
         else:
             refused.append(candidate)
     least = min(candidates, key=lambda candidate: candidate.estimate.needed)
     if not fitting and least not in refused:
         note = ", which needs the least"
-        fitting += filter(None, [_compiled(least, topology, compiler, note)])
+        fitting += filter(None, [_compiled(least, topology, tools, note)])
     return fitting
 
 

@@ -58,7 +58,7 @@ def test_a_plan_chooses_as_a_run_does(tmp_path):
     flags = ("--objective.preset=sft", "--plan.topology=cpu:1", "--training.num_steps=1")
     config = tiny_config(tmp_path / "run", AUTO, *flags)
     # Nine tenths of a fake device's memory are 3,686 MiB.
-    ((run, _),), _ = dry_plan(config, step_mib=needs(900))
+    ((run, _),), _ = dry_plan(config, needed_mib=needs(900))
     assert run.training.rows_per_microbatch == 4
 
 

@@ -11,8 +11,8 @@ from tiny_runs import tiny_arguments, tiny_config
 from srft_jax.config import parse
 from srft_jax.objectives.rows import make_batch
 from srft_jax.objectives.schedules import prefix_length
-from srft_jax.planning.compiler import lowered_programs
 from srft_jax.planning.hlo.count import Count
+from srft_jax.planning.planning_tools import lowered_programs
 from srft_jax.planning.plans import with_smaller_cache
 from srft_jax.planning.program_costs import ProgramCost
 from srft_jax.planning.train_program import lowered_train_step

@@ -12,9 +12,9 @@ from srft_jax.config import UsageError, parse
 from srft_jax.models import families
 from srft_jax.planning import search
 from srft_jax.planning.chips import CHIPS
-from srft_jax.planning.compiler import Compiler
 from srft_jax.planning.estimate import Estimate, estimate_updates
 from srft_jax.planning.memory import resident_bytes
+from srft_jax.planning.planning_tools import PlanningTools
 from srft_jax.planning.topology import Topology
 from srft_jax.planning.workload import make_workload
 from srft_jax.setup.plan_checks import outline_for_plan
@@ -74,7 +74,7 @@ def test_a_search_leaves_out_meshes_that_rollouts_cannot_have(tmp_path):
     assert {(1, 16, 1, 1), (4, 4, 1, 1)} < mesh_sizes(1)
     assert mesh_sizes(4) & {(1, 16, 1, 1), (4, 4, 1, 1)} == {(1, 16, 1, 1)}
     with pytest.raises(UsageError, match="rollout.tensor = 32 does not divide the 16 devices"):
-        search.search(run(32), topology, Compiler(), seconds=1)
+        search.search(run(32), topology, PlanningTools(), seconds=1)
 
 
 def test_what_rollouts_cannot_have_is_said_before_anything_compiles(tmp_path):

@@ -11,8 +11,8 @@ from tiny_runs import ROOT, tiny_arguments
 
 from srft_jax.config import UsageError, parse
 from srft_jax.planning.chips import CHIPS
-from srft_jax.planning.compiler import Compiler
 from srft_jax.planning.plan_text import format_plan
+from srft_jax.planning.planning_tools import PlanningTools
 from srft_jax.planning.plans import Plan, add_rollouts, compile_plan
 from srft_jax.planning.program_costs import (
     OutOfMemory,
@@ -108,7 +108,7 @@ def test_what_rollouts_hold_is_what_xla_says_of_decode(arguments):
     config = parse(["plan", *arguments, "--plan.topology=cpu:1"])[1]
     topology = Topology("cpu:1", CHIPS["cpu"], (1,), tuple(jax.devices()[:1]))
     run = planned(outline_for_plan(config, topology.devices))
-    compiled = compile_plan(run, topology, Compiler(log=print))
+    compiled = compile_plan(run, topology, PlanningTools(log=print))
     (decode,) = (program for program in compiled.compiled if program.name == "decode")
     held = compiled.memory["rollouts"]
     ours = held["sampler's parameters"] + held["KV cache"]
@@ -161,7 +161,7 @@ def test_gpus_are_planned_by_arithmetic(arguments, command):
 def test_what_cannot_be_planned(flags, message, arguments):
     config = parse(["plan", *arguments, *flags])[1]
     with pytest.raises(UsageError, match=message):
-        plan(config, Compiler(prepare_backend=parse_topology))  # the tests' own devices stay
+        plan(config, PlanningTools(prepare_backend=parse_topology))  # the tests' own devices stay
 
 
 def test_a_missing_architecture_names_the_key(tmp_path):
@@ -216,7 +216,7 @@ def test_no_room_for_a_cache_is_an_answer(tmp_path):
     run = planned(outline_for_plan(config, jax.devices()[:1]))
     topology = Topology("cpu:1", chip, (1,), tuple(jax.devices()[:1]))
     updates = Plan(run, topology, make_workload(run), (), {"updates": {}}, (), ())
-    refused = add_rollouts(updates, Compiler(log=print))
+    refused = add_rollouts(updates, PlanningTools(log=print))
     assert refused.refused[0].name == "the sampler's cache" and not refused.fits
     text = format_plan(refused)
     assert "there is no room for the sampler's cache:\n    the KV cache of one prompt" in text

@@ -61,7 +61,7 @@ def _show(line: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiler:
+class PlanningTools:
     """What a plan is made with; tests bring their own parts, which compile nothing.
 
     Attributes:
@@ -69,7 +69,7 @@ class Compiler:
         find_topology: Returns the devices of a number of slices.
         train_cost: Compiles one update.
         sampler_costs: Compiles the sampler's programs.
-        step_mib: MiB of the train step on a device, to choose the rows of a microbatch by.
+        needed_mib: MiB of the train step on a device, to choose the rows of a microbatch by.
         log: Shows progress.
         clock: Time in seconds, which limits a search.
     """
@@ -78,6 +78,6 @@ class Compiler:
     find_topology: Callable[[str, int], Topology] = topology.find_topology
     train_cost: Callable[[PlannedRun, Workload], Cost] = train_cost
     sampler_costs: Callable[[PlannedRun, Workload, CacheShape, Log], Iterable[Cost]] = sampler_costs
-    step_mib: Callable[[PlannedRun], float] = step_mib
+    needed_mib: Callable[[PlannedRun], float] = step_mib
     log: Log = _show
     clock: Callable[[], float] = time.monotonic
