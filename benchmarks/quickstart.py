@@ -1,6 +1,6 @@
 """The quickstart's two claims, by whole processes, so that the wall time is what a user waits.
 
-    python benchmarks/quickstart.py --methods srft sft grpo srft_paper --seeds 0 1 2
+    python benchmarks/quickstart.py --methods srft sft grpo srft_paper sft_rl --seeds 0 1 2
 
 runs each method from the shipped base model with several seeds. The configuration of a method is
 configs/<method>_quickstart_arithmetic.yaml, and configs/quickstart.yaml for srft.
@@ -97,7 +97,9 @@ def _table_cells(scores: dict[str, float | int]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", nargs="+", default=["srft", "sft", "grpo", "srft_paper"])
+    parser.add_argument(
+        "--methods", nargs="+", default=["srft", "sft", "grpo", "srft_paper", "sft_rl"]
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--bases", nargs="+", type=int, help="seeds of bases to make anew")
     parser.add_argument("--keep", type=Path, help="a new folder for the run directories")

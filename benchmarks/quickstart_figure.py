@@ -18,7 +18,13 @@ from srft_jax.report import figures
 
 ROOT = Path(__file__).parents[1]
 # SFT comes last: it has no rollouts, so no line in the second chart, and colours go by place.
-LABELS = {"srft": "SRFT", "grpo": "GRPO", "srft_paper": "SRFT, paper", "sft": "SFT"}
+LABELS = {
+    "srft": "SRFT",
+    "grpo": "GRPO",
+    "srft_paper": "SRFT, paper",
+    "sft_rl": "SFT, then GRPO",
+    "sft": "SFT",
+}
 CHARTS = {
     "eval/held_out/pass@1": "Held-out pass@1, greedy",
     "rollout/accuracy": "Correct completions in a step's rollouts",

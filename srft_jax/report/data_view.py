@@ -40,7 +40,16 @@ def sets_table(data: EncodedSets) -> str:
             for number, count in sorted(sources.items())
         ]
     kept = ["rows", "demonstrated", "demonstrations"]
-    return table(["set", *kept, "prompts too long", "demonstrations too long", "left bare"], rows)
+    return table(
+        [
+            "set",
+            *kept,
+            "prompts too long",
+            "demonstrations too long",
+            "left without a demonstration",
+        ],
+        rows,
+    )
 
 
 def lengths_table(data: EncodedSets, *, most_prompt: int, most_demonstration: int) -> str:
