@@ -20,47 +20,8 @@ from srft_jax.rollout import Observer, RolloutProgress
 TableRows = list[list[str]]
 
 
-def batch_arithmetic(
-    data: EncodedSets,
-    stages: Stages,
-    tokenizer: Tokenizer,
-    mesh: Mesh,
-    frozen: Params,
-    trained: Params,
-    *,
-    preset: str,
-    training: TrainingConfig,
-    prompts_per_step: int,
-    completions_per_prompt: int,
-    longest_sequence: int,
-) -> str:
-    """Return the table of what a step is made of.
-
-    Args:
-        data: All sets.
-        stages: Stages of the run.
-        tokenizer: Tokenizer of the policy.
-        mesh: Devices.
-        frozen: With LoRA, all parameters but the adapters, or their shapes; otherwise none.
-        trained: Parameters that training changes, or their shapes.
-        preset: Name of the method.
-        training: Row length, rows per microbatch, updates per rollout.
-        prompts_per_step: Distinct prompts of a step.
-        completions_per_prompt: Group size.
-        longest_sequence: Input tokens of the longest prompt and answer.
-    """
-    parts = (
-        data_rows(data),
-        policy_rows(frozen, trained, tokenizer),
-        [["objective", preset]],
-        rollout_rows(
-            stages.policy.objective,
-            prompts_per_step=prompts_per_step,
-            completions_per_prompt=completions_per_prompt,
-        ),
-        update_rows(stages, training, longest_sequence),
-        device_rows(mesh),
-    )
+def batch_arithmetic(*parts: TableRows) -> str:
+    """Return the table of what a step is made of, from the lines of its parts."""
     return table(["batch arithmetic", ""], [row for part in parts for row in part])
 
 

@@ -9,7 +9,7 @@ from srft_jax.models.decoder import Params
 from srft_jax.objectives.schedules import longest_prefix
 from srft_jax.planning.microbatch_size import free_mib, most_rows, step_mib
 from srft_jax.planning.planned_run import Lengths, PlannedRun
-from srft_jax.report.summary import batch_arithmetic
+from srft_jax.report import summary
 from srft_jax.setup.model_checks import check_sizes
 from srft_jax.setup.outline import Outline
 from srft_jax.setup.plan_checks import longest_trained_answer
@@ -28,20 +28,25 @@ def forward_options(run: Outline) -> ForwardOptions:
 
 
 def step_arithmetic(setup: Setup, frozen: Params, trained: Params) -> str:
-    """Return the table of what a step is made of; parameters as `batch_arithmetic` takes them."""
-    config = setup.config
-    return batch_arithmetic(
-        setup.data,
-        setup.stages,
-        setup.tokenizer,
-        setup.mesh,
-        frozen,
-        trained,
-        preset=config.objective.preset,
-        training=config.training,
-        prompts_per_step=config.data.prompts_per_step,
-        completions_per_prompt=config.rollout.completions_per_prompt,
-        longest_sequence=config.longest_sequence,
+    """Return the table of what a step is made of.
+
+    Args:
+        setup: The run.
+        frozen: With LoRA, all parameters but the adapters, or their shapes; otherwise none.
+        trained: Parameters that training changes, or their shapes.
+    """
+    config, stages = setup.config, setup.stages
+    return summary.batch_arithmetic(
+        summary.data_rows(setup.data),
+        summary.policy_rows(frozen, trained, setup.tokenizer),
+        [["objective", config.objective.preset]],
+        summary.rollout_rows(
+            stages.policy.objective,
+            prompts_per_step=config.data.prompts_per_step,
+            completions_per_prompt=config.rollout.completions_per_prompt,
+        ),
+        summary.update_rows(stages, config.training, config.longest_sequence),
+        summary.device_rows(setup.mesh),
     )
 
 
