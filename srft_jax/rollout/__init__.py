@@ -1,8 +1,9 @@
 """Requests in, trajectories with their log-probs and entropies out."""
 
 from srft_jax.rollout.finished import Detokenizer
-from srft_jax.rollout.request import Request, RolloutProgress, SamplingConfig
-from srft_jax.rollout.sampler import Observer, Sampler, sample, sample_stream
+from srft_jax.rollout.progress import Observer, RolloutProgress
+from srft_jax.rollout.request import Request, SamplingConfig
+from srft_jax.rollout.sampler import Sampler, sample, sample_stream
 
 __all__ = [
     "Detokenizer",

@@ -151,33 +151,3 @@ def validate_request(
 def _check_temperature(temperature: float, prefix: str = "") -> None:
     if not temperature >= 0:  # a NaN is refused too
         raise UsageError(f"{prefix}temperature {temperature} is not 0 or more")
-
-
-@dataclasses.dataclass(frozen=True)
-class RolloutProgress:
-    """How far a sampler's stream is. Seconds are wall time of the calling thread.
-
-    Attributes:
-        finished: Completions that have ended.
-        total: Completions asked for.
-        tokens: Tokens drawn so far.
-        steps: Decode steps so far.
-        occupancy: Share of slots that drew a token, mean over the steps at which completions were
-            waiting for a slot; 1 where none ever was.
-        prefill_seconds: Running prompts.
-        decode_seconds: Running decode steps, what the caller did meanwhile included.
-        host_seconds: Everything else: choosing what comes next, taking completions apart.
-    """
-
-    finished: int
-    total: int
-    tokens: int
-    steps: int
-    occupancy: float
-    prefill_seconds: float
-    decode_seconds: float
-    host_seconds: float
-
-    @property
-    def seconds(self) -> float:
-        return self.prefill_seconds + self.decode_seconds + self.host_seconds

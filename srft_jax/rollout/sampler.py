@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -27,9 +27,9 @@ from srft_jax.rollout.engine import Engine
 from srft_jax.rollout.finished import Detokenizer, finished_trajectory, stop_string_cut
 from srft_jax.rollout.lock_step import Agreement, agree
 from srft_jax.rollout.programs import Drawn, Statics
+from srft_jax.rollout.progress import Observer, ProgressAccount
 from srft_jax.rollout.request import (
     Request,
-    RolloutProgress,
     SamplingConfig,
     resolved,
     validate_request,
@@ -39,9 +39,6 @@ from srft_jax.rollout.sizes import cache_budget_mib, demand_on, grown_sizes, sam
 
 # A segment ends early when this share of the rows has finished and others wait for a row.
 _SHARE_FINISHED = 1 / 8
-
-
-Observer = Callable[[RolloutProgress], None]
 
 
 class Sampler:
@@ -161,7 +158,7 @@ class Sampler:
         Raises:
             UsageError: there is no memory for a single row.
         """
-        account, work = _Account(), self._work
+        account, work = ProgressAccount(), self._work
         if work.is_streamed:
             raise RuntimeError("a stream of this sampler is running already")
         work.is_streamed = True
@@ -196,7 +193,7 @@ class Sampler:
             if self._work is work:
                 self._become_idle()
 
-    def _start_segment(self, account: "_Account") -> Drawn | None:
+    def _start_segment(self, account: ProgressAccount) -> Drawn | None:
         """Let waiting completions in and start decode steps; None where nothing is left."""
         work, table = self._work, self.table
         # What the engine was not sized for must not come in.
@@ -372,40 +369,3 @@ def sample(
     )
     by_name = {(trajectory.group, trajectory.member): trajectory for trajectory in stream}
     return [[by_name[name] for name in group] for group in names]
-
-
-class _Account:
-    """What `RolloutProgress` reports of one stream.
-
-    Attributes:
-        num_rows: Rows of this process in the segment that runs.
-        some_wait: Completions waited for a row when that segment began.
-    """
-
-    def __init__(self) -> None:
-        self.num_rows, self.some_wait = 0, False
-        self._began = time.monotonic()
-        self.finished = self.tokens = self.steps = 0
-        self.prefill_seconds = self.decode_seconds = 0.0
-        self._full_steps = self._full_tokens = 0  # counted while completions waited for a row
-
-    def note_segment(self, drawn: Drawn) -> None:
-        tokens = int(drawn.counts.sum())
-        self.tokens += tokens
-        self.steps += int(drawn.steps)
-        if self.some_wait:
-            self._full_steps += int(drawn.steps) * self.num_rows
-            self._full_tokens += tokens
-
-    def progress(self, total: int) -> RolloutProgress:
-        seconds = time.monotonic() - self._began
-        return RolloutProgress(
-            finished=self.finished,
-            total=total,
-            tokens=self.tokens,
-            steps=self.steps,
-            occupancy=self._full_tokens / self._full_steps if self._full_steps else 1.0,
-            prefill_seconds=self.prefill_seconds,
-            decode_seconds=self.decode_seconds,
-            host_seconds=seconds - self.prefill_seconds - self.decode_seconds,
-        )

@@ -12,8 +12,8 @@ from srft_jax.rollout.request import SamplingConfig
 from srft_jax.rollout.row_table import RowTable, power_of_two
 
 # Prompt slots per full group of rows: a group's slowest member holds its prompt's slot after the
-# others have ended. At log-normal lengths the longest of 16 runs 3.6 times
-# the mean, so four keep 94% of the rows busy. Each is read at every step, used or not.
+# others have ended. At log-normal lengths the longest of 16 runs 3.6 times the mean, so four keep
+# 94% of the rows busy. Each is read at every step, used or not.
 _PROMPTS_PER_FULL_GROUP = 4
 _SPARE_PROMPTS = 2  # few rows vary more: one group of 16 at a time keeps 97% busy instead of 89%
 

@@ -62,11 +62,11 @@ def learning_rate(optimizer_config: OptimizerConfig, num_updates: int) -> optax.
     """
     steps, peak = max(1, optimizer_config.warmup_steps), optimizer_config.learning_rate
     warmup = optax.linear_schedule(peak / steps, peak, max(1, steps - 1))
-    after = optax.constant_schedule(optimizer_config.learning_rate)
+    after = optax.constant_schedule(peak)
     if optimizer_config.schedule == "cosine":
         decay_steps = max(1, num_updates - optimizer_config.warmup_steps)
         after = optax.cosine_decay_schedule(
-            optimizer_config.learning_rate, decay_steps, alpha=optimizer_config.final_fraction
+            peak, decay_steps, alpha=optimizer_config.final_fraction
         )
     return optax.join_schedules([warmup, after], [optimizer_config.warmup_steps])
 
