@@ -179,7 +179,6 @@ class Trace:
 
         def train_step(state, batch, fixed):
             first = [np.asarray(leaf)[:1] for leaf in jax.tree.leaves(fixed.frozen)[:1]]
-            first = [np.asarray(leaf)[:1] for leaf in jax.tree.leaves(fixed.frozen)[:1]]
             has_reference = fixed.reference is not None
             self.add("fixed", jax.tree.map(np.shape, fixed.frozen), digest(first), has_reference)
             flat = jax.tree.map(lambda x: x.reshape(-1), batch.rows)
